@@ -1,0 +1,74 @@
+"""What the four commands share: arguments, and how errors reach the user."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from conr_ray.config import RunConfig, override
+from conr_ray.errors import RunFailed, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as every other error: one line, status 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see --help")
+
+
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m conr_ray.<command>`, with the arguments that all have."""
+    parser = _Parser(prog=f"python -m conr_ray.{command}", description=description)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="settings",
+        help="override a field, such as optim.lr=0.1; may be repeated",
+    )
+    parser.add_argument(
+        "--storage", default="runs", metavar="DIR", help="folder of run directories (runs)"
+    )
+    parser.add_argument("--name", help="its folder there (what is run, and the time)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where what has that --name was stopped"
+    )
+    return parser
+
+
+def directory_uri(args: argparse.Namespace, subject: str) -> str:
+    """The folder that --storage and --name mean, absolute; by default named after `subject`."""
+    if args.resume and not args.name:
+        raise UserError("--resume needs the --name of what was stopped")
+    name = args.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--name {name}: a name is one folder, without / and leading dot")
+    storage = args.storage.rstrip("/")
+    return f"{storage if '://' in storage else Path(storage).expanduser().absolute()}/{name}"
+
+
+def with_absolute_path(config: RunConfig) -> RunConfig:
+    """`config` with data.path absolute, so that it means the same in every process."""
+    path = config.data.path
+    if path is None or "://" in path:
+        return config
+    return override(config, {"data.path": str(Path(path).expanduser().absolute())})
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command: bad input leaves with status 2, a failed run with 1, Ctrl-C with 130."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)

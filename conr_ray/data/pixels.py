@@ -1,0 +1,30 @@
+"""The images of a run where the views are made."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Pixels:
+    """Rows of a uint8 array (n, c, h, w) as tensors on the device."""
+
+    def __init__(
+        self, images: npt.NDArray[np.uint8], device: torch.device, *, on_device: bool
+    ) -> None:
+        self._images = images
+        self._device = device
+        # On a CPU the memory map is as near as a copy, and shared by the workers of a node.
+        self._resident = (
+            torch.from_numpy(np.array(images)).to(device)
+            if on_device and device.type != "cpu"
+            else None
+        )
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images at int64 CPU `rows`, (b, c, h, w) uint8."""
+        if self._resident is not None:
+            return self._resident[rows.to(self._device, non_blocking=True)]
+        return torch.from_numpy(self._images[rows.numpy()]).to(self._device)

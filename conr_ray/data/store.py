@@ -1,0 +1,277 @@
+"""A decoded copy of a source's images, memory-mapped and shared by all processes of a node.
+
+The copy lies in a folder named after everything that shapes it, so a changed file or setting gets
+a new copy. It is made once, under a lock, in a folder beside, and moved into place when whole.
+
+Shapes: n images, c channels (1 grey or 3 RGB), h and w pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conr_ray.config import DataConfig
+from conr_ray.data.sources import Contents, ImageSource, make_source
+from conr_ray.data.sources.base import Int64Array, UInt8Array
+from conr_ray.data.sources.files import locked, one_line
+from conr_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Part of every copy's name: raise it when the files below change their meaning.
+_FORMAT_VERSION = 1
+_SUBSET_KEY = 20230923
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and what is known of them.
+
+    `images` is uint8 (n, c, h, w), read-only where memory-mapped. `labels` is int64 (n,), None
+    where no image is labelled; samples labelled -1 are unlabelled and count in no metric.
+    `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): the row each
+    image has in the whole set, of which this may be a subset. `mean` and `std` are per channel,
+    of values scaled to 0..1; `std` is 0 where all values are equal. `fingerprint` is equal for
+    equal pixels, labels and subset, whatever source they came from.
+    """
+
+    images: UInt8Array
+    labels: Int64Array | None
+    class_names: tuple[str, ...] | None
+    names: Sequence[str] | None
+    sample_ids: Int64Array
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def num_channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return int(self.images.shape[1])
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes by name, else of distinct labels; None without labels."""
+        if self.labels is None:
+            return None
+        if self.class_names is not None:
+            return len(self.class_names)
+        return len(np.unique(self.labels[self.labels >= 0]))
+
+
+def open_images(config: DataConfig, cache_dir: Path | None = None) -> ImageSet:
+    """The images of `config`, from the copy in `cache_dir`, which is made where there is none.
+
+    `cache_dir` is by default $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
+    Any number of processes may call it at once: one decodes, the others wait. With `data.limit`
+    the images are a random subset in their original order, copied into memory; it depends on the
+    limit and the size of the whole set only, and a smaller one is part of a larger one.
+
+    Raises UserError where the source cannot be read, `data.limit` exceeds it, or the cache cannot
+    be written.
+    """
+    source = make_source(config)
+    identity = json.dumps({"format": _FORMAT_VERSION, **source.identity()}, sort_keys=True)
+    root = default_cache_dir() if cache_dir is None else cache_dir
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()
+    if not _is_whole(folder):
+        try:
+            _build_once(source, folder)
+        except OSError as error:
+            raise UserError(
+                f"the cache {root} cannot hold the decoded images ({one_line(error)}); set "
+                f"CONR_RAY_CACHE to a writable folder with space"
+            ) from error
+    images = _load(folder)
+    return images if config.limit is None else _subset(images, config.limit)
+
+
+def default_cache_dir() -> Path:
+    """The folder that holds all decoded copies unless another one is asked for."""
+    if own := os.environ.get("CONR_RAY_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "conr_ray"
+
+
+def channel_statistics(blocks: Iterable[UInt8Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of values scaled to 0..1.
+
+    `blocks` are (b, c, h, w). The sums are integers, so the result is the same for any blocks.
+    """
+    sums = _ChannelSums()
+    for block in blocks:
+        sums.add(block)
+    return sums.mean_and_std()
+
+
+class _ChannelSums:
+    def __init__(self) -> None:
+        self.count = 0
+        self.values: Int64Array | None = None
+        self.squares: Int64Array | None = None
+
+    def add(self, block: UInt8Array) -> None:
+        values = block.sum(axis=(0, 2, 3), dtype=np.int64)
+        # 255 squared just fits into 16 bits.
+        squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+        self.count += block.size // block.shape[1]
+        self.values = values if self.values is None else self.values + values
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        assert self.values is not None and self.squares is not None, "no images"
+        mean, std, n = [], [], self.count
+        # Python's integers do not overflow where n * squares exceeds 64 bits.
+        for values, squares in zip(self.values.tolist(), self.squares.tolist(), strict=True):
+            mean.append(values / (n * 255))
+            std.append(math.sqrt(n * squares - values * values) / (n * 255))
+        return tuple(mean), tuple(std)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "meta.json").is_file()
+
+
+def _build_once(source: ImageSource, folder: Path) -> None:
+    """Make the copy in `folder` unless another process has made it meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")):
+        if _is_whole(folder):
+            return
+        # Whoever holds the lock is the only builder: what lies there is of a killed one.
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _build(source, partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _build(source: ImageSource, folder: Path) -> None:
+    contents = source.contents()
+    shape = (contents.num_images, *contents.image_shape)
+    logger.info("decoding %d images of %s into %s", shape[0], source.config.source, folder.parent)
+    labels, class_names = contents.labels, contents.class_names
+    if labels is not None and (labels == -1).all():
+        labels, class_names = None, None
+    digest = hashlib.sha256(str(shape).encode())
+    sums = _ChannelSums()
+    with (folder / "images.npy").open("wb") as file:
+        for block in _written(source.blocks(), file, shape):
+            digest.update(block.data)
+            sums.add(block)
+    if labels is not None:
+        np.save(folder / "labels.npy", labels)
+        digest.update(labels.data)
+    if contents.names is not None:
+        pq.write_table(pa.table({"name": contents.names}), folder / "names.parquet")
+    mean, std = sums.mean_and_std()
+    meta = {
+        "num_images": contents.num_images,
+        "shape": shape,
+        "class_names": class_names,
+        "mean": mean,
+        "std": std,
+        "fingerprint": digest.hexdigest(),
+        "source": _description(source, contents),
+    }
+    with (folder / "meta.json").open("w") as file_of_meta:
+        json.dump(meta, file_of_meta, indent=1)
+
+
+def _written(
+    blocks: Iterator[UInt8Array], file: BinaryIO, shape: tuple[int, int, int, int]
+) -> Iterator[UInt8Array]:
+    """The blocks as they are appended to an .npy file of an array of `shape`.
+
+    A file is written instead of a memory map because a full disk is an OSError to the one and
+    SIGBUS, the end of the process, to the other.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    rows = 0
+    for block in blocks:
+        whole = np.ascontiguousarray(block)
+        file.write(whole.data)
+        rows += len(whole)
+        yield whole
+    file.flush()
+    os.fsync(file.fileno())
+    assert rows == shape[0], f"{rows} images where {shape[0]} were announced"
+
+
+def _description(source: ImageSource, contents: Contents) -> dict[str, Any]:
+    """What a person who finds the copy wants to know."""
+    config = source.config.model_dump(mode="json", exclude={"limit", "placement", "download"})
+    return {**config, "has_names": contents.names is not None}
+
+
+def _load(folder: Path) -> ImageSet:
+    meta = json.loads((folder / "meta.json").read_text())
+    class_names, labels, names = meta["class_names"], folder / "labels.npy", None
+    if (path := folder / "names.parquet").exists():
+        names = pq.read_table(path).column("name").to_pylist()
+    return ImageSet(
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=np.load(labels) if labels.exists() else None,
+        class_names=None if class_names is None else tuple(class_names),
+        names=names,
+        sample_ids=np.arange(meta["num_images"], dtype=np.int64),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        fingerprint=meta["fingerprint"],
+    )
+
+
+def _subset(whole: ImageSet, limit: int) -> ImageSet:
+    """A fixed random subset of `limit` images, in their original order."""
+    num_images = whole.num_images
+    if limit > num_images:
+        raise UserError(
+            f"data.limit={limit}: there are {num_images} images; lower it or leave it out"
+        )
+    if limit == num_images:
+        return whole
+    # Raw words of a bit generator never change between versions of NumPy; its permutations may.
+    words = np.random.PCG64(_SUBSET_KEY).random_raw(num_images)
+    rows = np.sort(np.argsort(words, kind="stable")[:limit]).astype(np.int64)
+    images = np.ascontiguousarray(whole.images[rows])
+    labels = None if whole.labels is None else whole.labels[rows]
+    if labels is not None and (labels == -1).all():
+        labels = None
+    mean, std = channel_statistics([images])
+    digest = hashlib.sha256(whole.fingerprint.encode())
+    digest.update(rows.data)
+    return replace(
+        whole,
+        images=images,
+        labels=labels,
+        class_names=None if labels is None else whole.class_names,
+        names=None if whole.names is None else [whole.names[row] for row in rows],
+        sample_ids=rows,
+        mean=mean,
+        std=std,
+        fingerprint=digest.hexdigest(),
+    )

@@ -1,0 +1,201 @@
+"""Random views of a batch of images, made where the images are, each with parameters of its own.
+
+Differences from the torchvision transforms of the released code: a crop that would leave the image
+is clamped to it instead of drawn anew; crops are sampled bilinearly without a filter against
+aliasing (they enlarge, or shrink by little); brightness, contrast, saturation and hue are changed
+in this order, not in a random one.
+
+Shapes: b images of a worker, c channels, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, pad
+
+from conr_ray.config import ViewsConfig
+from conr_ray.data import keyed_random
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Views:
+    """Makes float views, normalised by the data set's mean and deviation, from uint8 images."""
+
+    def __init__(self, config: ViewsConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.config = config
+        self._mean = torch.tensor(mean).view(1, -1, 1, 1)
+        # A channel of one value throughout stays finite.
+        self._std = torch.tensor(std).view(1, -1, 1, 1).clamp_min(1 / 255)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """The images as they are, for evaluation: centre-cropped or resized to the view's size."""
+        size = self.config.size
+        pixels = _to_unit_range(images)
+        height, width = pixels.shape[2:]
+        if min(height, width) < size:
+            scale = size / min(height, width)
+            shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+            pixels = interpolate(pixels, shape, mode="bilinear", align_corners=False)
+            height, width = shape
+        top, left = (height - size) // 2, (width - size) // 2
+        return self._normalized(pixels[:, :, top : top + size, left : left + size])
+
+    def random(self, images: Tensor, key: int, positions: Tensor, *, group_stage: bool) -> Tensor:
+        """One random view of each image, (b, c, size, size) float32.
+
+        Args:
+            images: (b, c, h, w) uint8.
+            key: decides the randomness, with the positions; one key for each step and view.
+            positions: (b,) int64 positions in the global batch.
+            group_stage: whether the settings of the group stage hold.
+        """
+        draw = _Draws(key, positions)
+        strength = self.config.group_stage_strength if group_stage else 1.0
+        pixels = self._warped(_to_unit_range(images), draw, strength, group_stage=group_stage)
+        pixels = self._jittered(pixels, draw, strength)
+        pixels = self._blurred(pixels, draw)
+        if self.config.noise:
+            count = pixels[0].numel()
+            noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
+            pixels = pixels + self.config.noise * strength * noise.view_as(pixels)
+        return self._normalized(pixels)
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return (pixels - mean) / std
+
+    def _warped(
+        self, pixels: Tensor, draw: _Draws, strength: float, *, group_stage: bool
+    ) -> Tensor:
+        """Crop, flip, rotation, zoom, shear and shift as one affine map."""
+        config = self.config
+        low, high = config.crop_scale_group_stage if group_stage else config.crop_scale
+        area = draw.between(low, high)
+        ratio = draw.between(*(math.log(end) for end in config.crop_ratio)).exp()
+        crop_w = (area * ratio).sqrt().clamp_max(1)
+        crop_h = (area / ratio).sqrt().clamp_max(1)
+        center_x, center_y = draw.between(-1, 1) * (1 - crop_w), draw.between(-1, 1) * (1 - crop_h)
+        flip = 1 - 2 * draw.happens(config.flip_probability).float()
+        angle = draw.around(config.rotation * strength)
+        zoom_x = 1 + draw.around(config.zoom * strength)
+        zoom_y = 1 + draw.around(config.zoom * strength)
+        shear = draw.around(config.shear * strength)
+        shift_x, shift_y = (
+            draw.around(config.shift * strength),
+            draw.around(config.shift * strength),
+        )
+        cos, sin = angle.cos(), angle.sin()
+        # Output to input coordinates: crop o flip o rotation o (zoom, shear), then the shift.
+        rows = [
+            crop_w * flip * cos * zoom_x,
+            crop_w * flip * (cos * shear - sin) * zoom_y,
+            center_x + shift_x,
+            crop_h * sin * zoom_x,
+            crop_h * (sin * shear + cos) * zoom_y,
+            center_y + shift_y,
+        ]
+        theta = torch.stack(rows, dim=1).view(-1, 2, 3)
+        shape = [*pixels.shape[:2], config.size, config.size]
+        grid = affine_grid(theta, shape, align_corners=False)
+        return grid_sample(pixels, grid, mode="bilinear", align_corners=False)
+
+    def _jittered(self, pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
+        config = self.config
+        amounts = [strength * a for a in (config.brightness, config.contrast)]
+        brightness, contrast = (draw.factor(amount) for amount in amounts)
+        chosen = draw.happens(config.jitter_probability).view(-1, 1, 1, 1)
+        changed = pixels
+        if config.brightness:
+            changed = (changed * brightness).clamp(0, 1)
+        if config.contrast:
+            mean = _gray(changed).mean((1, 2, 3), keepdim=True)
+            changed = (mean + (changed - mean) * contrast).clamp(0, 1)
+        if pixels.shape[1] == 3:
+            saturation = draw.factor(strength * config.saturation)
+            turn = draw.around(strength * config.hue).view(-1, 1, 1, 1)
+            if config.saturation:
+                gray = _gray(changed)
+                changed = (gray + (changed - gray) * saturation).clamp(0, 1)
+            if config.hue:
+                changed = _turned_hue(changed, turn)
+        if changed is not pixels:
+            pixels = torch.where(chosen, changed, pixels)
+        if pixels.shape[1] == 3 and config.grayscale_probability:
+            chosen = draw.happens(config.grayscale_probability).view(-1, 1, 1, 1)
+            pixels = torch.where(chosen, _gray(pixels), pixels)
+        return pixels
+
+    def _blurred(self, pixels: Tensor, draw: _Draws) -> Tensor:
+        """Gaussian blur, of a width of its own for each image; the kernel spans a tenth of it."""
+        config = self.config
+        if not config.blur_probability:
+            return pixels
+        chosen = draw.happens(config.blur_probability).view(-1, 1, 1, 1)
+        sigma = draw.between(*config.blur_sigma)
+        radius = max(1, config.size // 20)
+        offsets = torch.arange(-radius, radius + 1, device=pixels.device)
+        kernel = (-0.5 * (offsets / sigma[:, None]).square()).exp()
+        kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(pixels.shape[1], 0)
+        flat = pixels.reshape(1, -1, *pixels.shape[2:])
+        flat = pad(flat, [radius] * 4, mode="reflect")
+        flat = conv2d(flat, kernel[:, None, None, :], groups=flat.shape[1])
+        flat = conv2d(flat, kernel[:, None, :, None], groups=flat.shape[1])
+        return torch.where(chosen, flat.view_as(pixels), pixels)
+
+
+class _Draws:
+    """The random parameters of one view, (b,) each, in a fixed order."""
+
+    _MOST = 32
+
+    def __init__(self, key: int, positions: Tensor) -> None:
+        self._numbers = iter(keyed_random.uniform(key, positions, self._MOST).unbind(1))
+
+    def between(self, low: float, high: float) -> Tensor:
+        return low + (high - low) * next(self._numbers)
+
+    def around(self, amount: float) -> Tensor:
+        """In [-amount, amount]."""
+        return self.between(-amount, amount)
+
+    def factor(self, amount: float) -> Tensor:
+        """In [max(0, 1 - amount), 1 + amount], as (b, 1, 1, 1)."""
+        return self.between(max(0.0, 1 - amount), 1 + amount).view(-1, 1, 1, 1)
+
+    def happens(self, probability: float) -> Tensor:
+        return next(self._numbers) < probability
+
+
+def _to_unit_range(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    if pixels.shape[1] == 1:
+        return pixels
+    luma = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels * luma).sum(1, keepdim=True)
+
+
+def _turned_hue(pixels: Tensor, turn: Tensor) -> Tensor:
+    """Hue moved by `turn` full circles, (b, 1, 1, 1), at equal saturation and value (HSV)."""
+    value, _ = pixels.max(1, keepdim=True)
+    low, _ = pixels.min(1, keepdim=True)
+    chroma = value - low
+    red, green, blue = pixels.unbind(1)
+    safe = chroma.squeeze(1).clamp_min(1e-12)
+    top = value.squeeze(1)
+    sector = torch.where(
+        top == red,
+        (green - blue) / safe,
+        torch.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    # Each channel of an HSV colour is value - chroma * clamp(min(t, 4 - t), 0, 1) at its offset t.
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=pixels.device).view(1, 3, 1, 1)
+    phase = (offsets + sector[:, None] + 6 * turn) % 6
+    return value - chroma * torch.minimum(phase, 4 - phase).clamp(0, 1)

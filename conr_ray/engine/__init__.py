@@ -1,0 +1,1 @@
+"""One worker's life: the loop, its state on disk, its evaluation. Knows no Ray."""

@@ -1,0 +1,103 @@
+"""The whole data set embedded and clustered: pseudo-labels, metrics and assignments.
+
+Shapes: n samples, b of them this worker's share, c clusters, d width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from conr_ray.config import RunConfig
+from conr_ray.data.keyed_random import fold
+from conr_ray.data.pixels import Pixels
+from conr_ray.data.store import ImageSet
+from conr_ray.data.views import Views
+from conr_ray.method.boundary import boundary_ratio, kept_mask
+from conr_ray.method.collectives import all_gather_rows, all_reduce_sum, share
+from conr_ray.method.kmeans import spherical_kmeans
+from conr_ray.method.metrics import agreement, centre_silhouette
+from conr_ray.method.networks import TargetNetwork
+
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class DataClustering:
+    """k-means on the target embeddings of the whole data set."""
+
+    embeddings_bd: Tensor
+    clusters_n: Tensor
+    centers_cd: Tensor
+
+    def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
+        """`silhouette`, and `acc`, `nmi`, `ari` where there are labels; equal on all workers."""
+        num_rows = len(self.clusters_n)
+        clusters_b = self.clusters_n[share(num_rows)]
+        score = centre_silhouette(self.embeddings_bd, clusters_b, self.centers_cd)
+        total = torch.tensor(score * len(clusters_b), dtype=torch.float64)
+        total = all_reduce_sum(total.to(self.embeddings_bd.device, torch.float64))
+        figures = {"silhouette": float(total) / num_rows}
+        if labels is not None:
+            figures |= agreement(labels, self.clusters_n.cpu().numpy())
+        return figures
+
+    def assignments(self, images: ImageSet, fraction: float) -> pa.Table:
+        """A row for each sample: id, cluster, boundary ratio, kept; and path where it has one."""
+        num_rows = len(self.clusters_n)
+        clusters_b = self.clusters_n[share(num_rows)]
+        ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.centers_cd)
+        ratios_n = all_gather_rows(ratios_b, num_rows)
+        columns: dict[str, Any] = {
+            "sample_id": images.sample_ids,
+            "cluster": self.clusters_n.cpu().numpy(),
+            "boundary_ratio": ratios_n.cpu().numpy(),
+            "kept": kept_mask(ratios_n, fraction).cpu().numpy(),
+        }
+        if images.names is not None:
+            columns["path"] = images.names
+        return pa.table(columns)
+
+
+@torch.no_grad()
+def embed(target: TargetNetwork, pixels: Pixels, views: Views, rows: Tensor) -> Tensor:
+    """Target embeddings of the images at `rows` as they are, (b, d) float32 of unit length."""
+    training = target.training
+    target.eval()
+    parts = [target(views.plain(pixels.take(part))) for part in torch.split(rows, _BATCH)]
+    target.train(training)
+    return torch.cat(parts)
+
+
+def cluster_data(
+    config: RunConfig,
+    target: TargetNetwork,
+    pixels: Pixels,
+    views: Views,
+    *,
+    num_rows: int,
+    num_clusters: int,
+    epoch: int,
+) -> DataClustering:
+    """Embed and cluster all `num_rows` images; every worker embeds its share.
+
+    The result depends on the networks, the seed and `epoch` (epochs trained) alone.
+    """
+    local = share(num_rows)
+    embeddings_bd = embed(target, pixels, views, torch.arange(local.start, local.stop))
+    clustering = spherical_kmeans(
+        embeddings_bd,
+        num_rows,
+        num_clusters,
+        seed=fold(config.seed, "kmeans", epoch),
+        restarts=config.clustering.restarts,
+        max_iterations=config.clustering.max_iterations,
+    )
+    clusters_n = all_gather_rows(clustering.labels_b, num_rows)
+    return DataClustering(embeddings_bd, clusters_n, clustering.centers_cd)

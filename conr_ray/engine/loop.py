@@ -1,0 +1,246 @@
+"""The training loop: one worker's life, from the newest checkpoint to the last epoch.
+
+Shapes: n rows of the global batch, b of this worker.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conr_ray.config import RunConfig
+from conr_ray.data import keyed_random
+from conr_ray.data.keyed_random import fold
+from conr_ray.data.pixels import Pixels
+from conr_ray.data.store import ImageSet
+from conr_ray.data.views import Views
+from conr_ray.engine.evaluation import DataClustering, cluster_data
+from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.schedule import Schedule
+from conr_ray.engine.step_figures import StepFigures
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.method.collectives import broadcast_first, rank, share, world_size
+from conr_ray.method.group_stage import GroupStage
+from conr_ray.method.losses import instance_loss
+
+
+def train(
+    config: RunConfig,
+    images: ImageSet,
+    directory: RunDirectory,
+    observer: Observer,
+    device: torch.device,
+) -> list[MetricRow]:
+    """Train a run from the newest checkpoint in `directory`, or from the start.
+
+    Called by every worker of a run, inside torch.distributed's process group where there are
+    several. All workers return the same rows, one an epoch; the first one writes the files.
+
+    Raises:
+        UserError: config and images do not fit, or the checkpoint is of other images.
+        RunFailed: the loss is not finite.
+    """
+    error: BaseException | None = None
+    try:
+        return _train(config, images, directory, observer, device)
+    except BaseException as raised:
+        error = raised
+        if isinstance(raised, UserError | RunFailed) and rank() == 0:
+            directory.record_failure(raised)
+        raise
+    finally:
+        observer.end(error)
+
+
+def _train(
+    config: RunConfig,
+    images: ImageSet,
+    directory: RunDirectory,
+    observer: Observer,
+    device: torch.device,
+) -> list[MetricRow]:
+    num_clusters = check_images(config, images, world_size())
+    num_global, num_rows = config.optim.batch_size, images.num_images
+    steps_per_epoch, local = num_rows // num_global, share(num_global)
+    positions_b = torch.arange(local.start, local.stop, device=device)
+
+    pixels = Pixels(images.images, device, on_device=config.data.placement == "device")
+    views = Views(config.views, images.mean, images.std)
+    schedule = Schedule(config, steps_per_epoch)
+    classes = None if images.labels is None else torch.from_numpy(images.labels).to(device)
+    group_stage = GroupStage(
+        **config.neighborhood.model_dump(), weight=config.optim.group_loss_weight
+    )
+    precision = _autocast(config.optim.precision, device)
+
+    state = TrainingState.create(config, images.num_channels, device)
+    saved_epoch = _load_newest(state, directory, images.fingerprint, device)
+    online, target, optimizer = state.trained_module(), state.target, state.optimizer
+
+    def cluster() -> DataClustering:
+        with precision:
+            found = cluster_data(
+                config,
+                target,
+                pixels,
+                views,
+                num_rows=num_rows,
+                num_clusters=num_clusters,
+                epoch=state.epoch,
+            )
+        state.pseudo_labels, state.centers = found.clusters_n, found.centers_cd
+        return found
+
+    for epoch in range(state.epoch, config.schedule.epochs):
+        started = time.perf_counter()
+        grouped, fraction = schedule.in_group_stage(epoch), schedule.fraction(epoch)
+        if grouped and state.pseudo_labels is None:
+            cluster()
+        order = keyed_random.permutation(fold(config.seed, "order", epoch), num_rows)
+        figures = StepFigures(epoch, _named(directory, saved_epoch))
+
+        for step in range(steps_per_epoch):
+            rows_n = order[step * num_global : (step + 1) * num_global]
+            batch = pixels.take(rows_n[local])
+            view_1, view_2 = (
+                views.random(
+                    batch,
+                    fold(config.seed, "view", view, epoch, step),
+                    positions_b,
+                    group_stage=grouped,
+                ).contiguous(memory_format=torch.channels_last)
+                for view in (1, 2)
+            )
+            with precision:
+                predictions = online(view_1, view_2)
+                keys = target(view_1), target(view_2)
+
+            step_figures: dict[str, Tensor] = {}
+            if grouped:
+                assert state.pseudo_labels is not None and state.centers is not None
+                batch_facts: dict[str, Any] = {
+                    "pseudo_labels_n": state.pseudo_labels[rows_n.to(device)],
+                    "centers_cd": state.centers,
+                    "fraction": fraction,
+                    "classes_n": None if classes is None else classes[rows_n.to(device)],
+                }
+                loss_1, step_figures = group_stage(predictions[0], keys[1], **batch_facts)
+                loss_2, _ = group_stage(predictions[1], keys[0], **batch_facts)
+            else:
+                loss_1 = instance_loss(predictions[0], keys[1], num_global)
+                loss_2 = instance_loss(predictions[1], keys[0], num_global)
+            loss = (loss_1 + loss_2) / 2
+
+            optimizer.zero_grad()
+            # Workers' parts sum to the global loss, while gradients are averaged over workers.
+            torch.autograd.backward(loss * world_size())
+            rate = schedule.set_learning_rates(optimizer, epoch, step)
+            optimizer.step()
+            momentum = schedule.momentum(epoch, step)
+            target.follow(state.online, momentum)
+            figures.add(loss, step_figures)
+
+        row: dict[str, float | int | str | None] = {
+            "epoch": epoch,
+            "stage": "group" if grouped else "instance",
+            **figures.means(),
+            "fraction": fraction,
+            "lr": rate,
+            "momentum": momentum,
+        }
+        state.epoch = epoch + 1
+        trained = time.perf_counter()
+        row["images_per_s"] = steps_per_epoch * num_global / (trained - started)
+        if schedule.evaluated(epoch):
+            clustering = cluster()
+            row |= clustering.metrics(images.labels)
+            if state.epoch == config.schedule.epochs:
+                _write_assignments(clustering, images, fraction, directory)
+        row["epoch_time_s"] = time.perf_counter() - started
+        state.history.append(row)
+
+        if schedule.saved(epoch):
+            saved_epoch = state.epoch
+            if rank() == 0:
+                _save(config, state, directory, images.fingerprint)
+        if rank() == 0:
+            directory.write_metrics(state.history)
+        observer.epoch(row)
+
+    return state.history
+
+
+def check_images(config: RunConfig, images: ImageSet, workers: int) -> int:
+    """Number of clusters of a run of `config` on `images` by so many workers.
+
+    Raises:
+        UserError: too few images for the batch or the clusters, or no number of clusters.
+    """
+    num_clusters = config.clustering.num_clusters or images.num_classes
+    if num_clusters is None:
+        raise UserError("clustering.num_clusters is not set and the images have no labels: set it")
+    if num_clusters > images.num_images:
+        raise UserError(
+            f"clustering.num_clusters={num_clusters} exceeds the {images.num_images} images: "
+            "lower it or add images"
+        )
+    if config.optim.batch_size > images.num_images:
+        raise UserError(
+            f"optim.batch_size={config.optim.batch_size} exceeds the {images.num_images} images: "
+            "lower it or add images"
+        )
+    if not 1 <= workers <= config.optim.batch_size // 2:
+        raise UserError(
+            f"--workers {workers} is not between 1 and {config.optim.batch_size // 2}, half of "
+            "optim.batch_size: a worker needs 2 images of a batch"
+        )
+    return num_clusters
+
+
+def _load_newest(
+    state: TrainingState, directory: RunDirectory, fingerprint: str, device: torch.device
+) -> int | None:
+    """Load the newest checkpoint, the same one on all workers; its epoch, None without one."""
+    newest = (directory.checkpoint_epochs() or [0])[-1] if rank() == 0 else 0
+    epoch = int(broadcast_first(torch.tensor(newest, device=device)))
+    if not epoch:
+        return None
+    state.load(directory.load_checkpoint(epoch, device), fingerprint)
+    return epoch
+
+
+def _save(
+    config: RunConfig, state: TrainingState, directory: RunDirectory, fingerprint: str
+) -> None:
+    summary = {"workers": world_size(), "data_fingerprint": fingerprint, **state.history[-1]}
+    directory.save_checkpoint(
+        state.epoch,
+        state.to_checkpoint(config, fingerprint),
+        {"epochs_trained": state.epoch, **summary},
+        config.checkpoint.keep,
+    )
+
+
+def _write_assignments(
+    clustering: DataClustering, images: ImageSet, fraction: float, directory: RunDirectory
+) -> None:
+    table = clustering.assignments(images, fraction)
+    if rank() == 0:
+        directory.write_table("assignments.parquet", table)
+
+
+def _named(directory: RunDirectory, epoch: int | None) -> str:
+    return "none yet" if epoch is None else f"{directory.uri}/{directory.checkpoint_name(epoch)}"
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Mixed precision as a reusable context."""
+    if precision == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if able else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

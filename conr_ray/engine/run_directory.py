@@ -1,0 +1,176 @@
+"""A run on disk: its config, metrics, assignments and checkpoints, on any pyarrow file system.
+
+    config.yaml            the resolved config
+    metrics.parquet        a row for each epoch
+    assignments.parquet    a row for each sample, once the run has ended
+    checkpoints/epoch_000040/state.pt, summary.json
+
+A checkpoint whose `summary.json` is missing was not finished and is passed over.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import torch
+
+from conr_ray.config import RunConfig, differences, from_yaml
+from conr_ray.engine.observer import MetricRow
+from conr_ray.errors import RunFailed, UserError
+
+
+class RunDirectory:
+    """A run's files under `uri`, a local path or a URI such as s3://bucket/folder."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri).rstrip("/")
+        self._local = "://" not in self.uri
+        if self._local:
+            self.uri = str(Path(self.uri).absolute())
+            self._files, self._root = pafs.LocalFileSystem(), self.uri
+        else:
+            self._files, self._root = pafs.FileSystem.from_uri(self.uri)
+
+    def claim(self, config: RunConfig, *, resume: bool) -> None:
+        """Write config.yaml, or with `resume` check that the one there is of the same run.
+
+        Raises:
+            UserError: another run is here, or this one is and `resume` was not asked for.
+        """
+        old = self.read_config()
+        if old is None:
+            self.write_text("config.yaml", config.to_yaml())
+            return
+        changed = differences(old, config)
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UserError(
+                f"{self.uri} holds another run ({changed[0]}{more}): choose another --name"
+            )
+        if not resume:
+            raise UserError(f"{self.uri} holds this run: add --resume, or choose another --name")
+
+    def read_config(self) -> RunConfig | None:
+        """The config of the run that is here, None where there is none."""
+        text = self.read_text("config.yaml")
+        return None if text is None else from_yaml(text, f"{self.uri}/config.yaml")
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file, None where there is none."""
+        data = self._read(name)
+        return None if data is None else data.decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file, whole or not at all."""
+        self._write(name, text.encode())
+
+    def read_table(self, name: str) -> pa.Table | None:
+        """A Parquet file, None where there is none."""
+        data = self._read(name)
+        return None if data is None else pq.read_table(pa.BufferReader(data))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file, whole or not at all."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        self._write(name, buffer.getvalue())
+
+    def write_metrics(self, rows: Sequence[MetricRow]) -> None:
+        """Write metrics.parquet; columns are those that any row has."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        self.write_table(
+            "metrics.parquet", pa.table({n: [row.get(n) for row in rows] for n in names})
+        )
+
+    def metric_rows(self, from_epoch: int = 0) -> list[MetricRow]:
+        """Rows of metrics.parquet from an epoch on; empty where there are none yet."""
+        table = self.read_table("metrics.parquet")
+        if table is None or table.num_rows <= from_epoch:
+            return []
+        return [dict(row) for row in table.slice(from_epoch).to_pylist()]
+
+    def record_failure(self, error: UserError | RunFailed) -> None:
+        """Write down why the run stopped, for those who started it from another process."""
+        failure = {"kind": type(error).__name__, "message": str(error)}
+        self.write_text("failure.json", json.dumps(failure) + "\n")
+
+    def clear_failure(self) -> None:
+        """Forget why an earlier try stopped."""
+        if self._read("failure.json") is not None:
+            self._files.delete_file(f"{self._root}/failure.json")
+
+    def raise_failure(self) -> None:
+        """Raise the error that was recorded, if one was."""
+        text = self.read_text("failure.json")
+        if text is not None:
+            failure = json.loads(text)
+            kinds = {"UserError": UserError, "RunFailed": RunFailed}
+            raise kinds[failure["kind"]](failure["message"])
+
+    def checkpoint_epochs(self) -> list[int]:
+        """Epochs (trained so far) of the finished checkpoints, rising."""
+        selector = pafs.FileSelector(
+            f"{self._root}/checkpoints", allow_not_found=True, recursive=True
+        )
+        paths = (info.path for info in self._files.get_file_info(selector))
+        found = (re.search(r"/epoch_(\d+)/summary\.json$", path) for path in paths)
+        return sorted(int(match[1]) for match in found if match)
+
+    def checkpoint_name(self, epoch: int) -> str:
+        """Folder of the checkpoint after `epoch` epochs, relative to the run's."""
+        return f"checkpoints/epoch_{epoch:06d}"
+
+    def save_checkpoint(
+        self, epoch: int, state: Mapping[str, Any], summary: Mapping[str, Any], keep: int
+    ) -> None:
+        """Write a checkpoint, then delete all but the newest `keep`."""
+        name = self.checkpoint_name(epoch)
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        self._write(f"{name}/state.pt", buffer.getbuffer())
+        self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
+        for old in self.checkpoint_epochs()[:-keep]:
+            self._files.delete_dir(f"{self._root}/{self.checkpoint_name(old)}")
+
+    def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
+        """The state saved after `epoch` epochs, its tensors on `device`."""
+        name = f"{self.checkpoint_name(epoch)}/state.pt"
+        data = self._read(name)
+        try:
+            state = torch.load(io.BytesIO(data or b""), map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{self.uri}/{name} is damaged ({reason}): delete its folder to go on from the "
+                "checkpoint before"
+            ) from None
+        assert isinstance(state, dict)
+        return state
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with self._files.open_input_stream(f"{self._root}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        path = f"{self._root}/{name}"
+        if not self._local:
+            # An object appears whole when its upload ends.
+            with self._files.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(data)
+        part.replace(target)

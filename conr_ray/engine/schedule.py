@@ -1,0 +1,72 @@
+"""Where a run stands: stage, kept fraction, learning rates and target momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from conr_ray.config import RunConfig
+from conr_ray.method.boundary import kept_fraction
+from conr_ray.method.schedules import learning_rate, target_momentum
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The schedules of `config` for runs of `steps_per_epoch` steps an epoch."""
+
+    config: RunConfig
+    steps_per_epoch: int
+
+    def in_group_stage(self, epoch: int) -> bool:
+        """Whether `epoch` is trained with neighbours."""
+        start = self.config.group_start_epoch
+        return start is not None and epoch >= start
+
+    def fraction(self, epoch: int) -> float:
+        """Share of the global batch that the group loss keeps; 1 in the instance stage."""
+        if not self.in_group_stage(epoch):
+            return 1.0
+        start = self.config.group_start_epoch
+        assert start is not None
+        relax = self.config.schedule.relax_epochs
+        return kept_fraction(epoch, start, relax, self.config.boundary.initial_fraction)
+
+    def evaluated(self, epoch: int) -> bool:
+        """Whether the data set is clustered after `epoch`: when due, and for the group stage."""
+        ended = epoch + 1
+        return (
+            ended % self.config.evaluation.every == 0
+            or ended == self.config.schedule.epochs
+            or self.in_group_stage(ended)
+        )
+
+    def saved(self, epoch: int) -> bool:
+        """Whether a checkpoint is written after `epoch`."""
+        ended = epoch + 1
+        return ended % self.config.checkpoint.every == 0 or ended == self.config.schedule.epochs
+
+    def momentum(self, epoch: int, step: int) -> float:
+        """Target momentum at a step."""
+        return target_momentum(
+            epoch * self.steps_per_epoch + step,
+            self.config.schedule.epochs * self.steps_per_epoch,
+            self.config.model.momentum,
+        )
+
+    def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
+        """Set the rates of encoder and predictor for a step; returns the encoder's."""
+        optim, schedule = self.config.optim, self.config.schedule
+        rate = learning_rate(
+            epoch * self.steps_per_epoch + step,
+            schedule.epochs * self.steps_per_epoch,
+            schedule.warmup_epochs * self.steps_per_epoch,
+            optim.lr * optim.batch_size / 256,
+        )
+        predictor_factor = optim.predictor_lr_factor
+        if self.in_group_stage(epoch):
+            rate *= optim.group_stage_lr_factor
+            predictor_factor = optim.group_stage_predictor_lr_factor
+        encoder_group, predictor_group = optimizer.param_groups
+        encoder_group["lr"], predictor_group["lr"] = rate, rate * predictor_factor
+        return rate

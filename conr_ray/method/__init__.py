@@ -1,0 +1,1 @@
+"""CoNR on tensors: networks, losses, neighbourhoods, clustering. Knows nothing above torch."""

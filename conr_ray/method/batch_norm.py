@@ -1,0 +1,93 @@
+"""Batch normalisation over the global batch, on CPU and GPU.
+
+torch's SyncBatchNorm refuses CPU tensors. Gradients that do not depend on the number of workers
+need statistics that do not either, so CPU workers get the same operation over gloo here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from conr_ray.method.collectives import all_reduce_sum, world_size
+
+
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` with every batch normalisation taken over all workers; parameters are kept."""
+    if world_size() == 1:
+        return module
+    if device.type == "cuda":
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(module, name, _GlobalBatchNorm.of(child))
+        else:
+            synchronize_batch_norm(child, device)
+    return module
+
+
+class _GlobalBatchNorm(_BatchNorm):
+    """Batch normalisation whose training statistics are those of all workers' rows together."""
+
+    @classmethod
+    def of(cls, norm: _BatchNorm) -> _GlobalBatchNorm:
+        """A copy of `norm` that shares its parameters and buffers."""
+        copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        copy.weight, copy.bias = norm.weight, norm.bias
+        copy.running_mean, copy.running_var = norm.running_mean, norm.running_var
+        copy.num_batches_tracked = norm.num_batches_tracked
+        copy.training = norm.training
+        return copy
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch normalisation needs 2 dimensions or more, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, c, ...) local rows, normalised by the global batch's mean and variance."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        normalized, mean, var, count = _Normalize.apply(input, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        return cast(Tensor, normalized * self.weight.view(shape) + self.bias.view(shape))
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) with mean and variance of all workers' rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dims = [0, *range(2, x.dim())]
+        count = x.new_tensor([x.numel() // x.shape[1]])
+        sums = all_reduce_sum(torch.cat([x.sum(dims), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        centred = x - mean.view(shape)
+        # A second exchange instead of E[x^2] - E[x]^2, which loses digits where mean >> deviation.
+        var = all_reduce_sum(centred.square().sum(dims)) / count
+        inverse = (var + eps).rsqrt()
+        normalized = centred * inverse.view(shape)
+        ctx.save_for_backward(normalized, inverse, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return normalized, mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        normalized, inverse, count = ctx.saved_tensors
+        grad = grads[0]
+        dims = [0, *range(2, grad.dim())]
+        shape = [1, -1] + [1] * (grad.dim() - 2)
+        local = torch.stack([grad.sum(dims), (grad * normalized).sum(dims)])
+        grad_sum, grad_dot = (all_reduce_sum(local) / count).unbind()
+        return (grad - grad_sum.view(shape) - normalized * grad_dot.view(shape)) * inverse.view(
+            shape
+        ), None

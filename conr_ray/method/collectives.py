@@ -1,0 +1,58 @@
+"""The few exchanges between workers that the method needs.
+
+Every function does its work without a process group too, as the only worker: the same code runs in
+one process and on many. A *global* row range of n rows is dealt out in contiguous shares, in rank
+order; shares differ by at most one row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(num_rows: int, worker: int | None = None) -> slice:
+    """The rows of a global range of `num_rows` that belong to a worker, by default this one."""
+    worker, workers = rank() if worker is None else worker, world_size()
+    return slice(worker * num_rows // workers, (worker + 1) * num_rows // workers)
+
+
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Element-wise sum of `local` over the workers, as a new tensor."""
+    total = local.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast_first(local: Tensor) -> Tensor:
+    """The first worker's tensor on every worker, as a new tensor of `local`'s shape."""
+    same = local.clone()
+    if world_size() > 1:
+        dist.broadcast(same, src=0)
+    return same
+
+
+def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
+    """Shares (`local`, first dimension) of all workers joined to `num_rows` rows. No gradient."""
+    workers = world_size()
+    if workers == 1:
+        return local.detach()
+    sizes = [share(num_rows, worker) for worker in range(workers)]
+    counts = [part.stop - part.start for part in sizes]
+    padded = local.new_zeros(max(counts), *local.shape[1:])
+    padded[: len(local)] = local.detach()
+    parts = [torch.empty_like(padded) for _ in range(workers)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,75 @@
+"""How good a clustering is, with labels and without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
+    """Share of samples that are right under the best one-to-one match of clusters to classes (ACC).
+
+    Clusters may be empty, and their number may differ from that of the classes: what is left over
+    stays unmatched, and its samples count as wrong.
+
+    Args:
+        labels: (n,) class of each sample, any integers.
+        clusters: (n,) cluster of each sample, any integers.
+
+    Raises:
+        ValueError: the two differ in length, are not one-dimensional, or are empty.
+    """
+    labels_n, clusters_n = np.asarray(labels), np.asarray(clusters)
+    if labels_n.ndim != 1 or labels_n.shape != clusters_n.shape or not len(labels_n):
+        raise ValueError(
+            f"labels {labels_n.shape} and clusters {clusters_n.shape} must be of one same length"
+        )
+    classes, label_ids = np.unique(labels_n, return_inverse=True)
+    groups, cluster_ids = np.unique(clusters_n, return_inverse=True)
+    counts = np.zeros((len(groups), len(classes)), dtype=np.int64)
+    np.add.at(counts, (cluster_ids, label_ids), 1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / len(labels_n))
+
+
+def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
+    """ACC, NMI (arithmetic mean) and ARI. Samples labelled -1 are unlabelled and left out."""
+    known = labels >= 0
+    labels, clusters = labels[known], clusters[known]
+    return {
+        "acc": clustering_accuracy(labels, clusters),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "ari": float(adjusted_rand_score(labels, clusters)),
+    }
+
+
+def neighbor_purity(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
+    """Share of neighbours, the first (the sample itself) left out, that have the sample's label.
+
+    Pairs in which a label is -1 (unknown) count neither way; a scalar tensor, nan without pairs.
+    """
+    others = pool_labels_p[neighbors_nk[:, 1:]]
+    known = (others >= 0) & (labels_n >= 0)[:, None]
+    return ((others == labels_n[:, None]) & known).sum() / known.sum()
+
+
+def centre_silhouette(embeddings_nd: Tensor, clusters_n: Tensor, centers_cd: Tensor) -> float:
+    """Simplified silhouette, label-free, in [-1, 1]: mean of (b - a) / max(a, b).
+
+    a and b are cosine distances to the own and to the nearest other centre, which makes it O(n c)
+    where the plain silhouette is O(n^2).
+    """
+    distances_nc = 1 - embeddings_nd @ centers_cd.T
+    own_n1 = clusters_n[:, None]
+    own_n = distances_nc.gather(1, own_n1).squeeze(1)
+    other_n = distances_nc.scatter(1, own_n1, torch.inf).amin(1)
+    larger_n = torch.maximum(own_n, other_n).clamp_min(1e-12)
+    return float(((other_n - own_n) / larger_n).mean())

@@ -1,0 +1,137 @@
+"""Online and target networks (paper section 3.1).
+
+Shapes: b images of a worker, d embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+class ConvNet(nn.Module):
+    """A plain backbone for small grey images: 3x3 convolutions, one halving in the middle."""
+
+    def __init__(self, in_channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for depth, width in enumerate(widths):
+            stride = 2 if depth == len(widths) // 2 else 1
+            layers += [
+                nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            in_channels = width
+        self.layers = nn.Sequential(*layers)
+        self.out_features = in_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, channels, h, w) to (b, out_features), averaged over positions."""
+        features: Tensor = self.layers(images)
+        return features.mean((2, 3))
+
+
+class ResNet(nn.Module):
+    """A torchvision ResNet without its classifier.
+
+    The `cifar` stem is a 3x3 convolution of stride 1 and no pooling; `imagenet` is the usual one.
+    """
+
+    def __init__(self, depth: int, stem: str, in_channels: int) -> None:
+        super().__init__()
+        build = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34}[depth]
+        self.layers = build(weights=None, zero_init_residual=False)
+        self.out_features = self.layers.fc.in_features
+        self.layers.fc = nn.Identity()
+        if stem == "cifar":
+            self.layers.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+            self.layers.maxpool = nn.Identity()
+        elif in_channels != 3:
+            self.layers.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.layers.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, channels, h, w) to (b, out_features)."""
+        features: Tensor = self.layers(images)
+        return features
+
+
+Backbone = ConvNet | ResNet
+# name -> (input channels, stem, widths of the convnet) -> backbone
+BACKBONES: dict[str, Callable[[int, str, tuple[int, ...]], Backbone]] = {
+    "resnet18": lambda channels, stem, widths: ResNet(18, stem, channels),
+    "resnet34": lambda channels, stem, widths: ResNet(34, stem, channels),
+    "convnet": lambda channels, stem, widths: ConvNet(channels, widths),
+}
+
+
+def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Linear, batch normalisation, ReLU, linear: the shape of projector and predictor."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim),
+    )
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: images to embeddings (b, d), not normalised."""
+
+    def __init__(self, backbone: Backbone, hidden_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = head(backbone.out_features, hidden_dim, embedding_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, channels, h, w) to (b, d)."""
+        embeddings: Tensor = self.projector(self.backbone(images))
+        return embeddings
+
+
+class OnlineNetwork(nn.Module):
+    """The trained branch: encoder and predictor."""
+
+    def __init__(self, encoder: Encoder, hidden_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.predictor = head(embedding_dim, hidden_dim, embedding_dim)
+        for layer in self.predictor:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, view_1: Tensor, view_2: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions (b, d) of unit length for two views; one call, so gradients sync once."""
+        return tuple(  # type: ignore[return-value]
+            normalize(self.predictor(self.encoder(view)).float()) for view in (view_1, view_2)
+        )
+
+
+class TargetNetwork(nn.Module):
+    """The slowly following branch: an exponential moving average of the online encoder."""
+
+    def __init__(self, online: OnlineNetwork) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(online.encoder).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (b, d) of unit length, float32, without gradient."""
+        return normalize(self.encoder(images).float())
+
+    @torch.no_grad()
+    def follow(self, online: OnlineNetwork, momentum: float) -> None:
+        """Move the parameters: target <- momentum * target + (1 - momentum) * online.
+
+        Batch-normalisation buffers are the target's own, from its own forward passes.
+        """
+        torch._foreach_lerp_(
+            list(self.encoder.parameters()), list(online.encoder.parameters()), 1 - momentum
+        )

@@ -1,0 +1,18 @@
+"""How learning rate and target momentum move over a run. Steps count from 0."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear from near 0 to `peak` over the warm-up, then a cosine that ends at 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+def target_momentum(step: int, num_steps: int, initial: float) -> float:
+    """From `initial` to 1 by a cosine over all steps (BYOL)."""
+    return 1 - (1 - initial) * (1 + math.cos(math.pi * step / num_steps)) / 2

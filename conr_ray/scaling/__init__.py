@@ -1,0 +1,1 @@
+"""Ray Train: workers, placement, storage, failures."""

@@ -1,0 +1,118 @@
+"""A run on the workers of a Ray cluster.
+
+The run directory is the only channel: workers write metrics and checkpoints there, whoever waits
+reads them, and a worker group that Ray starts anew goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from conr_ray.config import RunConfig, from_yaml
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import train
+from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.method.collectives import rank
+from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
+
+_POLL_S = 0.2
+
+
+def run_on_workers(
+    config: RunConfig,
+    directory: RunDirectory,
+    resources: WorkerResources,
+    wandb: WandbSettings,
+    *,
+    max_failures: int = 3,
+) -> Iterator[MetricRow]:
+    """Train on Ray Train workers; gives each epoch's metrics soon after it has ended.
+
+    Rows of epochs that a resumed run had already trained are left out.
+
+    Args:
+        config: the run's.
+        directory: claimed for `config`; seen by all nodes.
+        resources: number and size of the workers.
+        wandb: where to log; only the first worker does.
+        max_failures: worker groups that Ray may start anew, after dead processes or nodes.
+
+    Raises:
+        UserError, RunFailed: as the loop raises them, or Ray gave the run up.
+    """
+    job = {
+        "config": config.to_yaml(),
+        "uri": directory.uri,
+        "threads": resources.cpus_per_worker,
+        "wandb": wandb,
+    }
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=resources.bundle(),
+        ),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.gpus_per_worker else "gloo"
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=directory.uri,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    started = directory.checkpoint_epochs()
+    seen = started[-1] if started else 0
+    directory.clear_failure()
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    running = True
+    while running:
+        running = thread.is_alive()
+        for row in directory.metric_rows(from_epoch=seen):
+            seen += 1
+            yield row
+        if running:
+            time.sleep(_POLL_S)
+    directory.raise_failure()
+    if errors:
+        raise RunFailed(f"Ray gave up the run: {_last_line(errors[0])}") from errors[0]
+
+
+def _work(job: dict[str, Any]) -> None:
+    """One worker: what Ray Train calls in each process."""
+    config = from_yaml(job["config"], "the run's config")
+    torch.set_num_threads(job["threads"])
+    directory = RunDirectory(job["uri"])
+    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
+    try:
+        device = ray.train.torch.get_device()
+        train(config, open_images(config.data), directory, tracking, device)
+    except (UserError, RunFailed):
+        # Recorded in the run directory. Raised, Ray would start the workers anew in vain.
+        return
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

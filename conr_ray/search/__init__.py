@@ -1,0 +1,1 @@
+"""Ray Tune and Optuna: search spaces, studies, trials and their table."""

@@ -1,0 +1,117 @@
+"""The live display of a search: trials by state, best so far, time left."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.study import EPOCHS, FAILURE
+from conr_ray.tracking.progress import duration
+
+
+class LiveDisplay(Callback):
+    """Told by Tune of every result; a live panel on a terminal, a line a trial elsewhere."""
+
+    def __init__(self, space: SearchSpace, num_trials: int, console: Console) -> None:
+        self._space = space
+        self._num_trials = num_trials
+        self._console = console
+        self._started = time.monotonic()
+        self._states: dict[str, str] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+        self._points: dict[str, dict[str, Any]] = {}
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
+        if console.is_terminal:
+            self._live.start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its callbacks; a terminal is not part of a search's state.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._note(trial, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._last[trial.trial_id] = result
+        self._note(trial, "running")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, error=True)
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
+        if self._live.is_started:
+            self._live.stop()
+
+    def _note(self, trial: Any, state: str) -> None:
+        self._states[trial.trial_id] = state
+        self._points[trial.trial_id] = trial.config
+        if self._live.is_started:
+            self._live.update(self._panel())
+
+    def _end(self, trial: Any, error: bool = False) -> None:
+        result = self._last.get(trial.trial_id, {})
+        failure = "its process died" if error else result.get(FAILURE)
+        epochs = self._space.config(trial.config).schedule.epochs
+        stopped = result.get(EPOCHS, 0) < epochs
+        state = "failed" if failure else "stopped" if stopped else "complete"
+        self._note(trial, state)
+        ended = sum(state != "running" for state in self._states.values())
+        value = result.get(self._space.metric, float("nan"))
+        self._console.print(
+            f"trial {ended}/{self._num_trials} {state}"
+            + (f" ({failure})" if failure else "")
+            + f" after {result.get(EPOCHS, 0)} epochs, {self._space.metric} {value:.3f}: "
+            + _in_words(trial.config),
+            highlight=False,
+        )
+
+    def _panel(self) -> Group:
+        counts = Counter(self._states.values())
+        counts["waiting"] = self._num_trials - len(self._states)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        elapsed = time.monotonic() - self._started
+        lines = [f"{states}; {duration(elapsed)} so far{self._time_left(elapsed)}"]
+        sign = 1 if self._space.direction == "max" else -1
+        metric = self._space.metric
+        known = {i: r for i, r in self._last.items() if not r.get(FAILURE)}
+        if known:
+            best = max(known, key=lambda trial_id: sign * known[trial_id][metric])
+            lines.append(
+                f"best so far: {metric} {known[best][metric]:.3f} at epoch {known[best][EPOCHS]}: "
+                + _in_words(self._points[best])
+            )
+        return Group(*(Text(line) for line in lines))
+
+    def _time_left(self, elapsed: float) -> str:
+        """By epochs trained, as if no further trial were stopped early."""
+        done = sum(result[EPOCHS] for result in self._last.values())
+        ended = sum(state != "running" for state in self._states.values())
+        if not done:
+            return ""
+        each = self._space.config().schedule.epochs
+        running = [i for i, state in self._states.items() if state == "running"]
+        left = each * (self._num_trials - ended)
+        left -= sum(self._last.get(trial_id, {}).get(EPOCHS, 0) for trial_id in running)
+        return f", at most {duration(elapsed * left / done)} left"
+
+
+def _in_words(point: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name.rpartition('.')[2]}={value:.3g}"
+        if isinstance(value, float)
+        else f"{name.rpartition('.')[2]}={value}"
+        for name, value in point.items()
+    )

@@ -1,0 +1,291 @@
+"""What a search varies: a YAML file read into a tree that Optuna can draw from.
+
+    preset: digits                       # the run that is varied
+    metric: nmi                          # what is made large (or, with mode: min, small)
+    trials: 8
+    fixed: {schedule.epochs: 60}         # fields set for all trials
+    search:                              # fields varied
+      neighborhood.k1: {int: [5, 40], log: true}
+      neighborhood.k2: {int: [1, neighborhood.k1]}
+      boundary.initial_fraction: {float: [0.6, 1.0], step: 0.05}
+      neighborhood.kind: {choice: [contextual, euclidean]}
+
+A bound may name another searched field: the draw then stays within that field's value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import optuna
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conr_ray.config import RunConfig, check_field, get_field, load_preset
+from conr_ray.errors import UserError
+
+# Metrics that count agreement with labels, and those that need none.
+LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
+LABEL_FREE_METRICS = ("silhouette", "loss")
+
+Value = bool | int | float | str
+Number = int | float
+_DRAWS_CHECKED = 64
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dimension(_Part):
+    """The values of one field: exactly one of `int`, `float` and `choice`."""
+
+    int_bounds: tuple[int | str, int | str] | None = Field(None, alias="int")
+    float_bounds: tuple[float | str, float | str] | None = Field(None, alias="float")
+    choice: tuple[Value, ...] | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False
+
+    @property
+    def bounds(self) -> tuple[Number | str, Number | str]:
+        """Smallest and largest value, or the fields that give them; of numeric dimensions."""
+        bounds = self.float_bounds if self.int_bounds is None else self.int_bounds
+        assert bounds is not None
+        return bounds
+
+    def needs(self) -> list[str]:
+        """Fields that the bounds name."""
+        return [] if self.choice else [end for end in self.bounds if isinstance(end, str)]
+
+    def problem(self) -> str | None:
+        """What is wrong with the dimension by itself, with the remedy."""
+        kinds = [kind for kind in (self.int_bounds, self.float_bounds, self.choice) if kind]
+        if len(kinds) != 1:
+            return "give exactly one of int: [low, high], float: [low, high], choice: [...]"
+        if self.log and self.step is not None:
+            return "log and step exclude each other: drop one"
+        if self.choice:
+            return "a choice has no step and no log: drop them" if self.step or self.log else None
+        if self.int_bounds and self.step is not None and self.step != int(self.step):
+            return f"step={self.step} of an int must be whole"
+        low, high = self.bounds
+        if isinstance(low, str) or isinstance(high, str):
+            return None
+        if low > high:
+            return f"[{low}, {high}] is empty: put the smaller bound first"
+        return f"low={low} must be above 0 for log" if self.log and low <= 0 else None
+
+    def draw(self, trial: Drawer, name: str, drawn: Mapping[str, Any]) -> Any:
+        """A value for field `name`, given those of the fields that the bounds name."""
+        if self.choice:
+            return trial.suggest_categorical(name, list(self.choice))
+        low, high = self._resolved(drawn)
+        if self.int_bounds:
+            return trial.suggest_int(name, low, high, step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, low, high, step=self.step, log=self.log)
+
+    def contains(self, value: Any, given: Mapping[str, Any]) -> bool:
+        """Whether `value` can be drawn, given the fields that the bounds name."""
+        if self.choice:
+            return value in self.choice
+        if isinstance(value, str | bool | None) or (self.int_bounds and value != int(value)):
+            return False
+        low, high = self._resolved(given)
+        if not low <= value <= high:
+            return False
+        steps = (value - low) / self.step if self.step else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-6)
+
+    def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Numeric bounds, given the fields that they name."""
+        low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)
+        return low, high
+
+    def __str__(self) -> str:
+        if self.choice:
+            return "one of " + ", ".join(map(str, self.choice))
+        low, high = self.bounds
+        kind = "int" if self.int_bounds else "float"
+        return f"{kind} in [{low}, {high}]" + (f" by {self.step:g}" if self.step else "")
+
+
+class Drawer(Protocol):
+    """What a dimension needs of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float: ...
+
+
+class AshaConfig(_Part):
+    """Early stopping by successive halving; its clock counts epochs trained."""
+
+    grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="no trial is stopped before; the end of the instance stage where unset"
+    )
+    reduction_factor: Annotated[float, Field(gt=1)] = 2.0
+
+
+class SearchSpace(_Part):
+    """A search: the run that is varied, its varied fields and how trials are judged.
+
+    Called with an Optuna trial it draws a point, a mapping of dotted fields to values.
+    """
+
+    preset: str
+    metric: str = "nmi"
+    mode: Literal["max", "min"] | None = None
+    trials: Annotated[int, Field(ge=1)] = 20
+    seed: Annotated[int, Field(ge=0)] = 0
+    fixed: dict[str, Any] = {}
+    search: dict[str, Dimension]
+    first: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
+        None, description="points tried first; the preset's own values where unset"
+    )
+    scheduler: AshaConfig | None = AshaConfig()
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Whether the metric is made large or small."""
+        return self.mode or ("min" if self.metric == "loss" else "max")
+
+    @property
+    def order(self) -> list[str]:
+        """Searched fields, each after those that its bounds name."""
+        ordered: list[str] = []
+        while len(ordered) < len(self.search):
+            ready = [
+                name
+                for name, dimension in self.search.items()
+                if name not in ordered and set(dimension.needs()) <= set(ordered)
+            ]
+            if not ready:
+                stuck = next(name for name in self.search if name not in ordered)
+                raise UserError(f"search.{stuck}: its bounds need each other: give one a number")
+            ordered += ready
+        return ordered
+
+    def __call__(self, trial: Drawer) -> dict[str, Any]:
+        """Draw a point."""
+        drawn: dict[str, Any] = {}
+        for name in self.order:
+            drawn[name] = self.search[name].draw(trial, name, drawn)
+        return drawn
+
+    def first_points(self) -> list[dict[str, Any]]:
+        """The points tried first, each complete."""
+        preset = load_preset(self.preset)
+        own = {name: get_field(preset, name) for name in self.search}
+        return [{**own, **point} for point in (self.first if self.first is not None else ({},))]
+
+    def config(self, point: Mapping[str, Any] | None = None) -> RunConfig:
+        """The run at a point, by default at the one tried first."""
+        point = self.first_points()[0] if point is None else point
+        return load_preset(self.preset, {**self.fixed, **point})
+
+
+def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> SearchSpace:
+    """The search in the YAML file `path`, checked; `fixed` adds to its fixed fields.
+
+    Raises:
+        UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
+            empty range, or a point of the space cannot be a run.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--space {path}: {error.strerror}; see search_spaces/") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--space {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise UserError(f"--space {path}: a space is a mapping with preset and search")
+    tree = {**tree, "fixed": {**(tree.get("fixed") or {}), **(fixed or {})}}
+    try:
+        space = SearchSpace.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
+    _check(space)
+    return space
+
+
+def _check(space: SearchSpace) -> None:
+    known = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
+    if space.metric not in known:
+        raise UserError(f"metric={space.metric}: no run reports it; choose from {', '.join(known)}")
+    if not space.search:
+        raise UserError("search: no field is searched; name one, such as neighborhood.k1")
+    for name, dimension in space.search.items():
+        check_field(name)
+        if name in space.fixed:
+            raise UserError(
+                f"{name} is both fixed ({space.fixed[name]}) and searched: drop one of the two"
+            )
+        if problem := dimension.problem():
+            raise UserError(f"search.{name}: {problem}")
+        for needed in dimension.needs():
+            if needed not in space.search:
+                raise UserError(
+                    f"search.{name}: its bound {needed} is not searched: give a number instead"
+                )
+    _check_first(space)
+    _check_draws(space)
+
+
+def _check_first(space: SearchSpace) -> None:
+    for point in space.first_points():
+        for name, value in point.items():
+            if name not in space.search:
+                raise UserError(f"first: {name}={value} is not searched: move it to fixed")
+        for name in space.order:
+            if not space.search[name].contains(point[name], point):
+                raise UserError(
+                    f"search.{name}: the first trial's {point[name]} is not {space.search[name]}: "
+                    "widen the range, or give first: [{...}]"
+                )
+        space.config(point)
+
+
+def _check_draws(space: SearchSpace) -> None:
+    """Corners and some random points must be runs, so that no trial is lost hours later."""
+    try:
+        for corner in (0, 1):
+            space.config(space(_Corner(corner)))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(_DRAWS_CHECKED):
+            space.config(space(study.ask()))
+    except ValueError as error:
+        raise UserError(f"the space has points that cannot run: {error}") from None
+
+
+class _Corner:
+    """Draws the smallest (0) or largest (1) value of every dimension."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[-self._end]
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        value: int = _ordered(name, low, high)[self._end]
+        return value
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float:
+        value: float = _ordered(name, low, high)[self._end]
+        return value
+
+
+def _ordered(name: str, low: Any, high: Any) -> tuple[Any, Any]:
+    if low > high:
+        raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
+    return low, high

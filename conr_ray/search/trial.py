@@ -1,0 +1,89 @@
+"""One trial: a run at a point of the space, in its own directory, reporting to Tune."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+import torch
+
+from conr_ray.config import RunConfig
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import train
+from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.study import EPOCHS, FAILURE
+from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Runs trials of a search; Tune calls it, in an actor, with a point of the space.
+
+    A trial of one worker trains in the actor itself, which is reused for the next trial; with more
+    workers the actor only waits for Ray Train. A restarted trial goes on from its checkpoint.
+    """
+
+    space: SearchSpace
+    search_uri: str
+    search_name: str
+    resources: WorkerResources
+    wandb: WandbSettings
+
+    def __call__(self, point: dict[str, Any]) -> None:
+        trial_id = ray.tune.get_context().get_trial_id()
+        assert trial_id is not None
+        directory = RunDirectory(f"{self.search_uri}/trials/{trial_id}")
+        config = self.space.config(point)
+        wandb = self.wandb.for_run(
+            trial_id, name=trial_id, group=self.search_name, folder=directory.uri
+        )
+        reporter = _TuneReporter(self.space.metric)
+        try:
+            directory.claim(config, resume=True)
+            if self.resources.workers == 1:
+                self._train_here(config, directory, reporter, wandb)
+            else:
+                for row in run_on_workers(config, directory, self.resources, wandb):
+                    reporter.epoch(row)
+        except (UserError, RunFailed) as error:
+            # Raised, Tune would try the trial again, to the same end.
+            reporter.failure(str(error))
+
+    def _train_here(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        reporter: _TuneReporter,
+        wandb: WandbSettings,
+    ) -> None:
+        torch.set_num_threads(self.resources.cpus_per_worker)
+        device = torch.device("cuda" if self.resources.gpus_per_worker else "cpu")
+        directory.clear_failure()
+        observer = Observers([open_wandb(wandb, config), reporter])
+        train(config, open_images(config.data), directory, observer, device)
+
+
+class _TuneReporter:
+    """An observer that reports epochs with the metric to Tune."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self._epochs = 0
+
+    def epoch(self, row: MetricRow) -> None:
+        self._epochs = int(row["epoch"] or 0) + 1
+        if row.get(self._metric) is not None:
+            ray.tune.report({EPOCHS: self._epochs, self._metric: row[self._metric]})
+
+    def failure(self, message: str) -> None:
+        ray.tune.report({EPOCHS: self._epochs, self._metric: math.nan, FAILURE: message})
+
+    def end(self, error: BaseException | None) -> None:
+        pass

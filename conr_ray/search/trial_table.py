@@ -1,0 +1,116 @@
+"""The trials of a search as a table, read from the study and the trials' directories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pyarrow as pa
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.search.space import SearchSpace
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "interrupted",
+    TrialState.WAITING: "waiting",
+}
+_FIGURES = ("acc", "nmi", "ari", "silhouette")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial's point, how it ended, and the figures of its last evaluated epoch."""
+
+    trial_id: str
+    number: int
+    state: str
+    point: dict[str, Any]
+    value: float | None
+    epochs: int
+    time_s: float
+    figures: dict[str, float | None]
+
+    @classmethod
+    def read(cls, frozen: FrozenTrial, search_uri: str, metric: str) -> Trial:
+        """The trial of an Optuna record."""
+        trial_id = str(frozen.user_attrs["trial_id"])
+        rows = RunDirectory(f"{search_uri}/trials/{trial_id}").metric_rows()
+        evaluated = next((row for row in reversed(rows) if row.get(metric) is not None), {})
+        value = evaluated.get(metric)
+        return cls(
+            trial_id=trial_id,
+            number=frozen.number,
+            state=_STATES[frozen.state],
+            point=frozen.params,
+            value=None if value is None else float(value),
+            epochs=len(rows),
+            time_s=sum(float(row["epoch_time_s"] or 0) for row in rows),
+            figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
+        )
+
+
+def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:
+    """All trials, the best first: complete ones, then stopped ones, then the rest."""
+    known = [trial for trial in study.get_trials(deepcopy=False) if "trial_id" in trial.user_attrs]
+    trials = [Trial.read(trial, search_uri, space.metric) for trial in known]
+    sign = -1 if space.direction == "max" else 1
+    ranks = {"complete": 0, "stopped": 1}
+    return sorted(
+        trials,
+        key=lambda t: (ranks.get(t.state, 2), sign * t.value if t.value is not None else 0.0),
+    )
+
+
+def best_trial(trials: list[Trial]) -> Trial | None:
+    """The best of the trials that trained all their epochs, None where none did."""
+    return trials[0] if trials and trials[0].state == "complete" else None
+
+
+def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
+    """A row for each trial: id, state, the searched fields by name, figures, epochs, time."""
+    columns: dict[str, list[Any]] = {
+        "trial_id": [t.trial_id for t in trials],
+        "number": [t.number for t in trials],
+        "state": [t.state for t in trials],
+    }
+    for name in space.search:
+        columns[name] = [t.point.get(name) for t in trials]
+    for name in _FIGURES:
+        columns[name] = [t.figures[name] for t in trials]
+    columns["epochs"] = [t.epochs for t in trials]
+    columns["time_s"] = [t.time_s for t in trials]
+    return pa.table(columns)
+
+
+def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
+    """The best `most` trials for a terminal. Fields are shortened to their last name."""
+    figures = [name for name in _FIGURES if any(t.figures[name] is not None for t in trials)]
+    table = Table(box=None, header_style="bold")
+    for name in ("trial", "state", *(field.rpartition(".")[2] for field in space.search)):
+        table.add_column(name)
+    for name in (*figures, "epochs", "time"):
+        table.add_column(name, justify="right")
+    for trial in trials[:most]:
+        table.add_row(
+            str(trial.number),
+            trial.state,
+            *(_short(trial.point.get(name)) for name in space.search),
+            *(_short(trial.figures[name]) for name in figures),
+            str(trial.epochs),
+            f"{trial.time_s:.0f}s",
+        )
+    if len(trials) > most:
+        table.caption = f"{len(trials) - most} more in trials.parquet"
+    return table
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,84 @@
+"""A run's progress in the terminal: a bar with the time left, or a line an epoch in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conr_ray.engine.observer import MetricRow
+
+_SHOWN = ("loss", "acc", "nmi", "ari", "silhouette", "neighbor_purity")
+
+
+class RunProgress:
+    """An observer that shows epochs done, figures and time left; use as a context.
+
+    On a terminal it is a live bar. Elsewhere (a pipe, a log) it prints a line for an epoch, at most
+    one in ten seconds, and for the last epoch.
+    """
+
+    def __init__(self, num_epochs: int, done: int, console: Console) -> None:
+        self._num_epochs = num_epochs
+        self._first = done
+        self._console = console
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._shown: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("{task.fields[stage]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "", total=num_epochs, completed=done, stage="starting", left="", figures=""
+        )
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def epoch(self, row: MetricRow) -> None:
+        done = int(row["epoch"] or 0) + 1
+        if done == self._first + 1:
+            # What comes before the first epoch's end (start, first compilation) says little.
+            self._started = time.monotonic() - float(row.get("epoch_time_s") or 0)
+        # Figures of an earlier evaluation stay in sight.
+        self._shown |= {n: float(row[n] or 0) for n in _SHOWN if row.get(n) is not None}
+        figures = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
+        each_s = (time.monotonic() - self._started) / max(1, done - self._first)
+        left = f"{duration(each_s * (self._num_epochs - done))} left"
+        stage = f"{row['stage']} stage"
+        self._bar.update(self._task, completed=done, stage=stage, left=left, figures=figures)
+        due = time.monotonic() - self._last_line > 10 or done == self._num_epochs
+        if not self._console.is_terminal and due:
+            self._last_line = time.monotonic()
+            self._console.print(f"epoch {done}/{self._num_epochs}  {stage}  {left}  {figures}")
+
+    def end(self, error: BaseException | None) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 3m10s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,96 @@
+"""`python -m conr_ray.train`: train CoNR in this process or on Ray workers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from conr_ray.command_line import directory_uri, make_parser, run_command, with_absolute_path
+from conr_ray.config import RunConfig, load_config, load_preset, parse_overrides
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import check_images, train
+from conr_ray.engine.observer import Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.scaling.cluster import WorkerResources, connect, default_resources
+from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.tracking.progress import RunProgress
+from conr_ray.tracking.wandb_run import WandbSettings, open_wandb, wandb_mode
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, train, print the result."""
+    args = _parser().parse_args(arguments)
+    config = _config(args)
+    workers = 1 if args.local else args.workers
+    check_images(config, open_images(config.data), workers)
+    directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
+    directory.claim(config, resume=args.resume)
+
+    console = Console(highlight=False)
+    console.print(f"run directory: {directory.uri}", soft_wrap=True)
+    mode, note = wandb_mode(config.tracking)
+    if note:
+        console.print(note, soft_wrap=True)
+    name = directory.uri.rpartition("/")[2]
+    wandb = WandbSettings(mode).for_run(name, name=name, group=None, folder=directory.uri)
+    resources = default_resources(workers)
+    done = (directory.checkpoint_epochs() or [0])[-1]
+    with RunProgress(config.schedule.epochs, done, console) as progress:
+        if args.local:
+            _train_here(config, directory, resources, wandb, progress)
+        else:
+            connect(resources, dashboard=False)
+            for row in run_on_workers(config, directory, resources, wandb):
+                progress.epoch(row)
+    _print_result(directory, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("train", "Train CoNR.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preset", help="a complete run by name, such as digits or cifar10")
+    what.add_argument("--config", help="a config.yaml or best.yaml that a run or search wrote")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=1, help="Ray Train workers (1)")
+    where.add_argument(
+        "--local", action="store_true", help="train in this process, without Ray, for debugging"
+    )
+    return parser
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    overrides = parse_overrides(args.settings)
+    if args.preset:
+        config = load_preset(args.preset, overrides)
+    else:
+        config = load_config(args.config, overrides)
+    return with_absolute_path(config)
+
+
+def _train_here(
+    config: RunConfig,
+    directory: RunDirectory,
+    resources: WorkerResources,
+    wandb: WandbSettings,
+    progress: RunProgress,
+) -> None:
+    torch.set_num_threads(resources.cpus_per_worker)
+    device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
+    directory.clear_failure()
+    observer = Observers([open_wandb(wandb, config), progress])
+    train(config, open_images(config.data), directory, observer, device)
+
+
+def _print_result(directory: RunDirectory, console: Console) -> None:
+    last = directory.metric_rows()[-1]
+    names = ("acc", "nmi", "ari", "silhouette")
+    figures = "  ".join(f"{n.upper()} {last[n]:.4f}" for n in names if last.get(n) is not None)
+    console.print(f"{figures}\nassignments: {directory.uri}/assignments.parquet", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

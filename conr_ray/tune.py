@@ -1,0 +1,69 @@
+"""`python -m conr_ray.tune`: search CoNR's hyper-parameters."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from conr_ray.command_line import directory_uri, make_parser, run_command
+from conr_ray.config import parse_overrides
+from conr_ray.errors import UserError
+from conr_ray.scaling.cluster import connect, default_resources
+from conr_ray.search.run_search import SearchDirectory, check_search, run_search
+from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.trial_table import Trial, best_trial, to_rich
+from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, search, print the table."""
+    args = _parser().parse_args(arguments)
+    space = load_space(args.space, parse_overrides(args.settings))
+    num_trials = args.trials or space.trials
+    check_search(space, args.workers)
+    uri = directory_uri(args, Path(args.space).stem)
+    if "://" in uri:
+        raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
+    directory = SearchDirectory(Path(uri))
+    directory.claim(space, resume=args.resume)
+
+    console = Console(highlight=False)
+    console.print(f"search directory: {directory.path}", soft_wrap=True)
+    mode, note = wandb_mode(space.config().tracking)
+    if note:
+        console.print(note, soft_wrap=True)
+    # A core for each worker, so that as many trials as possible run side by side.
+    resources = default_resources(args.workers, cpus_per_worker=1)
+    connect(resources, dashboard=args.workers > 1)
+    trials = run_search(
+        space, directory, resources, WandbSettings(mode), console, num_trials=num_trials
+    )
+    _print_result(space, directory, trials, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("tune", "Search CoNR's hyper-parameters.")
+    parser.add_argument("--space", required=True, help="a file of search_spaces/, or your own")
+    parser.add_argument("--trials", type=int, help="number of trials (the space's)")
+    parser.add_argument("--workers", type=int, default=1, help="workers of each trial (1)")
+    return parser
+
+
+def _print_result(
+    space: SearchSpace, directory: SearchDirectory, trials: list[Trial], console: Console
+) -> None:
+    console.print(to_rich(trials, space))
+    best = best_trial(trials)
+    assert best is not None
+    console.print(
+        f"best: trial {best.number}, {space.metric} {best.value:.4f}\n"
+        f"train it: python -m conr_ray.train --config {directory.path}/best.yaml",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,367 @@
+"""Every source against the conformance suite, and its own formats and errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conr_ray.config import DataConfig
+from conr_ray.data.sources import SOURCES, make_source
+
+
+class SourceConformance(ABC):
+    """What holds for every source. A test class gives a config and what it should read."""
+
+    @pytest.fixture
+    @abstractmethod
+    def case(self, **fixtures: Any) -> tuple[DataConfig, Any, list[int] | None]:
+        """Config, expected images (n, c, h, w) and labels."""
+
+    def test_reads_the_expected_images_and_labels(self, case: Any, read: Any) -> None:
+        config, images, labels = case
+        contents, found = read(config)
+        np.testing.assert_array_equal(found, images)
+        assert found.dtype == np.uint8
+        if labels is None:
+            assert contents.labels is None and contents.class_names is None
+        else:
+            assert contents.labels is not None and contents.labels.dtype == np.int64
+            assert contents.labels.tolist() == list(labels)
+
+    def test_contents_are_known_before_decoding(self, case: Any) -> None:
+        config, images, _ = case
+        contents = make_source(config).contents()
+        assert (contents.num_images, *contents.image_shape) == images.shape
+        if contents.class_names is not None:
+            assert contents.labels is not None
+            assert contents.labels.max() < len(contents.class_names)
+        if contents.names is not None:
+            assert len(contents.names) == contents.num_images
+
+    def test_a_second_reader_sees_the_same(self, case: Any) -> None:
+        config, _, _ = case
+        first, second = make_source(config), make_source(config)
+        assert json.dumps(first.identity()) == json.dumps(second.identity())
+        for one, other in zip(first.blocks(), second.blocks(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_labels_can_be_ignored(self, case: Any) -> None:
+        config = case[0].model_copy(update={"label_column": None})
+        contents = make_source(config).contents()
+        assert contents.labels is None and contents.class_names is None
+        assert make_source(config).identity() != make_source(case[0]).identity()
+
+    def test_stored_size_makes_squares(self, case: Any, read: Any) -> None:
+        config, images, _ = case
+        config = config.model_copy(update={"stored_size": 5})
+        contents, found = read(config)
+        assert found.shape == (*images.shape[:2], 5, 5)
+        assert contents.image_shape == found.shape[1:]
+        assert make_source(config).identity() != make_source(case[0]).identity()
+
+    def test_unknown_label_column(self, case: Any, message: Any) -> None:
+        text = message(**{**case[0].model_dump(), "label_column": "wrong"})
+        assert text.startswith("data.label_column=wrong: ") and "null to ignore" in text
+
+
+class TestDigits(SourceConformance):
+    @pytest.fixture
+    def case(self) -> Any:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        expected = np.array([[round(v * 255 / 16) for v in row] for row in digits.data])
+        return DataConfig(source="digits"), expected.reshape(-1, 1, 8, 8), digits.target
+
+    @pytest.mark.parametrize(
+        "setting", [{"splits": ("train",)}, {"classes": ("1",)}, {"image_column": "x"}]
+    )
+    def test_settings_that_select_are_never_ignored(
+        self, setting: dict[str, Any], message: Any
+    ) -> None:
+        text = message(source="digits", **setting)
+        assert text.startswith(f"data.{next(iter(setting))}=") and "leave it out" in text
+
+
+class TestCifar10(SourceConformance):
+    @pytest.fixture
+    def case(self, official_files: Any, random_images: Any) -> Any:
+        images, labels = random_images(13, 3, 32, 32), [i % 10 for i in range(13)]
+        official_files.cifar10(images, labels, test=3)
+        config = DataConfig(source="torchvision", name="cifar10", path=str(official_files.root))
+        return config, images, labels
+
+    def test_splits_are_joined_in_their_own_order(self, case: Any, read: Any) -> None:
+        config, images, _ = case
+        _, test = read(config.model_copy(update={"splits": ("test",)}))
+        np.testing.assert_array_equal(test, images[10:])
+        _, both = read(config.model_copy(update={"splits": ("test", "train")}))
+        np.testing.assert_array_equal(both, images)
+
+    def test_errors(self, case: Any, tmp_path: Path, message: Any) -> None:
+        settings = case[0].model_dump()
+        assert "no split val; choose from train, test" in message(**settings | {"splits": ["val"]})
+        assert "data.name=cifar: " in message(**settings | {"name": "cifar"})
+        assert message(**settings | {"path": None}).startswith("data.path is not set")
+        missing = message(**settings | {"path": str(tmp_path)})
+        assert missing.startswith(f"data.path={tmp_path}: ") and "data.download=true" in missing
+        batch = Path(settings["path"], "cifar-10-batches-py", "data_batch_1")
+        batch.write_bytes(batch.read_bytes()[:-1])
+        damaged = message(**settings)
+        assert "corrupted" in damaged and "data.download=true" in damaged
+
+    def test_a_download_that_fails(
+        self, case: Any, monkeypatch: pytest.MonkeyPatch, message: Any
+    ) -> None:
+        import torchvision
+
+        # Port 9 of this machine answers nobody.
+        url = "http://127.0.0.1:9/cifar-10-python.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+        settings = case[0].model_dump() | {"path": case[0].path + "/empty", "download": True}
+        text = message(**settings)
+        assert text.startswith(f"data.path={settings['path']}: ") and "check the network" in text
+
+
+class TestCifar100(SourceConformance):
+    @pytest.fixture(params=["label", "coarse_label"])
+    def case(self, request: Any, official_files: Any, random_images: Any) -> Any:
+        images = random_images(12, 3, 32, 32)
+        labels = {"label": [99 - i for i in range(12)], "coarse_label": [i for i in range(12)]}
+        official_files.cifar100(images, labels["label"], labels["coarse_label"], test=4)
+        root = str(official_files.root)
+        config = DataConfig(
+            source="torchvision", name="cifar100", path=root, label_column=request.param
+        )
+        return config, images, labels[request.param]
+
+    def test_class_names(self, case: Any) -> None:
+        names = make_source(case[0]).contents().class_names
+        coarse = case[0].label_column == "coarse_label"
+        assert names is not None
+        assert (len(names), names[0]) == ((20, "coarse0") if coarse else (100, "fine0"))
+
+
+class TestMnistFamily(SourceConformance):
+    @pytest.fixture(params=[("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+    def case(self, request: Any, official_files: Any, random_images: Any) -> Any:
+        name, kind = request.param
+        images, labels = random_images(11, 1, 28, 28), [i % 10 for i in range(11)]
+        official_files.mnist(kind, images, labels, test=4)
+        # The archives are there, so that fetching only checks and unpacks them.
+        config = DataConfig(
+            source="torchvision", name=name, path=str(official_files.root), download=True
+        )
+        return config, images, labels
+
+    def test_fetched_files_need_no_download(self, case: Any, read: Any) -> None:
+        fetched = make_source(case[0]).identity()
+        config = case[0].model_copy(update={"download": False})
+        assert make_source(config).identity() == fetched
+        assert read(config)[0].num_images == 11
+
+
+class TestStl10(SourceConformance):
+    @pytest.fixture
+    def case(self, official_files: Any, random_images: Any) -> Any:
+        images, labels = random_images(9, 3, 96, 96), [i % 10 for i in range(5)]
+        official_files.stl10(images, labels, test=2, unlabeled=4)
+        config = DataConfig(source="torchvision", name="stl10", path=str(official_files.root))
+        return config, images, labels + [-1] * 4
+
+    def test_labelled_splits(self, case: Any, read: Any) -> None:
+        config = case[0].model_copy(update={"splits": ("train", "test")})
+        contents, images = read(config)
+        np.testing.assert_array_equal(images, case[1][:5])
+        assert contents.labels is not None and contents.labels.tolist() == case[2][:5]
+        assert contents.class_names is not None and contents.class_names[9] == "s9"
+
+
+def write_parquet(path: Path, columns: dict[str, Any], **metadata: str) -> Path:
+    """A Parquet file in row groups of four rows."""
+    table = pa.table(columns).replace_schema_metadata(metadata or None)
+    pq.write_table(table, path, row_group_size=4)
+    return path
+
+
+class TestParquet(SourceConformance):
+    @pytest.fixture(params=["png", "webp", "struct", "raw_rgb", "raw_grey", "grey_png", "uri"])
+    def case(self, request: Any, tmp_path: Path, random_images: Any, encode: Any) -> Any:
+        kind, path = request.param, tmp_path / "images.parquet"
+        images = random_images(10, 1 if "grey" in kind else 3, 7, 6)
+        labels = [i % 3 for i in range(10)]
+        metadata = {}
+        if kind.startswith("raw"):
+            metadata = {"shape": "7,6" if "grey" in kind else "7,6,3", "dtype": "uint8"}
+            size = images[0].size
+            rows = [image.transpose(1, 2, 0).tobytes() for image in images]
+            column = pa.array(rows, pa.binary(size if "grey" in kind else -1))
+        else:
+            column = pa.array([encode(i, "WEBP" if kind == "webp" else "PNG") for i in images])
+        if kind == "struct":
+            column = pa.array([{"bytes": b.as_py(), "path": None} for b in column])
+        write_parquet(path, {"image": column, "label": pa.array(labels, pa.uint8())}, **metadata)
+        where = path.as_uri() if kind == "uri" else str(path)
+        return DataConfig(source="parquet", path=where), images, labels
+
+    def test_a_changed_file_is_another_identity(self, case: Any, tmp_path: Path) -> None:
+        before = make_source(case[0]).identity()
+        (tmp_path / "images.parquet").touch()
+        assert make_source(case[0]).identity() != before
+
+
+class TestParquetColumns:
+    @pytest.fixture
+    def columns(self, random_images: Any, encode: Any) -> dict[str, Any]:
+        return {"image": [encode(image) for image in random_images(10, 3, 6, 6)]}
+
+    @pytest.fixture
+    def labels(self, tmp_path: Path, columns: dict[str, Any]) -> Any:
+        def labels_of(values: Any, column: str = "label", **metadata: str) -> Any:
+            path = write_parquet(tmp_path / "f.parquet", columns | {column: values}, **metadata)
+            config = DataConfig(source="parquet", path=str(path), label_column=column)
+            contents = make_source(config).contents()
+            return contents.labels if contents.labels is None else contents.labels.tolist(), (
+                contents.class_names
+            )
+
+        return labels_of
+
+    def test_strings_are_numbered_in_sorted_order(self, labels: Any) -> None:
+        values = ["dog", "cat", None, "dog", "ant", "cat", "ant", "ant", "ant", "ant"]
+        expected = ([2, 1, -1, 2, 0, 1, 0, 0, 0, 0], ("ant", "cat", "dog"))
+        assert labels(values) == expected
+        assert labels(pa.array(values).dictionary_encode()) == expected
+        assert labels(pa.array(values, pa.large_string())) == expected
+
+    def test_integers_are_kept(self, labels: Any) -> None:
+        values = [3, None, 5, -1, 3, 3, 3, 3, 3, 3]
+        assert labels(values) == ([3, -1, 5, -1, *[3] * 6], None)
+
+    def test_class_names_in_the_schema(self, labels: Any) -> None:
+        names = json.dumps(["a", "b"])
+        assert labels([0, 1] * 5, classes=names)[1] == ("a", "b")
+        assert labels([0, 1] * 5, "coarse_label", coarse_classes=names)[1] == ("a", "b")
+        assert labels([0, 2] * 5, classes=names)[1] is None
+        feature = {"label": {"names": ["x", "y"], "_type": "ClassLabel"}}
+        hugging_face = json.dumps({"info": {"features": feature}})
+        assert labels([0, 1] * 5, huggingface=hugging_face)[1] == ("x", "y")
+
+    def test_the_default_label_column_may_be_absent(self, tmp_path: Path, columns: Any) -> None:
+        path = write_parquet(tmp_path / "f.parquet", columns)
+        contents = make_source(DataConfig(source="parquet", path=str(path))).contents()
+        assert contents.labels is None and contents.num_images == 10
+
+    def test_splits_keep_file_order(
+        self, tmp_path: Path, columns: Any, read: Any, message: Any
+    ) -> None:
+        # The second row group has no row of the split.
+        split = pa.array(["test", "train", "test", None, *["train"] * 5, "test"])
+        columns |= {"split": split.dictionary_encode(), "label": [str(i) for i in range(10)]}
+        path = write_parquet(tmp_path / "f.parquet", columns)
+        _, everything = read(DataConfig(source="parquet", path=str(path)))
+        contents, test = read(DataConfig(source="parquet", path=str(path), splits=("test",)))
+        np.testing.assert_array_equal(test, everything[[0, 2, 9]])
+        assert contents.labels is not None and contents.labels.tolist() == [0, 1, 2]
+        assert contents.class_names == ("0", "2", "9")
+        text = message(source="parquet", path=str(path), splits=["val", "test"])
+        assert "data.splits=val, test: " in text and "choose from test, train" in text
+
+    def test_errors_name_field_value_and_remedy(
+        self, tmp_path: Path, columns: Any, message: Any
+    ) -> None:
+        labels = {"label": [0.5] * 10, "low": [-2] * 10}
+        path = str(write_parquet(tmp_path / "f.parquet", columns | labels))
+        base: dict[str, Any] = {"source": "parquet", "path": path, "label_column": None}
+        assert re.search(
+            "image_column=x: .*choose from image, label", message(**base, image_column="x")
+        )
+        assert "data.image_column=low: holds int64" in message(**base, image_column="low")
+        assert "leave data.splits out" in message(**base, splits=["train"])
+        assert "data.label_column=label: holds double" in message(source="parquet", path=path)
+        assert "write -1" in message(**base | {"label_column": "low"})
+        assert message(**base | {"path": "nowhere:///x"}).startswith("data.path=nowhere:///x: ")
+
+    def test_files_that_are_no_parquet_files(self, tmp_path: Path, message: Any) -> None:
+        gone, text, empty = (tmp_path / name for name in ("gone", "text", "empty"))
+        text.write_text("not Parquet, though long enough to have a footer")
+        write_parquet(empty, {"image": pa.array([], pa.binary())})
+        for path, problem in ((gone, "no such file"), (text, "not a Parquet"), (empty, "no rows")):
+            told = message(source="parquet", path=str(path))
+            assert told.startswith(f"data.path={path}: {problem}") and "; name a" in told
+
+    def test_images_that_do_not_decode(self, tmp_path: Path, columns: Any, message: Any) -> None:
+        images = columns["image"]
+        for broken in (b"no image", images[7][:60], None):
+            images[7] = broken
+            path = write_parquet(tmp_path / "f.parquet", columns)
+            text = message(source="parquet", path=str(path))
+            assert f"data.path={path}: row 7 does not decode" in text and "repair it" in text
+        path = write_parquet(tmp_path / "f.parquet", {"image": [b"123456", b"12345"]}, shape="2,3")
+        assert "row 1 does not decode (5 bytes, not 2x3x1)" in message(
+            source="parquet", path=str(path)
+        )
+        for shape in ("6", "2,3,2", "0,6", "1,2,3,1", "?"):
+            write_parquet(path, {"image": [b"123456"]}, shape=shape)
+            assert "write h,w or h,w,c" in message(source="parquet", path=str(path))
+
+    def test_damaged_pages(self, tmp_path: Path, columns: Any, message: Any) -> None:
+        path = write_parquet(tmp_path / "f.parquet", columns)
+        content = bytearray(path.read_bytes())
+        content[4:400] = bytes(396)
+        path.write_bytes(content)
+        text = message(source="parquet", path=str(path))
+        assert text.startswith(f"data.path={path}: ") and "repair" in text
+
+
+class TestFolder(SourceConformance):
+    @pytest.fixture(params=["path", "uri"])
+    def case(self, request: Any, tmp_path: Path, random_images: Any, encode: Any) -> Any:
+        images = random_images(6, 3, 8, 7)
+        names = ["a/1.png", "a/2.WEBP", "a/deep/0.png", "b/.x/../3.bmp", "b/4.tif", "c c/ü.png"]
+        for image, name in zip(images, names, strict=True):
+            path = (tmp_path / "images" / name).parent
+            path.mkdir(parents=True, exist_ok=True)
+            kind = {"tif": "TIFF"}.get(name[-3:], name.rpartition(".")[2].upper())
+            (tmp_path / "images" / name).write_bytes(encode(image, kind))
+        for hidden in ("a/.0.png", "b/.x/0.png", ".hidden/0.png", "notes.txt"):
+            path = tmp_path / "images" / hidden
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"no image")
+        root = tmp_path / "images"
+        where = root.as_uri() if request.param == "uri" else str(root)
+        return DataConfig(source="folder", path=where), images, [0, 0, 0, 1, 1, 2]
+
+    def test_names_and_classes(self, case: Any) -> None:
+        contents = make_source(case[0]).contents()
+        assert contents.class_names == ("a", "b", "c c")
+        assert contents.names is not None and contents.names[2:4] == ["a/deep/0.png", "b/3.bmp"]
+
+    def test_chosen_classes(self, case: Any, read: Any, message: Any) -> None:
+        config, images, _ = case
+        contents, found = read(config.model_copy(update={"classes": ("c c", "a")}))
+        np.testing.assert_array_equal(found, images[[0, 1, 2, 5]])
+        assert contents.class_names == ("a", "c c")
+        assert make_source(config.model_copy(update={"classes": ("a",)})).contents().labels is None
+        text = message(source="folder", path=config.path, classes=["a", "zebra"])
+        assert text.startswith("data.classes=a, zebra: ") and "no sub-folder zebra" in text
+
+    def test_an_image_outside_the_sub_folders_ends_the_classes(self, case: Any) -> None:
+        root = Path(case[0].path.removeprefix("file://"))
+        (root / "0.png").write_bytes((root / "a" / "1.png").read_bytes())
+        contents = make_source(case[0]).contents()
+        assert contents.labels is None and contents.num_images == 7
+
+
+def test_every_source_has_a_conformance_test() -> None:
+    """The registry, the config and this file know the same sources."""
+    tested = {"digits", "torchvision", "parquet", "folder"}
+    assert set(SOURCES) == tested == set(get_args(DataConfig.model_fields["source"].annotation))
