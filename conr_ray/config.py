@@ -23,7 +23,10 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -37,10 +40,10 @@ class DataConfig(_Section):
     name: str | None = Field(None, description="torchvision data set: cifar10, cifar100, ...")
     path: str | None = Field(None, description="Parquet file, image folder or torchvision root")
     download: bool = Field(False, description="let torchvision fetch what is missing")
-    splits: tuple[str, ...] | None = Field(None, description="splits to join; all where unset")
-    classes: tuple[str, ...] | None = Field(None, description="sub-folders to read; all if unset")
-    image_column: str = "image"
-    label_column: str | None = Field("label", description="null ignores labels")
+    splits: Names | None = Field(None, description="splits to join; all where unset")
+    classes: Names | None = Field(None, description="sub-folders to read; all where unset")
+    image_column: str = Field("image", description="of a Parquet file")
+    label_column: str | None = Field("label", description="for metrics only; null ignores labels")
     limit: Count | None = Field(None, description="train on a fixed random subset of this size")
     stored_size: Count | None = Field(
         None, description="square pixels images are resized to; needed where their sizes differ"
@@ -53,23 +56,23 @@ class DataConfig(_Section):
 class ViewsConfig(_Section):
     """The random views. Amplitudes of 0 switch a transformation off."""
 
-    size: Count = Field(32, description="pixels of a view's side")
-    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    size: Count = Field(32, description="side of a view, pixels")
+    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area")
     crop_scale_group_stage: tuple[Fraction, Fraction] = (0.45, 1.0)
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    flip_probability: Probability = 0.5
+    crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
+    flip_probability: Probability = Field(0.5, description="of a horizontal flip")
     rotation: NonNegative = Field(0.0, description="largest angle, radians")
     zoom: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest change of scale")
-    shear: NonNegative = 0.0
+    shear: NonNegative = Field(0.0, description="largest shear, as the tangent of its angle")
     shift: NonNegative = Field(0.0, description="largest shift, in half widths")
-    jitter_probability: Probability = 0.8
-    brightness: NonNegative = 0.4
-    contrast: NonNegative = 0.4
-    saturation: NonNegative = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    grayscale_probability: Probability = 0.2
-    blur_probability: Probability = 0.0
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    jitter_probability: Probability = Field(0.8, description="of all four changes below")
+    brightness: NonNegative = Field(0.4, description="largest change, as a factor's part beyond 1")
+    contrast: NonNegative = Field(0.4, description="as brightness")
+    saturation: NonNegative = Field(0.4, description="as brightness; colour images only")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="largest change, turns")
+    grayscale_probability: Probability = Field(0.2, description="colour images only")
+    blur_probability: Probability = Field(0.0, description="of a Gaussian blur")
+    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="width, pixels")
     noise: NonNegative = Field(0.0, description="standard deviation of added noise, of range 0-1")
     group_stage_strength: Annotated[float, Field(ge=0, le=2)] = Field(
         1.0, description="factor on all amplitudes but the crop in the group stage"
@@ -80,10 +83,10 @@ class ModelConfig(_Section):
     """The networks (paper section 3.1)."""
 
     backbone: Literal["resnet18", "resnet34", "convnet"] = "resnet18"
-    stem: Literal["cifar", "imagenet"] = Field("cifar", description="first layers of a ResNet")
-    widths: tuple[Count, ...] = Field((32, 64, 64, 128), description="channels of the convnet")
-    head_hidden_dim: Count = 4096
-    embedding_dim: Count = 256
+    stem: Literal["cifar", "imagenet"] = Field("cifar", description="cifar keeps the resolution")
+    widths: Counts = Field((32, 64, 64, 128), description="channels of the convnet's layers")
+    head_hidden_dim: Count = Field(4096, description="hidden width of projector and predictor")
+    embedding_dim: Count = Field(256, description="width of their outputs")
     momentum: Annotated[float, Field(ge=0, le=1)] = Field(
         0.996, description="of the target network at the first step; rises to 1 by a cosine"
     )
@@ -92,35 +95,33 @@ class ModelConfig(_Section):
 class ScheduleConfig(_Section):
     """Epochs of the two stages."""
 
-    epochs: Count = 1000
-    group_start: Annotated[int, Field(ge=0)] | Literal["never"] = Field(
+    epochs: Count = Field(1000, description="of both stages together")
+    group_start: Whole | Literal["never"] = Field(
         800, description="first epoch of the group stage; 'never' is plain BYOL"
     )
-    relax_epochs: Annotated[int, Field(ge=0)] = Field(
-        50, description="epochs over which the kept fraction rises to 1"
-    )
-    warmup_epochs: Annotated[int, Field(ge=0)] = 50
+    relax_epochs: Whole = Field(50, description="in which the kept fraction rises to 1")
+    warmup_epochs: Whole = Field(50, description="in which the learning rate rises from 0")
 
 
 class NeighborhoodConfig(_Section):
     """Which keys of the pool a prediction is pulled toward (paper section 3.2)."""
 
-    kind: Literal["contextual", "euclidean"] = "contextual"
+    kind: Literal["contextual", "euclidean"] = Field("contextual", description="ConAff, or nearest")
     k1: Count = Field(10, description="neighbours that make a row's context")
-    k2: Count = Field(2, description="neighbours over which contexts are averaged")
+    k2: Count = Field(2, description="neighbours over which contexts are averaged; at most k1")
     k: Count = Field(10, description="neighbours that enter the loss, the sample itself included")
 
 
 class BoundaryConfig(_Section):
     """Filtering of samples near cluster boundaries (paper section 3.3)."""
 
-    initial_fraction: Fraction = 0.8
+    initial_fraction: Fraction = Field(0.8, description="of the batch kept at group_start")
 
 
 class BankConfig(_Section):
     """The memory bank that widens the neighbour pool beyond the global batch."""
 
-    size: Annotated[int, Field(ge=0)] = Field(0, description="0 is the paper's in-batch pool")
+    size: Whole = Field(0, description="0 is the paper's in-batch pool")
 
 
 class OptimConfig(_Section):
@@ -128,15 +129,13 @@ class OptimConfig(_Section):
 
     batch_size: Annotated[int, Field(ge=2)] = Field(512, description="global: over all workers")
     lr: Positive = Field(0.05, description="per 256 samples of the global batch")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    predictor_lr_factor: Positive = 10.0
-    group_stage_lr_factor: Positive = 0.1
-    group_stage_predictor_lr_factor: Positive = Field(
-        1.0, description="of the predictor over the other layers, in the group stage"
-    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
+    weight_decay: NonNegative = Field(5e-4, description="L2 penalty on all parameters")
+    predictor_lr_factor: Positive = Field(10.0, description="on the predictor's lr; instance stage")
+    group_stage_lr_factor: Positive = Field(0.1, description="on lr; group stage")
+    group_stage_predictor_lr_factor: Positive = Field(1.0, description="predictor; group stage")
     group_loss_weight: Positive = Field(
-        1.0, description="1/4 has the gradient of the published 4-GPU runs"
+        1.0, description="factor on the loss; 1/4 has the gradient of the published 4-GPU runs"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto is bf16 autocast on GPUs that have it, else fp32"
@@ -149,34 +148,34 @@ class ClusteringConfig(_Section):
     num_clusters: Annotated[int, Field(ge=2)] | None = Field(
         None, description="number of labelled classes where unset"
     )
-    restarts: Count = 4
-    max_iterations: Count = 100
+    restarts: Count = Field(10, description="k-means++ starts, of which the best is kept")
+    max_iterations: Count = Field(100, description="of each start")
 
 
 class EvaluationConfig(_Section):
     """When the whole data set is embedded and clustered."""
 
-    every: Count = Field(10, description="epochs; every epoch in the group stage")
+    every: Count = Field(10, description="epochs between; the group stage has it each epoch")
 
 
 class CheckpointConfig(_Section):
     """When the state is written."""
 
-    every: Count = Field(10, description="epochs")
+    every: Count = Field(10, description="epochs between; also after the last one")
     keep: Count = Field(2, description="newest checkpoints kept")
 
 
 class TrackingConfig(_Section):
     """Weights & Biases. WANDB_MODE and WANDB_API_KEY are read from the environment."""
 
-    wandb: Literal["auto", "off"] = "auto"
-    project: str = "conr_ray"
+    wandb: Literal["auto", "off"] = Field("auto", description="auto logs where a key is known")
+    project: str = Field("conr_ray", description="W&B project")
 
 
 class RunConfig(_Section):
     """Everything that decides what a run computes."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of all randomness")
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
@@ -214,12 +213,7 @@ class RunConfig(_Section):
 
 def _broken_rules(config: RunConfig) -> Iterator[str]:
     """Rules between fields that `config` breaks, each as field, value and remedy."""
-    near, schedule, data, views = (
-        config.neighborhood,
-        config.schedule,
-        config.data,
-        config.views,
-    )
+    near, schedule, data, views = config.neighborhood, config.schedule, config.data, config.views
     if near.k2 > near.k1:
         yield f"neighborhood.k2={near.k2} exceeds neighborhood.k1={near.k1}: lower k2 or raise k1"
     for field, count in (("k1", near.k1), ("k", near.k)):
@@ -245,34 +239,55 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         low, high = getattr(views, name)
         if low > high:
             yield f"views.{name}=[{low}, {high}] is not an interval: put the smaller value first"
-    if data.source in ("parquet", "folder") and data.path is None:
-        yield f"data.path is not set: data.source={data.source} needs the path of the {data.source}"
     if data.source == "torchvision" and data.name is None:
         yield "data.name is not set: data.source=torchvision needs a name such as cifar10"
+    if data.source != "digits" and data.path is None:
+        what = "folder that torchvision reads" if data.source == "torchvision" else data.source
+        yield f"data.path is not set: data.source={data.source} needs the path of the {what}"
 
 
-def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+def sections() -> dict[str, type[BaseModel]]:
+    """The sections of the tree by name."""
+    kinds = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, BaseModel)}
+
+
+def field_names() -> list[str]:
     """Dotted names of all fields of the tree, such as `neighborhood.k1`."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += field_names(kind, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
+    leaves = {name: kind.model_fields for name, kind in sections().items()}
+    return [
+        f"{name}.{leaf}" if leaf else name
+        for name in RunConfig.model_fields
+        for leaf in leaves.get(name, [""])
+    ]
 
 
 def check_field(name: str) -> None:
-    """Raise UserError, with the nearest name, where `name` is no field of the tree."""
-    known = field_names()
-    if name in known:
+    """Raise UserError, with the nearest names, where `name` is no field of the tree."""
+    if name in field_names():
         return
-    ends = {field.rpartition(".")[2]: field for field in known}
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near = near or [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=0.6)]
-    hint = f"did you mean {near[0]}?" if near else "see docs/config.md for the fields"
+    if name in sections():
+        fields = ", ".join(sections()[name].model_fields)
+        raise UserError(f"{name}: a section, not a field; choose from its {fields}")
+    near = _nearest_names(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see docs/config.md for the fields"
     raise UserError(f"{name}: no such field; {hint}")
+
+
+def _nearest_names(name: str) -> list[str]:
+    """Fields, or sections, that `name` may stand for: the last word counts most."""
+    section, _, leaf = name.rpartition(".")
+    words = field_names() if section else [*field_names(), *sections()]
+
+    def likeness(field: str) -> float:
+        its_section, _, its_leaf = field.rpartition(".")
+        same = difflib.SequenceMatcher(None, leaf, its_leaf).ratio()
+        home = difflib.SequenceMatcher(None, section, its_section).ratio() if section else 0.0
+        return same + home / 2 if same >= 0.5 else 0.0
+
+    scores = {word: likeness(word) for word in words}
+    best = max(scores.values())
+    return [word for word, score in scores.items() if score == best > 0]
 
 
 def get_field(config: RunConfig, name: str) -> Any:
@@ -292,6 +307,10 @@ def build(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -
     if not isinstance(tree, Mapping):
         raise UserError(f"a config is a mapping of sections, not {type(tree).__name__}")
     merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tree.items()}
+    for section, fields in merged.items():
+        if section in sections() and not isinstance(fields, dict):
+            example = next(iter(sections()[section].model_fields))
+            raise UserError(f"{section}={fields!r}: a section holds fields: {{{example}: ...}}")
     for name, value in (overrides or {}).items():
         check_field(name)
         section, _, leaf = name.rpartition(".")
@@ -308,41 +327,59 @@ def override(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first, *others = error.errors()
     # Union members add their own names to the location: only field names are of interest.
     known = field_names()
     parts = [str(part) for part in first["loc"]]
     name = ".".join(parts)
-    while parts and ".".join(parts) not in known and first["type"] != "extra_forbidden":
-        parts.pop()
-    name = ".".join(parts) or name
     if first["type"] == "extra_forbidden":
         try:
             check_field(name)
         except UserError as unknown:
             return str(unknown)
+        section, _, leaf = name.rpartition(".")
+        return f"{name}: in a file, write it below its section, {section}: {{{leaf}: ...}}"
+    while parts and ".".join(parts) not in known:
+        parts.pop()
+    name = ".".join(parts) or name
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "too few values: write two"
     if not name:
         return message
+    for other in others:
+        if ".".join(map(str, other["loc"][:-1])) == name and other["input"] is first["input"]:
+            message += f", or {other['msg'].removeprefix('Input should be ')}"
     return f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The tree in `text`; `source` names it in the UserError of text that is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    # A date that does not exist is a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: str | Path, option: str, remedy: str) -> Any:
+    """The tree in the file that `option` names; errors end with `remedy`."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"{option} {path}: {reason}; {remedy}") from None
+    return parse_yaml(text, f"{option} {path}")
 
 
 def from_yaml(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The config written in `text`; `source` names it in errors."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
-    return build(tree or {}, overrides)
+    return build(parse_yaml(text, source) or {}, overrides)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The config in the file `path`, with dotted overrides on top."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; name a config.yaml") from None
-    return from_yaml(text, str(path), overrides)
+    return build(read_yaml(path, "--config", "name a config.yaml") or {}, overrides)
 
 
 def preset_names() -> list[str]:
@@ -374,7 +411,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         check_field(name)
         try:
             overrides[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {setting}: the value is not YAML; quote it") from None
         # YAML 1.1 reads 1e-3 as a string: a number needs no dot here.
         if isinstance(overrides[name], str):

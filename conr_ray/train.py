@@ -15,6 +15,7 @@ from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images, train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import WorkerResources, connect, default_resources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.tracking.progress import RunProgress
@@ -26,8 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(arguments)
     config = _config(args)
     workers = 1 if args.local else args.workers
-    check_images(config, open_images(config.data), workers)
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
+    if not directory.check(config, resume=args.resume) and args.resume:
+        raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
+    check_images(config, open_images(config.data), workers)
     directory.claim(config, resume=args.resume)
 
     console = Console(highlight=False)

@@ -22,12 +22,15 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, search, print the table."""
     args = _parser().parse_args(arguments)
     space = load_space(args.space, parse_overrides(args.settings))
-    num_trials = args.trials or space.trials
-    check_search(space, args.workers)
+    num_trials = space.trials if args.trials is None else args.trials
+    if num_trials < 1:
+        raise UserError(f"--trials {num_trials}: a search needs 1 or more")
     uri = directory_uri(args, Path(args.space).stem)
     if "://" in uri:
         raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
     directory = SearchDirectory(Path(uri))
+    directory.check(space, resume=args.resume)
+    check_search(space, args.workers)
     directory.claim(space, resume=args.resume)
 
     console = Console(highlight=False)

@@ -102,7 +102,11 @@ class Views:
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
         shape = [*pixels.shape[:2], config.size, config.size]
         grid = affine_grid(theta, shape, align_corners=False)
-        return grid_sample(pixels, grid, mode="bilinear", align_corners=False)
+        # A crop alone stays inside the image, where an outermost pixel reaches to the image's edge;
+        # what is moved in from outside is black.
+        moved = config.rotation or config.zoom or config.shear or config.shift
+        padding = "zeros" if moved else "border"
+        return grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
 
     def _jittered(self, pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
         config = self.config

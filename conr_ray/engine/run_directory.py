@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,24 +32,27 @@ class RunDirectory:
     """A run's files under `uri`, a local path or a URI such as s3://bucket/folder."""
 
     def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri).rstrip("/")
-        self._local = "://" not in self.uri
-        if self._local:
-            self.uri = str(Path(self.uri).absolute())
+        self.uri = str(uri)
+        if "://" not in self.uri:
+            self.uri = Path(self.uri).absolute().as_posix()
             self._files, self._root = pafs.LocalFileSystem(), self.uri
         else:
-            self._files, self._root = pafs.FileSystem.from_uri(self.uri)
+            try:
+                self._files, root = pafs.FileSystem.from_uri(self.uri)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"--storage: {self.uri} cannot be opened: {error}") from None
+            self._root = root.rstrip("/")
+        self._local = isinstance(self._files, pafs.LocalFileSystem)
 
-    def claim(self, config: RunConfig, *, resume: bool) -> None:
-        """Write config.yaml, or with `resume` check that the one there is of the same run.
+    def check(self, config: RunConfig, *, resume: bool) -> bool:
+        """Whether a run of `config` is here already; nothing is written.
 
         Raises:
             UserError: another run is here, or this one is and `resume` was not asked for.
         """
         old = self.read_config()
         if old is None:
-            self.write_text("config.yaml", config.to_yaml())
-            return
+            return False
         changed = differences(old, config)
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -57,6 +61,15 @@ class RunDirectory:
             )
         if not resume:
             raise UserError(f"{self.uri} holds this run: add --resume, or choose another --name")
+        return True
+
+    def claim(self, config: RunConfig, *, resume: bool) -> None:
+        """Write config.yaml where there is none; else `check`."""
+        if not self.check(config, resume=resume):
+            try:
+                self.write_text("config.yaml", config.to_yaml())
+            except OSError as error:
+                raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
 
     def read_config(self) -> RunConfig | None:
         """The config of the run that is here, None where there is none."""
@@ -75,7 +88,10 @@ class RunDirectory:
     def read_table(self, name: str) -> pa.Table | None:
         """A Parquet file, None where there is none."""
         data = self._read(name)
-        return None if data is None else pq.read_table(pa.BufferReader(data))
+        try:
+            return None if data is None else pq.read_table(pa.BufferReader(data))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{self.uri}/{name} is damaged ({error}): delete it") from None
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file, whole or not at all."""
@@ -95,7 +111,8 @@ class RunDirectory:
         table = self.read_table("metrics.parquet")
         if table is None or table.num_rows <= from_epoch:
             return []
-        return [dict(row) for row in table.slice(from_epoch).to_pylist()]
+        rows = table.slice(from_epoch).to_pylist()
+        return [{name: v for name, v in row.items() if v is not None} for row in rows]
 
     def record_failure(self, error: UserError | RunFailed) -> None:
         """Write down why the run stopped, for those who started it from another process."""
@@ -145,14 +162,17 @@ class RunDirectory:
         name = f"{self.checkpoint_name(epoch)}/state.pt"
         data = self._read(name)
         try:
-            state = torch.load(io.BytesIO(data or b""), map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+            if data is None:
+                raise ValueError("it is missing")
+            state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+            if not isinstance(state, dict):
+                raise ValueError(f"it holds a {type(state).__name__}")
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{self.uri}/{name} is damaged ({reason}): delete its folder to go on from the "
                 "checkpoint before"
             ) from None
-        assert isinstance(state, dict)
         return state
 
     def _read(self, name: str) -> bytes | None:
@@ -161,6 +181,8 @@ class RunDirectory:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(f"--storage: {self.uri}/{name} cannot be read: {error}") from None
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
         path = f"{self._root}/{name}"

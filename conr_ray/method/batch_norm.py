@@ -21,11 +21,10 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         return module
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+    if isinstance(module, _BatchNorm):
+        return _GlobalBatchNorm.of(module)
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(module, name, _GlobalBatchNorm.of(child))
-        else:
-            synchronize_batch_norm(child, device)
+        setattr(module, name, synchronize_batch_norm(child, device))
     return module
 
 
@@ -50,15 +49,19 @@ class _GlobalBatchNorm(_BatchNorm):
         """(n, c, ...) local rows, normalised by the global batch's mean and variance."""
         if not self.training:
             return super().forward(input)
+        self._check_input_dim(input)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        normalized, mean, var, count = _Normalize.apply(input, self.eps)
+        # Under autocast the input is bfloat16; sums and statistics are not, as in torch's own.
+        wide = input.to(self.running_mean.dtype)
+        normalized, mean, var, count = _Normalize.apply(wide, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
         shape = [1, -1] + [1] * (input.dim() - 2)
-        return cast(Tensor, normalized * self.weight.view(shape) + self.bias.view(shape))
+        scaled = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return cast(Tensor, scaled.to(input.dtype))
 
 
 class _Normalize(torch.autograd.Function):

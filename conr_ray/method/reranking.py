@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+# torch warns once in a process that CSR is in beta and that its indices go unchecked. This is when.
+with warnings.catch_warnings(action="ignore"):
+    torch.sparse_csr_tensor([0], [], [], (0, 0))
 
 # Up to this many rows all similarities are held: fewer operations, and none that waits for a GPU.
 _DENSE_ROWS = 1024

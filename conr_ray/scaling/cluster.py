@@ -66,6 +66,8 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
     # Relative paths mean the same in every process.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The commands have displays and files of their own.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     cores = os.cpu_count() or 1
     ray.init(

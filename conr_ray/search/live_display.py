@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE
+from conr_ray.search.study import EPOCHS, FAILURE, POINT
 from conr_ray.tracking.progress import duration
 
 
@@ -57,14 +57,14 @@ class LiveDisplay(Callback):
 
     def _note(self, trial: Any, state: str) -> None:
         self._states[trial.trial_id] = state
-        self._points[trial.trial_id] = trial.config
+        self._points[trial.trial_id] = trial.config[POINT]
         if self._live.is_started:
             self._live.update(self._panel())
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {})
         failure = "its process died" if error else result.get(FAILURE)
-        epochs = self._space.config(trial.config).schedule.epochs
+        epochs = self._space.config(trial.config[POINT]).schedule.epochs
         stopped = result.get(EPOCHS, 0) < epochs
         state = "failed" if failure else "stopped" if stopped else "complete"
         self._note(trial, state)
@@ -74,7 +74,7 @@ class LiveDisplay(Callback):
             f"trial {ended}/{self._num_trials} {state}"
             + (f" ({failure})" if failure else "")
             + f" after {result.get(EPOCHS, 0)} epochs, {self._space.metric} {value:.3f}: "
-            + _in_words(trial.config),
+            + _in_words(trial.config[POINT], self._space),
             highlight=False,
         )
 
@@ -91,7 +91,7 @@ class LiveDisplay(Callback):
             best = max(known, key=lambda trial_id: sign * known[trial_id][metric])
             lines.append(
                 f"best so far: {metric} {known[best][metric]:.3f} at epoch {known[best][EPOCHS]}: "
-                + _in_words(self._points[best])
+                + _in_words(self._points[best], self._space)
             )
         return Group(*(Text(line) for line in lines))
 
@@ -108,10 +108,9 @@ class LiveDisplay(Callback):
         return f", at most {duration(elapsed * left / done)} left"
 
 
-def _in_words(point: dict[str, Any]) -> str:
+def _in_words(point: dict[str, Any], space: SearchSpace) -> str:
+    names = ((name, name.rpartition(".")[2]) for name in space.search)
     return ", ".join(
-        f"{name.rpartition('.')[2]}={value:.3g}"
-        if isinstance(value, float)
-        else f"{name.rpartition('.')[2]}={value}"
-        for name, value in point.items()
+        f"{short}={point[name]:.3g}" if isinstance(point[name], float) else f"{short}={point[name]}"
+        for name, short in names
     )

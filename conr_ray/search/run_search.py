@@ -10,15 +10,14 @@ ray/                Tune's own state
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import ray.tune
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 from conr_ray.data.store import open_images
@@ -28,7 +27,7 @@ from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.space import LABELLED_METRICS, SearchSpace
-from conr_ray.search.study import EPOCHS, StudySearch
+from conr_ray.search.study import StudyScheduler, StudySearcher, finished, open_study
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, read_trials, to_arrow
 from conr_ray.tracking.wandb_run import WandbSettings
@@ -45,36 +44,37 @@ class SearchDirectory:
         """Name of the search: the study's, and the group in W&B."""
         return self.path.name
 
-    def claim(self, space: SearchSpace, *, resume: bool) -> None:
-        """Write space.yaml, or with `resume` check that the one there is the same.
-
-        Raises:
-            UserError: another search is here, or this one is and `resume` was not asked for, or
-                there is none to resume.
-        """
-        text = yaml.safe_dump(space.model_dump(mode="json", by_alias=True, exclude_unset=True))
-        file = self.path / "space.yaml"
-        if not file.exists():
+    def check(self, space: SearchSpace, *, resume: bool) -> None:
+        """Raise UserError where another search is here, or `resume` does not fit what is here."""
+        if not self._space_file.exists():
             if resume:
                 raise UserError(f"--resume: {self.path} holds no search: check --storage, --name")
-            self.path.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        elif yaml.safe_load(file.read_text()) != yaml.safe_load(text):
+        elif yaml.safe_load(self._space_file.read_text()) != _as_tree(space):
             raise UserError(f"{self.path} holds another search: choose another --name")
         elif not resume:
-            raise UserError(
-                f"{self.path} holds this search: add --resume, or choose another --name"
-            )
+            raise UserError(f"{self.path} holds this search: add --resume or choose another --name")
+
+    def claim(self, space: SearchSpace, *, resume: bool) -> None:
+        """`check`, then write space.yaml where there is none."""
+        self.check(space, resume=resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._space_file.write_text(yaml.safe_dump(_as_tree(space), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"--storage: {self.path} cannot be written: {error}") from None
+
+    @property
+    def _space_file(self) -> Path:
+        return self.path / "space.yaml"
 
     @property
     def journal(self) -> Path:
         """The Optuna study's file."""
         return self.path / "study.journal"
 
-    def study(self) -> optuna.Study:
-        """The Optuna study."""
-        storage = JournalStorage(JournalFileBackend(str(self.journal)))
-        return optuna.load_study(study_name=self.name, storage=storage)
+
+def _as_tree(space: SearchSpace) -> Any:
+    return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def check_search(space: SearchSpace, workers: int) -> None:
@@ -107,60 +107,76 @@ def run_search(
         resources: of each trial.
         wandb: mode of logging; each trial gets a run of its own.
         console: for the live display.
-        num_trials: of the whole search.
+        num_trials: of the whole search, those of earlier calls included.
 
     Raises:
         RunFailed: no trial trained all its epochs.
+        KeyboardInterrupt: the user stopped it; called again, it goes on.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb)
-    trainable = ray.tune.with_resources(runner.__call__, _trial_bundle(resources))
-    tune_path = directory.path / "ray" / "tune"
-    display = LiveDisplay(space, num_trials, console)
-    if ray.tune.Tuner.can_restore(str(tune_path)):
-        tuner = ray.tune.Tuner.restore(str(tune_path), trainable, resume_unfinished=True)
-    else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            tune_config=ray.tune.TuneConfig(
-                num_samples=num_trials,
-                search_alg=StudySearch(space, directory.journal, directory.name, first=True),
-                scheduler=_scheduler(space),
-                max_concurrent_trials=min(num_trials, resources.fits()),
-                # A trial through Ray Train leaves a waiting thread behind when it is stopped.
-                reuse_actors=resources.workers == 1,
-                trial_dirname_creator=_trial_folder,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="tune",
-                storage_path=str(directory.path / "ray"),
-                failure_config=ray.tune.FailureConfig(max_failures=2),
-                callbacks=[display],
-                verbose=0,
-            ),
+    study = open_study(space, directory.journal, directory.name)
+    remaining = num_trials - finished(study)
+    if remaining > 0:
+        _run_trials(space, study, directory, resources, wandb, console, remaining)
+    trials = write_results(space, study, directory)
+    if finished(study) < num_trials:
+        raise KeyboardInterrupt
+    if best_trial(trials) is None:
+        reasons = sorted({trial.state for trial in trials})
+        raise RunFailed(
+            f"no trial trained all its epochs ({', '.join(reasons)}): see failure.json in "
+            f"{directory.path}/trials"
         )
+    return trials
+
+
+def _run_trials(
+    space: SearchSpace,
+    study: optuna.Study,
+    directory: SearchDirectory,
+    resources: WorkerResources,
+    wandb: WandbSettings,
+    console: Console,
+    count: int,
+) -> None:
+    """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
+    runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb)
+    searcher = StudySearcher(space, study)
+    display = LiveDisplay(space, count, console)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
+        tune_config=ray.tune.TuneConfig(
+            num_samples=count,
+            search_alg=searcher,
+            scheduler=StudyScheduler(searcher),
+            max_concurrent_trials=min(count, resources.fits()),
+            # A trial through Ray Train leaves a waiting thread behind when it is stopped.
+            reuse_actors=resources.workers == 1,
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(directory.path / "ray"),
+            failure_config=ray.tune.FailureConfig(max_failures=2),
+            callbacks=[display],
+            verbose=0,
+        ),
+    )
     try:
         tuner.fit()
     finally:
         display.close()
-    return write_results(space, directory)
 
 
-def write_results(space: SearchSpace, directory: SearchDirectory) -> list[Trial]:
-    """Write trials.parquet and best.yaml; all trials, the best first."""
-    trials = read_trials(directory.study(), space, str(directory.path))
+def write_results(
+    space: SearchSpace, study: optuna.Study, directory: SearchDirectory
+) -> list[Trial]:
+    """Write trials.parquet, and best.yaml where a trial is complete; all trials, the best first."""
+    trials = read_trials(study, space, str(directory.path))
     files = RunDirectory(directory.path)
     files.write_table("trials.parquet", to_arrow(trials, space))
-    best = best_trial(trials)
-    if best is None:
-        reasons = {trial.state for trial in trials} or {"none started"}
-        raise RunFailed(
-            f"no trial trained all its epochs ({', '.join(sorted(reasons))}): see failure.json "
-            f"in {directory.path}/trials"
-        )
-    header = f"# Trial {best.number} ({best.trial_id}) of {directory.name}: "
-    header += f"{space.metric} {best.value:.4f}\n"
-    files.write_text("best.yaml", header + space.config(best.point).to_yaml())
+    if best := best_trial(trials):
+        header = f"# Trial {best.trial_id} of {directory.name}: {space.metric} {best.value:.4f}\n"
+        files.write_text("best.yaml", header + space.config(best.point).to_yaml())
     return trials
 
 
@@ -170,24 +186,6 @@ def _trial_bundle(resources: WorkerResources) -> dict[str, float]:
         return resources.bundle()
     # Ray refuses an empty bundle, and any share of a CPU would displace a worker.
     return {"CPU": 0, "memory": 64 * 2**20}
-
-
-def _scheduler(space: SearchSpace) -> TrialScheduler:
-    if space.scheduler is None:
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    schedule = space.config().schedule
-    grace = space.scheduler.grace_epochs
-    if grace is None:
-        start = schedule.group_start
-        grace = schedule.epochs // 2 if start == "never" else max(1, start)
-    return ASHAScheduler(
-        time_attr=EPOCHS,
-        metric=space.metric,
-        mode=space.direction,
-        max_t=schedule.epochs,
-        grace_period=min(grace, schedule.epochs),
-        reduction_factor=space.scheduler.reduction_factor,
-    )
 
 
 def _trial_folder(trial: object) -> str:

@@ -16,15 +16,15 @@ A bound may name another searched field: the draw then stays within that field's
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import optuna
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conr_ray.config import RunConfig, check_field, get_field, load_preset
+from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
 from conr_ray.errors import UserError
 
 # Metrics that count agreement with labels, and those that need none.
@@ -33,6 +33,7 @@ LABEL_FREE_METRICS = ("silhouette", "loss")
 
 Value = bool | int | float | str
 Number = int | float
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 _DRAWS_CHECKED = 64
 
 
@@ -44,9 +45,9 @@ class Dimension(_Part):
     """The values of one field: exactly one of `int`, `float` and `choice`."""
 
     int_bounds: tuple[int | str, int | str] | None = Field(None, alias="int")
-    float_bounds: tuple[float | str, float | str] | None = Field(None, alias="float")
+    float_bounds: tuple[Finite | str, Finite | str] | None = Field(None, alias="float")
     choice: tuple[Value, ...] | None = None
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Annotated[Finite, Field(gt=0)] | None = None
     log: bool = False
 
     @property
@@ -72,11 +73,18 @@ class Dimension(_Part):
         if self.int_bounds and self.step is not None and self.step != int(self.step):
             return f"step={self.step} of an int must be whole"
         low, high = self.bounds
+        if self.log and not isinstance(low, str) and low <= 0:
+            return f"low={low} must be above 0 for log"
         if isinstance(low, str) or isinstance(high, str):
             return None
-        if low > high:
-            return f"[{low}, {high}] is empty: put the smaller bound first"
-        return f"low={low} must be above 0 for log" if self.log and low <= 0 else None
+        return f"[{low}, {high}] is empty: put the smaller bound first" if low > high else None
+
+    def bounds_with(self, other: Dimension) -> bool:
+        """Whether values of this dimension can be bounds of `other`."""
+        if not self.choice:
+            return bool(self.int_bounds) or not other.int_bounds
+        kinds = (int,) if other.int_bounds else (int, float)
+        return all(isinstance(v, kinds) and not isinstance(v, bool) for v in self.choice)
 
     def draw(self, trial: Drawer, name: str, drawn: Mapping[str, Any]) -> Any:
         """A value for field `name`, given those of the fields that the bounds name."""
@@ -91,7 +99,9 @@ class Dimension(_Part):
         """Whether `value` can be drawn, given the fields that the bounds name."""
         if self.choice:
             return value in self.choice
-        if isinstance(value, str | bool | None) or (self.int_bounds and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if self.int_bounds and not float(value).is_integer():
             return False
         low, high = self._resolved(given)
         if not low <= value <= high:
@@ -100,8 +110,12 @@ class Dimension(_Part):
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
     def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Numeric bounds, given the fields that they name."""
+        """Numeric bounds, given the fields that they name; the upper one a whole step away."""
         low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)
+        if self.step and low < high:
+            # In decimals as Optuna does it, which otherwise warns and cuts each draw.
+            exact_low, exact_high, step = (Decimal(str(x)) for x in (low, high, self.step))
+            high = type(high)(exact_low + (exact_high - exact_low) // step * step)
         return low, high
 
     def __str__(self) -> str:
@@ -128,7 +142,7 @@ class AshaConfig(_Part):
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
         None, description="no trial is stopped before; the end of the instance stage where unset"
     )
-    reduction_factor: Annotated[float, Field(gt=1)] = 2.0
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
 
 
 class SearchSpace(_Part):
@@ -196,21 +210,21 @@ def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> Sear
         UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
             empty range, or a point of the space cannot be a run.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--space {path}: {error.strerror}; see search_spaces/") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--space {path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path, "--space", "see search_spaces/")
     if not isinstance(tree, Mapping):
         raise UserError(f"--space {path}: a space is a mapping with preset and search")
-    tree = {**tree, "fixed": {**(tree.get("fixed") or {}), **(fixed or {})}}
+    own = tree.get("fixed") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(f"--space {path}: fixed={own!r} is not a mapping of fields to values")
+    tree = {**tree, "fixed": {**own, **(fixed or {})}}
     try:
         space = SearchSpace.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        if "choice" in first["loc"]:
+            reason = "a choice is a list of numbers, words, true and false"
         raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
     _check(space)
     return space
@@ -235,6 +249,11 @@ def _check(space: SearchSpace) -> None:
                 raise UserError(
                     f"search.{name}: its bound {needed} is not searched: give a number instead"
                 )
+            if not space.search[needed].bounds_with(dimension):
+                raise UserError(
+                    f"search.{name}: its bound {needed} is {space.search[needed]}: give a number "
+                    "instead"
+                )
     _check_first(space)
     _check_draws(space)
 
@@ -242,6 +261,7 @@ def _check(space: SearchSpace) -> None:
 def _check_first(space: SearchSpace) -> None:
     for point in space.first_points():
         for name, value in point.items():
+            check_field(name)
             if name not in space.search:
                 raise UserError(f"first: {name}={value} is not searched: move it to fixed")
         for name in space.order:
@@ -254,38 +274,33 @@ def _check_first(space: SearchSpace) -> None:
 
 
 def _check_draws(space: SearchSpace) -> None:
-    """Corners and some random points must be runs, so that no trial is lost hours later."""
-    try:
-        for corner in (0, 1):
-            space.config(space(_Corner(corner)))
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(_DRAWS_CHECKED):
-            space.config(space(study.ask()))
-    except ValueError as error:
-        raise UserError(f"the space has points that cannot run: {error}") from None
+    """Many corners and random points must be runs, so that no trial is lost hours later."""
+    numbers = random.Random(0)
+    shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]
+    shares += [numbers.random, lambda: float(numbers.random() < 0.5)] * (_DRAWS_CHECKED // 2)
+    for share in shares:
+        try:
+            space.config(space(_Drawn(share)))
+        except UserError as error:
+            raise UserError(f"the space has points that cannot run: {error}") from None
 
 
-class _Corner:
-    """Draws the smallest (0) or largest (1) value of every dimension."""
+class _Drawn:
+    """Draws the value at a share of each range; shares of 0 and 1 are its ends."""
 
-    def __init__(self, end: int) -> None:
-        self._end = end
+    def __init__(self, share: Callable[[], float]) -> None:
+        self._share = share
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[-self._end]
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        return choices[min(int(self._share() * len(choices)), len(choices) - 1)]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        value: int = _ordered(name, low, high)[self._end]
-        return value
+        return round(self.suggest_float(name, low, high, step=step, log=log))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None, log: bool
     ) -> float:
-        value: float = _ordered(name, low, high)[self._end]
-        return value
-
-
-def _ordered(name: str, low: Any, high: Any) -> tuple[Any, Any]:
-    if low > high:
-        raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
-    return low, high
+        if low > high:
+            raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
+        value = low + self._share() * (high - low)
+        return value if step is None else low + (value - low) // step * step

@@ -1,74 +1,154 @@
-"""The Optuna study behind a search, as Ray Tune drives it."""
+"""The Optuna study behind a search, and how Ray Tune asks and tells it.
+
+The study's journal is the one record of a search: drawn points, intermediate values, how trials
+ended and which ones early stopping has compared. A search that was killed goes on from it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import RESULT_DUPLICATE
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
+from conr_ray.data.keyed_random import fold
 from conr_ray.search.space import SearchSpace
 
 # Keys of what a trial reports to Tune besides the metric.
 EPOCHS, FAILURE = "epochs", "failure"
+# Keys of what a trial gets from Tune.
+TRIAL_ID, POINT = "trial_id", "point"
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch that tells the study how each trial really ended.
+def open_study(space: SearchSpace, journal: Path, name: str) -> optuna.Study:
+    """The study in the file `journal`, created with the points tried first where there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        study_name=name,
+        direction="maximize" if space.direction == "max" else "minimize",
+        pruner=_pruner(space),
+        load_if_exists=True,
+    )
+    num_trials = len(study.get_trials(deepcopy=False))
+    # A search that goes on must not draw its first points once more.
+    study.sampler = TPESampler(seed=fold(space.seed, num_trials) % 2**32, n_startup_trials=5)
+    if not num_trials:
+        for point in space.first_points():
+            study.enqueue_trial(point)
+    return study
 
-    A trial that failed or reported a value that is not finite is told FAIL (the base class leaves
-    it RUNNING, or COMPLETE with its last value); one that the scheduler stopped before its last
-    epoch is PRUNED (there COMPLETE). Intermediate values stand at the epochs trained, also after
-    a restart. Each Optuna trial carries its Tune trial's id as the attribute `trial_id`.
+
+def finished(study: optuna.Study) -> int:
+    """Number of trials that have ended, in whatever way."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
+def _pruner(space: SearchSpace) -> BasePruner:
+    """Asynchronous successive halving (ASHA) by epochs trained."""
+    if space.scheduler is None:
+        return NopPruner()
+    schedule = space.config().schedule
+    grace = space.scheduler.grace_epochs
+    if grace is None:
+        start = schedule.group_start
+        grace = schedule.epochs // 2 if start == "never" else max(1, start)
+    return SuccessiveHalvingPruner(
+        min_resource=grace, reduction_factor=space.scheduler.reduction_factor
+    )
+
+
+class StudySearcher(Searcher):
+    """Gives Tune the study's trials: first those that were left running, then new ones.
+
+    A trial that failed or reported a value that is not finite is told FAIL, one that was stopped
+    before its last epoch PRUNED. Tune gets {"trial_id": ..., "point": ...}; the id names the
+    trial's directory and stays the same when the trial is taken up again.
     """
 
-    def __init__(self, space: SearchSpace, journal: Path, study_name: str, first: bool) -> None:
-        """Open or create the study in `journal`; `first` adds the points tried first."""
-        self._num_epochs = {}
-        self._searched = space
-        super().__init__(
-            space=space,
-            metric=space.metric,
-            mode=space.direction,
-            points_to_evaluate=space.first_points() if first else None,
-            sampler=optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=5),
-            study_name=study_name,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-        )
+    def __init__(self, space: SearchSpace, study: optuna.Study) -> None:
+        super().__init__(metric=space.metric, mode=space.direction)
+        self._space = space
+        self._study = study
+        self._trials: dict[str, optuna.Trial] = {}
+        self._num_epochs: dict[str, int] = {}
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._left_running = deque(optuna.Trial(study, t._trial_id) for t in running)
 
-    _num_epochs: dict[str, int]
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """What the next trial gets; `trial_id` is Tune's."""
+        trial = self._left_running.popleft() if self._left_running else self._study.ask()
+        point = self._space(trial)
+        name = trial.user_attrs.get(TRIAL_ID)
+        if name is None:
+            name = f"{trial.number:04d}-{trial_id}"
+            trial.set_user_attr(TRIAL_ID, name)
+        self._trials[trial_id] = trial
+        self._num_epochs[trial_id] = self._space.config(point).schedule.epochs
+        return {TRIAL_ID: name, POINT: point}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The fields of the next trial."""
-        point: dict[str, Any] | None = super().suggest(trial_id)
-        if point is not None:
-            self._ot_trials[trial_id].set_user_attr("trial_id", trial_id)
-            self._num_epochs[trial_id] = self._searched.config(point).schedule.epochs
-        return point
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Report an intermediate value; whether early stopping ends the trial there.
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report an intermediate value to the study."""
-        if trial_id not in self._completed_trials and math.isfinite(result[self.metric]):
-            self._ot_trials[trial_id].report(result[self.metric], result[EPOCHS])
+        The step of the value is the number of epochs trained. No trial is stopped after its last.
+        """
+        trial, value = self._trials[trial_id], result[self._space.metric]
+        if not math.isfinite(value):
+            return False
+        # A trial taken up again may pass epochs that it has reported before.
+        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if result[EPOCHS] not in known:
+            trial.report(value, result[EPOCHS])
+        return result[EPOCHS] < self._num_epochs[trial_id] and trial.should_prune()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study the trial's value and state, once."""
-        if trial_id in self._completed_trials:
-            return
-        self._completed_trials.add(trial_id)
-        value = (result or {}).get(self.metric, math.nan)
-        study, trial = self._ot_study, self._ot_trials[trial_id]
-        assert study is not None
+        """Tell the study how the trial ended."""
+        trial = self._trials.pop(trial_id)
+        value = (result or {}).get(self._space.metric, math.nan)
         if error or result is None or result.get(FAILURE) or not math.isfinite(value):
-            study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)
         elif result[EPOCHS] < self._num_epochs[trial_id]:
-            study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, value)
+            self._study.tell(trial, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles what it holds; nothing is ever restored from that.
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal has it all."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the journal has it all."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Stops the trials that the study's pruner stops."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher = searcher
+
+    def on_trial_result(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """Tune's question after each report, asked before it decides whether to go on."""
+        if result.get(RESULT_DUPLICATE):  # Tune says once more that the trial has ended
+            return TrialScheduler.CONTINUE
+        stop = self._searcher.should_stop(trial.trial_id, result)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -18,7 +18,7 @@ from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE
+from conr_ray.search.study import EPOCHS, FAILURE, POINT, TRIAL_ID
 from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
 
 
@@ -36,15 +36,14 @@ class TrialRunner:
     resources: WorkerResources
     wandb: WandbSettings
 
-    def __call__(self, point: dict[str, Any]) -> None:
-        trial_id = ray.tune.get_context().get_trial_id()
-        assert trial_id is not None
+    def __call__(self, given: dict[str, Any]) -> None:
+        trial_id = given[TRIAL_ID]
         directory = RunDirectory(f"{self.search_uri}/trials/{trial_id}")
-        config = self.space.config(point)
+        config = self.space.config(given[POINT])
         wandb = self.wandb.for_run(
             trial_id, name=trial_id, group=self.search_name, folder=directory.uri
         )
-        reporter = _TuneReporter(self.space.metric)
+        reporter = _TuneReporter(self.space.metric, config.schedule.epochs)
         try:
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
@@ -52,6 +51,7 @@ class TrialRunner:
             else:
                 for row in run_on_workers(config, directory, self.resources, wandb):
                     reporter.epoch(row)
+                reporter.end(None)
         except (UserError, RunFailed) as error:
             # Raised, Tune would try the trial again, to the same end.
             reporter.failure(str(error))
@@ -71,19 +71,28 @@ class TrialRunner:
 
 
 class _TuneReporter:
-    """An observer that reports epochs with the metric to Tune."""
+    """An observer that reports epochs with the metric to Tune, which may stop the trial there.
 
-    def __init__(self, metric: str) -> None:
+    The last epoch is reported when all else is done, so that nothing of a whole run is cut off.
+    """
+
+    def __init__(self, metric: str, num_epochs: int) -> None:
         self._metric = metric
+        self._num_epochs = num_epochs
         self._epochs = 0
+        self._last: dict[str, Any] | None = None
 
     def epoch(self, row: MetricRow) -> None:
         self._epochs = int(row["epoch"] or 0) + 1
-        if row.get(self._metric) is not None:
-            ray.tune.report({EPOCHS: self._epochs, self._metric: row[self._metric]})
+        if row.get(self._metric) is None:
+            return
+        self._last = {EPOCHS: self._epochs, self._metric: row[self._metric]}
+        if self._epochs < self._num_epochs:
+            ray.tune.report(self._last)
 
     def failure(self, message: str) -> None:
         ray.tune.report({EPOCHS: self._epochs, self._metric: math.nan, FAILURE: message})
 
     def end(self, error: BaseException | None) -> None:
-        pass
+        if error is None and self._last is not None:
+            ray.tune.report(self._last)

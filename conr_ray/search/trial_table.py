@@ -12,6 +12,7 @@ from rich.table import Table
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.space import SearchSpace
+from conr_ray.search.study import TRIAL_ID
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -39,7 +40,7 @@ class Trial:
     @classmethod
     def read(cls, frozen: FrozenTrial, search_uri: str, metric: str) -> Trial:
         """The trial of an Optuna record."""
-        trial_id = str(frozen.user_attrs["trial_id"])
+        trial_id = str(frozen.user_attrs[TRIAL_ID])
         rows = RunDirectory(f"{search_uri}/trials/{trial_id}").metric_rows()
         evaluated = next((row for row in reversed(rows) if row.get(metric) is not None), {})
         value = evaluated.get(metric)
@@ -57,7 +58,7 @@ class Trial:
 
 def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:
     """All trials, the best first: complete ones, then stopped ones, then the rest."""
-    known = [trial for trial in study.get_trials(deepcopy=False) if "trial_id" in trial.user_attrs]
+    known = [trial for trial in study.get_trials(deepcopy=False) if TRIAL_ID in trial.user_attrs]
     trials = [Trial.read(trial, search_uri, space.metric) for trial in known]
     sign = -1 if space.direction == "max" else 1
     ranks = {"complete": 0, "stopped": 1}

@@ -68,7 +68,9 @@ class RunProgress:
         due = time.monotonic() - self._last_line > 10 or done == self._num_epochs
         if not self._console.is_terminal and due:
             self._last_line = time.monotonic()
-            self._console.print(f"epoch {done}/{self._num_epochs}  {stage}  {left}  {figures}")
+            self._console.print(
+                f"epoch {done}/{self._num_epochs}  {stage}  {left}  {figures}", soft_wrap=True
+            )
 
     def end(self, error: BaseException | None) -> None:
         pass

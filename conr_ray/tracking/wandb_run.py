@@ -103,7 +103,9 @@ class _WandbRun:
         self._attempt(lambda: self._run.log(known))
 
     def end(self, error: BaseException | None) -> None:
-        self._attempt(lambda: self._run.finish(exit_code=0 if error is None else 1))
+        # A scheduler stops a trial by SystemExit: no failure.
+        failed = error is not None and not isinstance(error, SystemExit)
+        self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
     def _attempt(self, action: Any) -> None:
         if not self._working:

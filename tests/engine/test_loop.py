@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from conr_ray.data.store import open_images
+from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import RunFailed, UserError
+from tests.gloo_workers import run_workers
+from tests.tiny_runs import run_here, tiny_config, without_times
+
+
+class StopAfter:
+    """An observer that ends the run after an epoch, as Ctrl-C would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.last, self.ended_by = epoch, None
+
+    def epoch(self, row: MetricRow) -> None:
+        if row["epoch"] == self.last:
+            raise KeyboardInterrupt
+
+    def end(self, error: BaseException | None) -> None:
+        self.ended_by = error
+
+
+def final_state(folder: Path, epoch: int = 4) -> dict[str, Any]:
+    return RunDirectory(folder).load_checkpoint(epoch, torch.device("cpu"))
+
+
+def assert_same_tensors(left: Any, right: Any, path: str = "state") -> None:
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left:
+            assert_same_tensors(left[key], right[key], f"{path}.{key}")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[MetricRow]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_here(tiny_config(), folder)
+
+
+def test_a_run_passes_both_stages_and_reports_their_figures(
+    whole_run: tuple[Path, list[MetricRow]],
+) -> None:
+    _, rows = whole_run
+    assert [row["stage"] for row in rows] == ["instance", "instance", "group", "group"]
+    assert [row["fraction"] for row in rows] == [1, 1, 0.8, 1]
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("acc", "nmi"))  # type: ignore
+    assert ["neighbor_purity" in row for row in rows] == [False, False, True, True]
+    assert all(math.isfinite(float(row["loss"] or 0)) for row in rows)
+
+
+def test_a_run_writes_metrics_assignments_and_checkpoints(
+    whole_run: tuple[Path, list[MetricRow]],
+) -> None:
+    folder, rows = whole_run
+    assert RunDirectory(folder).metric_rows()[-1]["nmi"] == rows[-1]["nmi"]
+    table = pq.read_table(folder / "assignments.parquet")
+    assert table.column_names == ["sample_id", "cluster", "boundary_ratio", "kept"]
+    assert table["sample_id"].to_pylist() == list(
+        open_images(tiny_config().data).sample_ids.tolist()
+    )
+    assert set(table["cluster"].to_pylist()) <= set(range(10))
+    assert all(table["kept"].to_pylist())  # the last fraction is 1
+    assert table["cluster"].to_pylist() == final_state(folder)["pseudo_labels"].tolist()
+    assert RunDirectory(folder).checkpoint_epochs() == [3, 4]
+    summary = json.loads((folder / "checkpoints/epoch_000004/summary.json").read_text())
+    assert summary["epochs_trained"] == 4
+    assert summary["nmi"] == rows[-1]["nmi"]
+
+
+@pytest.mark.parametrize("last_epoch", [0, 1, 2])
+def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, last_epoch: int
+) -> None:
+    folder, rows = whole_run
+    observer = StopAfter(last_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tiny_config(), tmp_path, observer)
+    assert isinstance(observer.ended_by, KeyboardInterrupt)
+    assert len(RunDirectory(tmp_path).metric_rows()) == last_epoch + 1
+    resumed = run_here(tiny_config(), tmp_path)
+    assert without_times(resumed) == without_times(rows)
+    assert_same_tensors(final_state(folder), final_state(tmp_path))
+
+
+def test_a_run_without_its_last_checkpoints_repeats_their_epochs_alike(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    config = tiny_config(checkpoint__every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(config, tmp_path, StopAfter(1))
+    assert RunDirectory(tmp_path).checkpoint_epochs() == []
+    assert without_times(run_here(config, tmp_path)) == without_times(whole_run[1])
+
+
+def test_the_same_seed_gives_the_same_metrics_in_another_process(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
+        "from tests.tiny_runs import run_here, tiny_config;"
+        "run_here(tiny_config(), Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    other = RunDirectory(tmp_path).metric_rows()
+    own = RunDirectory(whole_run[0]).metric_rows()
+    assert without_times(other) == without_times(own)
+
+
+def test_another_seed_gives_other_metrics(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(seed=1), tmp_path)
+    assert rows[-1]["loss"] != whole_run[1][-1]["loss"]
+
+
+def test_the_instance_stage_does_not_depend_on_the_group_stage(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    config = tiny_config(
+        schedule__group_start="never", neighborhood__k1=7, boundary__initial_fraction=0.5
+    )
+    rows = run_here(config, tmp_path)
+    assert without_times(rows)[:2] == without_times(whole_run[1])[:2]
+    assert [row["stage"] for row in rows] == ["instance"] * 4
+
+
+def test_a_run_may_start_with_the_group_stage(tmp_path: Path) -> None:
+    rows = run_here(tiny_config(schedule__group_start=0), tmp_path)
+    assert [row["stage"] for row in rows] == ["group"] * 4
+
+
+def test_the_kind_of_neighbourhood_changes_the_group_stage_only(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(neighborhood__kind="euclidean"), tmp_path)
+    assert without_times(rows)[:2] == without_times(whole_run[1])[:2]
+    assert rows[2]["loss"] != whole_run[1][2]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tiny_config(), tmp_path, StopAfter(0))
+    state = RunDirectory(tmp_path).load_checkpoint(1, torch.device("cpu"))
+    state["online"]["predictor.3.bias"] += math.inf
+    RunDirectory(tmp_path).save_checkpoint(1, state, {}, keep=1)
+    with pytest.raises(RunFailed, match=r"nan at epoch 1, step 0; .*epoch_000001; lower optim.lr"):
+        run_here(tiny_config(), tmp_path)
+    with pytest.raises(RunFailed, match="epoch 1, step 0"):
+        RunDirectory(tmp_path).raise_failure()
+    assert RunDirectory(tmp_path).checkpoint_epochs() == [1]
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tiny_config(), tmp_path, StopAfter(0))
+    with pytest.raises(UserError, match=r"data\.path: the images are not those"):
+        run_here(tiny_config(data__limit=299), tmp_path)
+
+
+def test_images_without_labels_train_and_are_scored_without(tmp_path: Path) -> None:
+    config = tiny_config()
+    images = open_images(config.data)
+    table = {"image": [image.tobytes() for image in images.images]}
+    import pyarrow as pa
+
+    schema = pa.schema([("image", pa.binary())], metadata={"shape": "8,8"})
+    pq.write_table(pa.table(table, schema=schema), tmp_path / "plain.parquet")
+    config = tiny_config(
+        data__source="parquet", data__path=str(tmp_path / "plain.parquet"), data__limit=None
+    )
+    rows = run_here(config, tmp_path / "run")
+    assert "acc" not in rows[-1]
+    assert "neighbor_purity" not in rows[-1]
+    assert -1 <= float(rows[-1]["silhouette"] or 0) <= 1
+
+
+def _run_and_read(folder: str) -> list[dict[str, Any]]:
+    return without_times(run_here(tiny_config(), Path(folder)))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_does_not_change_the_run(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, workers: int
+) -> None:
+    # 64 rows are not divisible by 3, nor are 300 images.
+    rows_by_worker = run_workers(_run_and_read, workers, str(tmp_path))
+    assert all(rows == rows_by_worker[0] for rows in rows_by_worker)
+    for row, alone in zip(rows_by_worker[0], without_times(whole_run[1]), strict=True):
+        assert row["loss"] == pytest.approx(alone["loss"], abs=1e-3)
+        assert row["lr"] == alone["lr"]
+
+
+def test_a_run_goes_on_with_another_number_of_workers(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tiny_config(), tmp_path, StopAfter(1))
+    rows = run_workers(_run_and_read, 2, str(tmp_path))[0]
+    alone = without_times(whole_run[1])
+    assert rows[:2] == alone[:2]
+    assert rows[3]["loss"] == pytest.approx(alone[3]["loss"], abs=1e-3)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from naive_reranking import unit_rows
+from torch import Tensor
+
+from conr_ray.method.boundary import boundary_ratio, kept_fraction, kept_mask
+
+
+def _naive_ratio(key: Tensor, label: int, centers: Tensor) -> float:
+    own = math.dist(key.tolist(), centers[label].tolist())
+    others = [math.dist(key.tolist(), c.tolist()) for j, c in enumerate(centers) if j != label]
+    return own / min(others)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 7])
+def test_ratio_is_own_distance_over_nearest_other(clusters: int) -> None:
+    keys, centers = unit_rows(torch.randn(30, 5)), unit_rows(torch.randn(clusters, 5))
+    labels = torch.randint(clusters, (30,))
+    pairs = zip(keys, labels.tolist(), strict=True)
+    expected = torch.tensor([_naive_ratio(key, label, centers) for key, label in pairs])
+    torch.testing.assert_close(boundary_ratio(keys, labels, centers), expected)
+
+
+def test_ratio_near_a_centre_keeps_its_digits() -> None:
+    # Expanding |a - b|^2 = 2 - 2 a.b in float32 would lose a distance of 1e-4.
+    centers = torch.eye(3)
+    key = unit_rows(torch.tensor([[1.0, 1e-4, 0.0]]))
+    ratio = boundary_ratio(key, torch.tensor([0]), centers)
+    assert float(ratio) == pytest.approx(1e-4 / math.sqrt(2), rel=1e-3)
+
+
+def test_ratio_of_keys_that_lie_on_centres() -> None:
+    centers = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    keys = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    # On the own centre; on another one; on the own one, which coincides with another.
+    ratios = boundary_ratio(keys, torch.tensor([0, 1, 1]), centers)
+    assert ratios.tolist() == [0.0, math.inf, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(1.0, 10), (0.8, 8), (0.84, 8), (0.86, 9), (0.1, 1), (0.04, 0)]
+)
+def test_kept_are_the_smallest_ratios_by_the_rounded_fraction(fraction: float, count: int) -> None:
+    ratios = torch.randperm(10).float()
+    kept = kept_mask(ratios, fraction)
+    assert kept.dtype == torch.bool
+    assert kept.tolist() == [ratio < count for ratio in ratios.tolist()]
+
+
+def test_ties_are_kept_by_lower_row() -> None:
+    ratios = torch.tensor([2.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    assert kept_mask(ratios, 0.5).tolist() == [False, True, True, True, False, False]
+    assert kept_mask(torch.ones(40), 0.25).tolist() == [True] * 10 + [False] * 30
+
+
+def test_fraction_one_keeps_even_infinite_ratios() -> None:
+    assert kept_mask(torch.tensor([0.5, math.inf, 0.1, math.inf]), 1.0).all()
+
+
+def test_fraction_rises_linearly_from_initial_to_one_and_stays() -> None:
+    fractions = [kept_fraction(epoch, 800, 50, 0.8) for epoch in range(800, 860)]
+    assert fractions[0] == 0.8
+    assert fractions[25] == pytest.approx(0.9)
+    steps = {round(b - a, 12) for a, b in pairwise(fractions[:51])}
+    assert steps == {0.004}
+    assert fractions[50:] == [1.0] * 10
+
+
+def test_without_relax_epochs_everything_is_kept_at_once() -> None:
+    assert kept_fraction(10, 10, 0, 0.5) == 1.0
+    assert kept_fraction(11, 10, 1, 0.5) == 1.0
+    assert kept_fraction(10, 10, 1, 0.5) == 0.5

@@ -1,0 +1,166 @@
+"""Training steps on 1, 2 and 3 workers against one process on the joined batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from gloo_workers import run_workers
+from naive_reranking import unit_rows
+from torch import Tensor
+
+from conr_ray.config import build
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.batch_norm import synchronize_batch_norm
+from conr_ray.method.collectives import share, world_size
+from conr_ray.method.group_stage import GroupStage
+from conr_ray.method.losses import instance_loss
+from conr_ray.method.networks import ConvNet, Encoder, OnlineNetwork, TargetNetwork
+
+CPU = torch.device("cpu")
+# Not divisible by 3.
+BATCH, STEPS = 16, 2
+STAGES = ["instance", "contextual", "euclidean", "contextual 1/4", "euclidean 1/4"]
+
+
+@dataclass
+class Case:
+    """What the steps are made of, the same on every worker."""
+
+    stage: str
+    dtype: torch.dtype
+    production: bool
+    views: list[tuple[Tensor, Tensor]]
+    labels: Tensor
+    centers: Tensor
+    classes: Tensor
+
+
+def _cases() -> list[Case]:
+    settings = [(stage, torch.float64, True) for stage in STAGES]
+    settings += [(stage, torch.float32, True) for stage in STAGES[:2]]
+    settings += [(stage, torch.float64, False) for stage in STAGES[:2]]
+    return [
+        Case(
+            *setting,
+            views=[(torch.rand(BATCH, 1, 8, 8), torch.rand(BATCH, 1, 8, 8)) for _ in range(STEPS)],
+            labels=torch.randint(3, (BATCH,)),
+            centers=unit_rows(torch.randn(3, 12)),
+            classes=torch.randint(3, (BATCH,)),
+        )
+        for setting in settings
+    ]
+
+
+def _production(dtype: torch.dtype) -> tuple[TrainingState, torch.nn.Module]:
+    config = build(
+        {
+            "data": {"source": "digits"},
+            "model": {
+                "backbone": "convnet",
+                "widths": [6, 8],
+                "head_hidden_dim": 24,
+                "embedding_dim": 12,
+            },
+            "optim": {"lr": 0.5, "batch_size": BATCH},
+        }
+    )
+    state = TrainingState.create(config, 1, CPU)
+    state.online.to(dtype)
+    state.target.to(dtype)
+    return state, state.trained_module()
+
+
+def _by_hand(dtype: torch.dtype) -> tuple[TrainingState, torch.nn.Module]:
+    torch.manual_seed(5)
+    online = OnlineNetwork(Encoder(ConvNet(1, (6, 8)), 24, 12), 24, 12).to(dtype)
+    target = TargetNetwork(online)
+    for network in (online, target):
+        synchronize_batch_norm(network, CPU)
+    module: torch.nn.Module = online
+    if world_size() > 1:
+        module = torch.nn.parallel.DistributedDataParallel(online)
+    return TrainingState(online, target, torch.optim.SGD(online.parameters(), lr=0.1)), module
+
+
+def _losses(case: Case, predictions: Any, keys: list[Tensor]) -> Tensor:
+    if case.stage == "instance":
+        pairs = zip(predictions, reversed(keys), strict=True)
+        return torch.stack([instance_loss(p, key, BATCH) for p, key in pairs]).mean()
+    kind, _, weight = case.stage.partition(" ")
+    stage = GroupStage(kind, k1=4, k2=2, k=5, weight=0.25 if weight else 1.0)
+    parts = [
+        stage(
+            prediction,
+            key,
+            pseudo_labels_n=case.labels,
+            centers_cd=case.centers,
+            fraction=0.7,
+            classes_n=case.classes,
+        )[0]
+        for prediction, key in zip(predictions, reversed(keys), strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def _train(case: Case) -> dict[str, Tensor]:
+    """Two steps as the training loop makes them: losses, gradients and everything after them."""
+    state, module = (_production if case.production else _by_hand)(case.dtype)
+    found: dict[str, Tensor] = {}
+    for step, (view_1, view_2) in enumerate(case.views):
+        local = [view[share(BATCH)].to(case.dtype) for view in (view_1, view_2)]
+        predictions = module(*local)
+        loss = _losses(case, predictions, [state.target(view) for view in local])
+        state.optimizer.zero_grad()
+        torch.autograd.backward(loss * world_size())
+        found[f"loss {step}"] = loss.detach()
+        for name, parameter in state.online.named_parameters():
+            assert parameter.grad is not None
+            found[f"gradient {step} {name}"] = parameter.grad.clone()
+        state.optimizer.step()
+        state.target.follow(state.online, 0.9)
+    found |= {f"online {name}": value for name, value in state.online.state_dict().items()}
+    found |= {f"target {name}": value for name, value in state.target.state_dict().items()}
+    return found
+
+
+def _train_all(cases: list[Case]) -> list[dict[str, Tensor]]:
+    return [_train(case) for case in cases]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_have_the_loss_gradients_and_state_of_one_process(num_workers: int) -> None:
+    cases = _cases()
+    expected = _train_all(cases)
+    by_worker = run_workers(_train_all, num_workers, cases)
+    for number, (case, alone) in enumerate(zip(cases, expected, strict=True)):
+        parts = [results[number] for results in by_worker]
+        # Predictions and keys are float32 in both.
+        limit = 1e-5 if case.dtype == torch.float64 else 3e-4
+        largest = max(float(g.abs().max()) for name, g in alone.items() if "gradient" in name)
+        assert all(part.keys() == alone.keys() for part in parts)
+        for name, value in alone.items():
+            values = [part[name] for part in parts]
+            if name.startswith("loss"):
+                total = torch.stack(values).sum()
+                assert float(total) == pytest.approx(float(value), rel=1e-5)
+                continue
+            assert all(torch.equal(other, values[0]) for other in values), (case.stage, name)
+            # Before a batch normalisation a bias has no gradient but rounding errors.
+            scale = max(float(value.abs().max()), 0.01 * largest)
+            error = float((values[0] - value).abs().max())
+            assert error <= limit * scale, (case.stage, name, error, scale)
+
+
+def test_group_loss_weight_scales_loss_and_gradient_of_one_process() -> None:
+    torch.manual_seed(1)
+    case = next(case for case in _cases() if case.stage == "contextual")
+    whole = _train(case)
+    case.stage = "contextual 1/4"
+    quarter = _train(case)
+    names = [name for name in whole if name.startswith(("loss 0", "gradient 0"))]
+    assert len(names) > 10
+    for name in names:
+        torch.testing.assert_close(quarter[name] * 4, whole[name])

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.tracking.wandb_run import WandbSettings
+from tests.tiny_runs import run_here, tiny_config, without_times
+
+pytestmark = pytest.mark.slow
+OFF = WandbSettings("off")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    connect(WorkerResources(workers=2), dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def claimed(folder: Path, **changes: object) -> RunDirectory:
+    directory = RunDirectory(folder)
+    directory.claim(tiny_config(**changes), resume=False)
+    return directory
+
+
+def train_workers() -> list[psutil.Process]:
+    # Ray names its processes after what they run.
+    family = psutil.Process().children(recursive=True)
+    return [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def test_two_ray_workers_train_as_one_process_does(tmp_path: Path) -> None:
+    alone = without_times(run_here(tiny_config(), tmp_path / "alone"))
+    directory = claimed(tmp_path / "ray")
+    rows = list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF))
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    for row, other in zip(rows, alone, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
+    assert (tmp_path / "ray" / "assignments.parquet").exists()
+    # Once more: nothing is left to train, and nothing is told twice.
+    assert list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF)) == []
+
+
+def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(schedule__epochs=40)
+    directory = RunDirectory(tmp_path)
+    directory.claim(config, resume=False)
+    rows = []
+    for row in run_on_workers(config, directory, WorkerResources(2), OFF):
+        rows.append(row)
+        if len(rows) == 5:
+            os.kill(train_workers()[0].pid, signal.SIGKILL)
+    assert [row["epoch"] for row in rows] == list(range(40))
+    saved = directory.metric_rows()
+    assert without_times(saved) == without_times(rows)
+
+
+def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_again(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(optim__lr=1e30)
+    directory = RunDirectory(tmp_path)
+    directory.claim(config, resume=False)
+    with pytest.raises(
+        RunFailed, match=r"the loss is nan at epoch 0, step \d+; .*none yet"
+    ) as info:
+        list(run_on_workers(config, directory, WorkerResources(2), OFF))
+    assert "\n" not in str(info.value)
+
+
+def test_more_workers_than_the_cluster_has_are_refused() -> None:
+    with pytest.raises(UserError, match="--workers 9999 needs 9999 CPU, the cluster has"):
+        WorkerResources(workers=9999).fits()
+
+
+def test_the_train_command_runs_the_config_that_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conr_ray.train import main
+
+    first = claimed(tmp_path / "first")
+    config = f"{first.uri}/config.yaml"
+    main(["--config", config, "--local", "--storage", str(tmp_path), "--name", "second"])
+    out = capsys.readouterr().out
+    assert "epoch 4/4" in out
+    assert "NMI" in out
+    second = RunDirectory(tmp_path / "second")
+    assert second.read_config() == first.read_config()
+    assert len(second.metric_rows()) == 4

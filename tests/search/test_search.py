@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from optuna.trial import TrialState
+from rich.console import Console
+
+from conr_ray.config import load_config
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import RunFailed
+from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.search.run_search import SearchDirectory, run_search
+from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.study import open_study
+from conr_ray.search.trial_table import Trial
+from conr_ray.tracking.wandb_run import WandbSettings
+from tests.tiny_runs import TINY, run_here, without_times
+
+pytestmark = pytest.mark.slow
+
+SPACE: dict[str, Any] = {
+    "preset": "digits",
+    "trials": 3,
+    "fixed": {name: v for name, v in TINY.items() if name != "schedule.group_start"},
+    "search": {
+        "neighborhood.k1": {"int": [5, 20]},
+        "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+        "schedule.group_start": {"int": [1, 3]},
+    },
+    "first": [{"schedule.group_start": 2}],
+}
+
+
+def space_file(folder: Path, **changes: Any) -> Path:
+    file = folder / "space.yaml"
+    file.write_text(yaml.safe_dump({**SPACE, **changes}))
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    connect(WorkerResources(workers=2), dashboard=True)
+    yield
+    ray.shutdown()
+
+
+def search(
+    folder: Path, space: SearchSpace, num_trials: int, workers: int = 1
+) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
+    directory = SearchDirectory(folder)
+    directory.claim(space, resume=folder.exists())
+    trials = run_search(
+        space,
+        directory,
+        WorkerResources(workers),
+        WandbSettings("off"),
+        Console(file=io.StringIO()),
+        num_trials=num_trials,
+    )
+    return trials, open_study(space, directory.journal, directory.name), directory
+
+
+def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path: Path) -> None:
+    space = load_space(space_file(tmp_path, scheduler=None))
+    trials, study, directory = search(tmp_path / "search", space, 3)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 3
+    first = study.trials[0].params
+    assert (first["neighborhood.k1"], first["neighborhood.k2"]) == (10, 2)
+
+    table = pq.read_table(directory.path / "trials.parquet").to_pylist()
+    assert [row["trial_id"] for row in table] == [trial.trial_id for trial in trials]
+    assert [row["nmi"] for row in table] == sorted((row["nmi"] for row in table), reverse=True)
+    assert {row["epochs"] for row in table} == {4}
+    assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
+    assert study.best_value == table[0]["nmi"]
+
+    best = load_config(directory.path / "best.yaml")
+    rows = run_here(best, tmp_path / "again")
+    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    assert run.read_config() == best
+    assert without_times(rows) == without_times(run.metric_rows())
+    assert (directory.path / "trials" / trials[0].trial_id / "assignments.parquet").exists()
+
+    # More trials on a finished search: the old ones stay, new ones are drawn.
+    more, study, _ = search(tmp_path / "search", space, 5)
+    assert len(more) == 5
+    assert {t.trial_id for t in trials} < {t.trial_id for t in more}
+    points = [tuple(sorted(t.params.items())) for t in study.trials]
+    assert len(set(points)) > 3
+
+
+def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> None:
+    space = load_space(space_file(tmp_path, scheduler={"grace_epochs": 1}))
+    trials, study, _ = search(tmp_path / "search", space, 6)
+    states = [t.state for t in study.trials]
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    stopped = [t for t in trials if t.state == "stopped"]
+    assert all(t.epochs < 4 for t in stopped)
+    assert trials[0].state == "complete"
+    # The value of a stopped trial is its last one.
+    for trial in study.trials:
+        assert trial.value == trial.intermediate_values[trial.last_step]
+
+
+def test_a_trial_that_fails_is_told_fail_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={"optim.lr": {"choice": [0.1, 1e30]}},
+            first=[{"optim.lr": 1e30}, {"optim.lr": 0.1}],
+            fixed=TINY,
+            scheduler=None,
+        )
+    )
+    trials, study, directory = search(tmp_path / "search", space, 2)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [t.state for t in trials] == ["complete", "failed"]
+    failed = RunDirectory(directory.path / "trials" / trials[1].trial_id)
+    with pytest.raises(RunFailed, match="the loss is"):
+        failed.raise_failure()
+
+
+def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={"optim.lr": {"choice": [1e30, 1e31]}},
+            first=[{"optim.lr": 1e30}],
+            fixed=TINY,
+        )
+    )
+    with pytest.raises(RunFailed, match="no trial trained all its epochs"):
+        search(tmp_path / "search", space, 1)
+
+
+def test_cifar20_trials_of_two_workers_run_on_real_images(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            preset="cifar20",
+            fixed={
+                "data.source": "parquet",
+                "data.path": str(shared_data / "cifar100.parquet"),
+                "data.limit": 1024,
+                "model.backbone": "convnet",
+                "model.widths": [8, 16],
+                "model.head_hidden_dim": 64,
+                "model.embedding_dim": 32,
+                "schedule.epochs": 2,
+                "schedule.warmup_epochs": 0,
+                "schedule.relax_epochs": 0,
+                "schedule.group_start": 1,
+                "evaluation.every": 1,
+            },
+            search={"neighborhood.k1": {"int": [5, 20]}, "neighborhood.k2": {"int": [1, 3]}},
+            first=None,
+        )
+    )
+    trials, _, directory = search(tmp_path / "search", space, 2, workers=2)
+    assert [t.epochs for t in trials if t.state == "complete"]
+    assert all(0 < (t.figures["nmi"] or 0) < 1 for t in trials)
+    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    assert [row["stage"] for row in run.metric_rows()] == ["instance", "group"]
+    summary = next((directory.path / "trials").glob("*/checkpoints/*/summary.json")).read_text()
+    assert '"workers": 2' in summary
+
+
+def test_a_search_whose_driver_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    space = load_space(
+        space_file(
+            tmp_path, scheduler=None, fixed={**SPACE["fixed"], "schedule.epochs": 60}, trials=3
+        )
+    )
+    command = [sys.executable, "-m", "conr_ray.tune", "--space", str(tmp_path / "space.yaml")]
+    command += ["--storage", str(tmp_path), "--name", "search"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    family = [psutil.Process(driver.pid)]
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("search/trials/*/checkpoints/epoch_00000[5-9]")):
+        assert time.monotonic() < deadline, "the trials do not start"
+        assert driver.poll() is None, "the search ended early"
+        time.sleep(0.1)
+    family += family[0].children(recursive=True)
+    for process in family:
+        if process.is_running():
+            process.send_signal(signal.SIGKILL)
+    driver.wait()
+
+    before = {p.name for p in (tmp_path / "search" / "trials").iterdir()}
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
+    assert resumed.returncode == 0, resumed.stderr
+    study = open_study(space, tmp_path / "search" / "study.journal", "search")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 3
+    folders = {p.name for p in (tmp_path / "search" / "trials").iterdir()}
+    assert before <= folders
+    assert len(folders) == 3
+    for folder in folders:
+        rows = RunDirectory(tmp_path / "search" / "trials" / folder).metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(60))

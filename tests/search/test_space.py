@@ -1,0 +1,334 @@
+"""Search spaces: what is drawn, which files are refused, and how bounds depend on each other."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conr_ray.config import get_field, load_preset
+from conr_ray.errors import UserError
+from conr_ray.search.space import SearchSpace, load_space
+
+SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+K1, K2, K = "neighborhood.k1", "neighborhood.k2", "neighborhood.k"
+LR, FRACTION, START = "optim.lr", "boundary.initial_fraction", "schedule.group_start"
+
+
+def space_of(folder: Path, search: Any, **more: Any) -> SearchSpace:
+    """The space of a file with this search section."""
+    file = folder / "space.yaml"
+    file.write_text(yaml.safe_dump({"preset": "digits", "search": search, **more}))
+    return load_space(file)
+
+
+def refusal(folder: Path, search: Any, **more: Any) -> str:
+    """The one line that a user of this file is told, without its path."""
+    with pytest.raises(UserError) as caught:
+        space_of(folder, search, **more)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(f"--space {folder}/space.yaml: ", "")
+
+
+def draws(space: SearchSpace, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Points that Optuna draws at random; its warnings are errors."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return [space(study.ask()) for _ in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_optuna() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+# Draws
+
+
+def test_ints_reach_both_bounds_and_nothing_else(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {K1: {"int": [8, 12]}})
+    assert {point[K1] for point in draws(space, 300)} == {8, 9, 10, 11, 12}
+
+
+def test_stepped_ints_start_at_the_low_bound_and_stay_below_the_high_one(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {K1: {"int": [4, 11], "step": 3}})
+    assert {point[K1] for point in draws(space, 300)} == {4, 7, 10}
+
+
+def test_stepped_floats_lie_on_the_grid(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {FRACTION: {"float": [0.6, 0.97], "step": 0.1}})
+    drawn = sorted({point[FRACTION] for point in draws(space, 300)})
+    assert drawn == pytest.approx([0.6, 0.7, 0.8, 0.9])
+
+
+def test_floats_stay_within_their_bounds(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {LR: {"float": [0.05, 0.15]}})
+    drawn = [point[LR] for point in draws(space, 300)]
+    assert 0.05 <= min(drawn) < 0.06 and 0.14 < max(drawn) <= 0.15
+
+
+def test_log_draws_as_many_values_in_each_decade(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {LR: {"float": [1e-4, 1], "log": True}})
+    drawn = [point[LR] for point in draws(space, 800)]
+    assert min(drawn) >= 1e-4 and max(drawn) <= 1
+    for decade in (1e-4, 1e-3, 1e-2, 1e-1):
+        assert 150 < sum(decade <= value < 10 * decade for value in drawn) < 250
+
+
+def test_logarithmic_ints_stay_within_their_bounds(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {K1: {"int": [2, 100], "log": True}})
+    drawn = [point[K1] for point in draws(space, 400)]
+    assert min(drawn) == 2 and 90 < max(drawn) <= 100
+    assert 140 < sum(value < 14 for value in drawn) < 260
+
+
+def test_choices_are_all_drawn_with_their_types(tmp_path: Path) -> None:
+    search = {START: {"choice": [30, "never"]}, "data.download": {"choice": [False, True]}}
+    points = draws(space_of(tmp_path, search), 100)
+    assert {type(point[START]) for point in points} == {int, str}
+    assert {point["data.download"] for point in points} == {False, True}
+
+
+def test_a_range_of_one_value_is_drawn(tmp_path: Path) -> None:
+    assert draws(space_of(tmp_path, {K1: {"int": [10, 10]}}), 3) == [{K1: 10}] * 3
+
+
+# Bounds that name fields
+
+
+def test_k2_never_exceeds_k1(tmp_path: Path) -> None:
+    # Written the wrong way round: the order follows the bounds.
+    space = space_of(tmp_path, {K2: {"int": [1, K1]}, K1: {"int": [2, 20]}})
+    assert space.order == [K1, K2]
+    points = draws(space, 500)
+    assert all(1 <= point[K2] <= point[K1] for point in points)
+    assert any(point[K2] == point[K1] for point in points)
+    assert all(space.config(point).neighborhood.k2 == point[K2] for point in points[:20])
+
+
+@pytest.mark.parametrize("corner", [(2, 1), (2, 2), (20, 1), (20, 20)])
+def test_the_corners_of_k1_and_k2_are_runs(tmp_path: Path, corner: tuple[int, int]) -> None:
+    space = space_of(tmp_path, {K2: {"int": [1, K1]}, K1: {"int": [2, 20]}})
+    fixed = optuna.trial.FixedTrial({K1: corner[0], K2: corner[1]})
+    assert space.config(space(fixed)).neighborhood.k2 == corner[1]
+
+
+def test_a_chain_of_bounds_is_drawn_from_its_end(tmp_path: Path) -> None:
+    search = {K2: {"int": [1, K1]}, K1: {"int": [2, K]}, K: {"int": [2, 40]}}
+    space = space_of(tmp_path, search)
+    assert space.order == [K, K1, K2]
+    assert all(1 <= p[K2] <= p[K1] <= p[K] <= 40 for p in draws(space, 300))
+
+
+def test_a_low_bound_can_name_a_field(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {K: {"int": [K1, 60]}, K1: {"int": [2, 40]}})
+    assert all(point[K1] <= point[K] <= 60 for point in draws(space, 200))
+
+
+def test_a_bound_can_name_a_choice_of_numbers(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {K1: {"choice": [5, 10]}, K2: {"int": [1, K1]}})
+    assert all(point[K2] <= point[K1] for point in draws(space, 100))
+
+
+def test_steps_fit_below_a_bound_that_is_drawn(tmp_path: Path) -> None:
+    search = {K1: {"int": [5, 20]}, K2: {"int": [1, K1], "step": 3}}
+    space = space_of(tmp_path, search, first=[{K2: 4}])
+    assert all(p[K2] in range(1, p[K1] + 1, 3) for p in draws(space, 200))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    k1=st.tuples(st.integers(1, 40), st.integers(0, 80)),
+    low=st.integers(1, 40),
+    kind=st.sampled_from([{}, {"log": True}, {"step": 2}]),
+    first=st.data(),
+    seed=st.integers(0, 1000),
+)
+def test_any_space_with_k2_bounded_by_k1_draws_runs_only(
+    tmp_path_factory: pytest.TempPathFactory,
+    k1: tuple[int, int],
+    low: int,
+    kind: dict[str, Any],
+    first: st.DataObject,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("space")
+    bottom, top = k1[0], k1[0] + k1[1]
+    search = {K2: {"int": [low, K1], **kind}, K1: {"int": [bottom, top], **kind}}
+    if low > bottom:
+        # k1 may be drawn below what k2 starts at.
+        assert "k2" in refusal(folder, search, first=[{K1: bottom, K2: bottom}])
+        return
+    start = first.draw(st.sampled_from(range(bottom, top + 1, kind.get("step", 1))))
+    space = space_of(folder, search, first=[{K1: start, K2: low}])
+    for point in [*space.first_points(), *draws(space, 20, seed)]:
+        near = space.config(point).neighborhood
+        assert low <= near.k2 <= near.k1 and bottom <= near.k1 <= top
+
+
+# Files
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_a_space_of_the_project_loads_and_starts_with_the_preset(file: Path) -> None:
+    space = load_space(file)
+    first, preset = space.config(), load_preset(space.preset)
+    for name in (K1, K2, K, FRACTION):
+        assert get_field(first, name) == get_field(preset, name)
+    for point in draws(space, 20):
+        space.config(point)
+
+
+def test_there_is_a_space_to_start_with() -> None:
+    assert "digits" in [file.stem for file in SPACES]
+
+
+def test_the_command_line_adds_fixed_fields(tmp_path: Path) -> None:
+    space_of(tmp_path, {K1: {"int": [5, 20]}}, fixed={"schedule.epochs": 50, "seed": 1})
+    space = load_space(tmp_path / "space.yaml", {"seed": 2})
+    config = space.config({K1: 7})
+    assert (config.schedule.epochs, config.seed, config.neighborhood.k1) == (50, 2, 7)
+    with pytest.raises(UserError, match="both fixed"):
+        load_space(tmp_path / "space.yaml", {K1: 7})
+
+
+def test_first_points_are_completed_from_the_preset(tmp_path: Path) -> None:
+    search = {K1: {"int": [5, 20]}, K: {"int": [5, 20]}}
+    assert space_of(tmp_path, search).first_points() == [{K1: 10, K: 10}]
+    space = space_of(tmp_path, search, first=[{K1: 6}, {K: 7}])
+    assert space.first_points() == [{K1: 6, K: 10}, {K1: 10, K: 7}]
+
+
+def test_a_metric_has_its_direction(tmp_path: Path) -> None:
+    search = {K1: {"int": [5, 20]}}
+    assert space_of(tmp_path, search).direction == "max"
+    assert space_of(tmp_path, search, metric="loss").direction == "min"
+    assert space_of(tmp_path, search, metric="loss", mode="max").direction == "max"
+
+
+def test_a_pickled_space_draws_the_same(tmp_path: Path) -> None:
+    search = {K2: {"int": [1, K1]}, K1: {"int": [2, 20]}, LR: {"float": [0.05, 1], "log": True}}
+    space = space_of(tmp_path, search, fixed={"seed": 1})
+    copy = pickle.loads(pickle.dumps(space))
+    assert copy == space
+    assert draws(copy, 50) == draws(space, 50)
+    assert copy.first_points() == space.first_points()
+
+
+REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
+    # Fields
+    ({"neighbourhood.k1": {"int": [1, 2]}}, {}, "neighbourhood.k1: no such field; did you mean ne"),
+    ({K1: {"int": [5, 20]}}, {"fixed": {K1: 5}}, f"{K1} is both fixed (5) and searched: drop one"),
+    ({K1: {"int": [5, 20]}}, {"fixed": {f"{K}3": 5}}, "neighborhood.k3: no such field; did you me"),
+    ({K1: {"int": [5, 20]}}, {"fixed": 3}, "fixed=3 is not a mapping of fields to values"),
+    ({K1: {"int": [5, 20]}}, {"fixed": ["seed"]}, "fixed=['seed'] is not a mapping"),
+    # Ranges
+    ({K1: {"int": [20, 5]}}, {}, f"search.{K1}: [20, 5] is empty: put the smaller bound first"),
+    ({K1: {"int": [5]}}, {}, f"search.{K1}.int.1: field required"),
+    ({K1: {"int": [5.5, 20]}}, {}, f"search.{K1}.int.0.int: input should be a valid integer"),
+    ({LR: {"float": [0.1, float("inf")]}}, {}, f"search.{LR}.float.1.float: input should be a fin"),
+    ({LR: {"float": [0, 1], "log": True}}, {}, f"search.{LR}: low=0.0 must be above 0 for log"),
+    (
+        {K1: {"int": [5, 20]}, K2: {"int": [0, K1], "log": True}},
+        {},
+        f"search.{K2}: low=0 must be above 0 for log",
+    ),
+    ({LR: {"float": [0.1, 1], "log": True, "step": 0.1}}, {}, f"search.{LR}: log and step exclude"),
+    ({K1: {"int": [5, 20], "step": 0.5}}, {}, f"search.{K1}: step=0.5 of an int must be whole"),
+    ({K1: {"int": [5, 20], "step": 0}}, {}, f"search.{K1}.step: input should be greater than 0"),
+    ({K1: {}}, {}, f"search.{K1}: give exactly one of int: [low, high], float: [low, high], choi"),
+    ({K1: {"choice": []}}, {}, f"search.{K1}: give exactly one of int"),
+    ({K1: {"int": [5, 9], "choice": [5]}}, {}, f"search.{K1}: give exactly one of int"),
+    ({K1: {"choice": [10], "log": True}}, {}, f"search.{K1}: a choice has no step and no log"),
+    ({K1: {"choice": [[1, 2]]}}, {}, f"search.{K1}.choice.0.bool: a choice is a list of numbers"),
+    ({K1: {"inT": [5, 20]}}, {}, f"search.{K1}.inT: no such key"),
+    ({K1: 10}, {}, f"search.{K1}: input should be a valid dictionary"),
+    # Bounds that name fields
+    ({K2: {"int": [1, K1]}}, {}, f"search.{K2}: its bound {K1} is not searched: give a number"),
+    ({K1: {"int": [2, K2]}, K2: {"int": [1, K1]}}, {}, f"search.{K1}: its bounds need each other"),
+    ({K1: {"int": [2, K1]}}, {}, f"search.{K1}: its bounds need each other: give one a number"),
+    (
+        {START: {"choice": [30, "never"]}, K1: {"int": [1, START]}},
+        {},
+        f"search.{K1}: its bound {START} is one of 30, never: give a number instead",
+    ),
+    ({LR: {"float": [0.1, 9]}, K1: {"int": [LR, 20]}}, {}, f"search.{K1}: its bound {LR} is float"),
+    # The first trial
+    ({K1: {"int": [11, 20]}}, {}, f"search.{K1}: the first trial's 10 is not int in [11, 20]: wid"),
+    ({K1: {"choice": [5, 20]}}, {}, f"search.{K1}: the first trial's 10 is not one of 5, 20: wide"),
+    ({K1: {"int": [5, 20], "step": 2}}, {}, f"search.{K1}: the first trial's 10 is not int in [5,"),
+    ({K1: {"int": [5, 20]}}, {"first": [{K: 5}]}, f"first: {K}=5 is not searched: move it to fix"),
+    ({K1: {"int": [5, 20]}}, {"first": [{f"{K}0": 5}]}, "neighborhood.k0: no such field; did you"),
+    ({K1: {"int": [5, 20]}}, {"first": []}, "first: tuple should have at least 1 item"),
+    *(
+        (
+            {K1: {"int": [5, 20]}},
+            {"first": [{K1: value}]},
+            f"search.{K1}: the first trial's {value}",
+        )
+        for value in (21, 5.5, True, None, "ten", [10], float("inf"), float("nan"))
+    ),
+    # Points that cannot run
+    ({K: {"int": [10, 129]}}, {}, f"the space has points that cannot run: {K}=129 exceeds the nei"),
+    (
+        {"optim.batch_size": {"int": [16, 256]}, K: {"int": [5, 17]}},
+        {},
+        f"the space has points that cannot run: {K}=17 exceeds the neighbour pool of 16 rows",
+    ),
+    ({K1: {"int": [5, 20]}}, {"fixed": {K2: 6}}, "the space has points that cannot run: neighbor"),
+    ({K1: {"int": [5, 20]}, K: {"int": [K1, 15]}}, {}, "the space has points that cannot run: sea"),
+    (
+        {START: {"int": [30, 60]}},
+        {},
+        f"the space has points that cannot run: {START}=60 is not bef",
+    ),
+    # The rest of the file
+    ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: no run reports it; choose from acc, n"),
+    ({K1: {"int": [5, 20]}}, {"mode": "maximum"}, "mode: input should be 'max' or 'min'"),
+    ({K1: {"int": [5, 20]}}, {"trials": 0}, "trials: input should be greater than or equal to 1"),
+    ({K1: {"int": [5, 20]}}, {"trails": 4}, "trails: no such key"),
+    ({K1: {"int": [5, 20]}}, {"preset": "digit"}, "preset digit: no such preset; did you mean dig"),
+    ({}, {}, "search: no field is searched; name one, such as neighborhood.k1"),
+    (None, {}, "search: input should be a valid dictionary"),
+]
+
+
+@pytest.mark.parametrize(("search", "more", "message"), REFUSALS)
+def test_a_space_that_cannot_work_is_refused(
+    tmp_path: Path, search: Any, more: dict[str, Any], message: str
+) -> None:
+    assert refusal(tmp_path, search, **more).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"preset: digits", "search: field required"),
+        (b"search: {seed: {int: [0, 9]}}", "preset: field required"),
+        (b"- preset", "a space is a mapping with preset and search"),
+        (b"", "a space is a mapping with preset and search"),
+        (b"preset: [", "not YAML: "),
+        (b"preset: 2024-13-45", "not YAML: "),
+        (b"\xff\xfe\x00", "not a text file; see search_spaces/"),
+        (None, "No such file or directory; see search_spaces/"),
+    ],
+)
+def test_a_file_that_is_no_space_is_named(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "space.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_space(file)
+    assert str(caught.value).startswith(f"--space {file}: {message}")
+    assert "\n" not in str(caught.value)

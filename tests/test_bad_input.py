@@ -1,0 +1,392 @@
+"""Bad input through the commands: one line, status 2, nothing written, and Ray never started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from PIL import Image
+
+import conr_ray.train
+import conr_ray.tune
+from conr_ray.command_line import run_command, with_absolute_path
+from conr_ray.config import load_preset
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.space import load_space
+
+Refuse = Callable[..., str]
+DIGITS_SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+SEARCH = {"neighborhood.k1": {"int": [5, 20]}}
+
+
+def png(size: int = 8) -> bytes:
+    buffer = BytesIO()
+    pixels = np.random.default_rng(size).integers(0, 256, (size, size), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Small Parquet files, most of them bad, by name."""
+    folder, good = tmp_path_factory.mktemp("files"), [png()] * 200
+    columns: dict[str, dict[str, Any]] = {
+        "labelled": {"image": good, "label": list(range(4)) * 50},
+        "unlabelled": {"image": good},
+        "unlabelled_by_value": {"image": good, "label": [-1] * 200},
+        "broken_image": {"image": [*good[:137], png()[:40], *good[138:]]},
+        "no_image": {"image": [*good[:3], b"text", *good[4:]]},
+        "sizes_differ": {"image": [*good[:9], png(12), *good[10:]]},
+        "other_column": {"picture": good},
+        "no_rows": {"image": pa.array([], pa.binary())},
+    }
+    for name, content in columns.items():
+        pq.write_table(pa.table(content), folder / f"{name}.parquet")
+    (folder / "corrupt.parquet").write_bytes(b"PAR1 and then nothing of the kind")
+    whole = (folder / "labelled.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    names = [*columns, "corrupt", "cut", "absent"]
+    return {name: str(folder / f"{name}.parquet") for name in names}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def refuse(
+    storage: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Refuse:
+    """`refuse(module, arguments...)`: the message of a command that leaves with status 2."""
+    monkeypatch.setenv("CONR_RAY_CACHE", str(cache))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def no_ray(*args: object, **options: object) -> None:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(ray, "init", no_ray)
+
+    def run(module: Any, *arguments: str) -> str:
+        before = sorted(storage.rglob("*"))
+        command = [module.__name__, "--storage", str(storage), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            run_command(module.main)
+        out, err = capsys.readouterr()
+        assert caught.value.code == 2
+        assert out == ""
+        assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+        assert sorted(storage.rglob("*")) == before and (before or not storage.exists())
+        assert not ray.is_initialized()
+        return err.removeprefix("error: ").removesuffix("\n")
+
+    return run
+
+
+def of_parquet(path: str, **more: Any) -> list[str]:
+    settings = {"data.source": "parquet", "data.path": path, **more}
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+def space_file(folder: Path, tree: Any) -> list[str]:
+    (folder / "space.yaml").write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return ["--space", str(folder / "space.yaml")]
+
+
+# train: arguments and config
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["ray", "local"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--preset digts", "preset digts: no such preset; did you mean digits?"),
+        ("", "one of the arguments --preset --config is required; see --help"),
+        ("--preset digits --config x.yaml", "argument --config: not allowed with argument --pres"),
+        ("--preset digits --epochs 3", "unrecognized arguments: --epochs 3; see --help"),
+        ("--preset digits --set optim.lr", "--set optim.lr: write field=value, for example optim"),
+        ("--preset digits --set optm.lr=1", "optm.lr: no such field; did you mean optim.lr?"),
+        ("--preset digits --set epochs=9", "epochs: no such field; did you mean schedule.epochs?"),
+        (
+            "--preset digits --set neighborhood.k1=2 --set neighborhood.k2=3",
+            "neighborhood.k2=3 exceeds neighborhood.k1=2: lower k2 or raise k1",
+        ),
+        (
+            "--preset digits --set neighborhood.k=129",
+            "neighborhood.k=129 exceeds the neighbour pool of 128 rows: lower it or raise optim.b",
+        ),
+        (
+            "--preset digits --set optim.batch_size=2000",
+            "optim.batch_size=2000 exceeds the 1797 images: lower it or add images",
+        ),
+        (
+            "--preset digits --set clustering.num_clusters=1798",
+            "clustering.num_clusters=1798 exceeds the 1797 images: lower it or add images",
+        ),
+        ("--preset digits --set data.limit=1798", "data.limit=1798: there are 1797 images; lower"),
+        ("--preset digits --set data.splits=[test]", "data.splits=test: data.source=digits does "),
+        (
+            "--preset cifar10 --set data.download=false --set data.path=/nowhere",
+            "data.path=/nowhere: cifar10 is not there (no data_batch_1); set data.download=true",
+        ),
+        ("--config /nowhere/config.yaml", "--config /nowhere/config.yaml: No such file or direc"),
+        ("--preset digits --resume", "--resume needs the --name of what was stopped"),
+        ("--preset digits --name a/b", "--name a/b: a name is one folder, without / and leading"),
+        ("--preset digits --name ..", "--name ..: a name is one folder, without / and leading do"),
+    ],
+)
+def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool) -> None:
+    words = [*arguments.split(), *(["--local"] if local else [])]
+    assert refuse(conr_ray.train, *words).startswith(message)
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "65"])
+def test_train_refuses_a_number_of_workers(refuse: Refuse, workers: str) -> None:
+    message = refuse(conr_ray.train, "--preset", "digits", "--workers", workers)
+    assert message.startswith(f"--workers {workers} is not between 1 and 64, half of optim.batch_s")
+
+
+def test_workers_are_a_number(refuse: Refuse) -> None:
+    message = refuse(conr_ray.train, "--preset", "digits", "--workers", "two")
+    assert message == "argument --workers: invalid int value: 'two'; see --help"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: [", "not YAML"),
+        ("optim: 3", "optim=3: a section holds fields"),
+        ("neighbourhood: {k1: 3}", "neighbourhood: no such field; did you mean neighborhood?"),
+        ("", "data.name is not set: data.source=torchvision needs a name such as cifar10"),
+    ],
+)
+def test_train_refuses_a_config_file(
+    refuse: Refuse, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert message in refuse(conr_ray.train, "--config", str(tmp_path / "config.yaml"))
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "data.path={path}: no such file; name a Parquet file of images"),
+        ("corrupt", "data.path={path}: not a Parquet file ("),
+        ("cut", "data.path={path}: not a Parquet file ("),
+        ("broken_image", "data.path={path}: row 137 does not decode ("),
+        ("no_image", "data.path={path}: row 3 does not decode (no known image format); remove or"),
+        (
+            "sizes_differ",
+            "data.path={path}: row 9 has 12x12 pixels where the first image has 8x8; set data.st",
+        ),
+        ("other_column", "data.image_column=image: {path} has no such column; choose from pictur"),
+        ("no_rows", "data.path={path}: no rows; name a file with images"),
+    ],
+)
+def test_train_refuses_bad_data(
+    refuse: Refuse, files: dict[str, str], name: str, message: str
+) -> None:
+    told = refuse(conr_ray.train, "--preset", "digits", *of_parquet(files[name]))
+    assert told.startswith(message.format(path=files[name]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clustering.num_clusters": 201}, "clustering.num_clusters=201 exceeds the 200 images"),
+        ({"optim.batch_size": 201}, "optim.batch_size=201 exceeds the 200 images: lower it or ad"),
+        ({"data.label_column": "class"}, "data.label_column=class: there is no such column; choo"),
+    ],
+)
+def test_train_refuses_settings_that_do_not_fit_the_data(
+    refuse: Refuse, files: dict[str, str], fields: dict[str, Any], message: str
+) -> None:
+    settings = of_parquet(files["labelled"], **fields)
+    assert refuse(conr_ray.train, "--preset", "digits", *settings).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "unlabelled_by_value"])
+def test_without_labels_the_number_of_clusters_must_be_set(
+    refuse: Refuse, files: dict[str, str], name: str
+) -> None:
+    settings = of_parquet(files[name], **{"clustering.num_clusters": "null"})
+    told = refuse(conr_ray.train, "--preset", "digits", *settings)
+    assert told == "clustering.num_clusters is not set and the images have no labels: set it"
+
+
+# Directories that hold something
+
+
+@pytest.fixture
+def claimed(storage: Path) -> Path:
+    """A stopped run of digits."""
+    directory = RunDirectory(storage / "first")
+    directory.claim(with_absolute_path(load_preset("digits")), resume=False)
+    return storage / "first"
+
+
+def test_an_existing_run_is_not_overwritten(refuse: Refuse, claimed: Path) -> None:
+    told = refuse(conr_ray.train, "--preset", "digits", "--name", "first")
+    assert told == f"{claimed} holds this run: add --resume, or choose another --name"
+
+
+def test_another_run_is_not_resumed(refuse: Refuse, claimed: Path) -> None:
+    arguments = ["--preset", "digits", "--name", "first", "--resume", "--set", "neighborhood.k=9"]
+    told = refuse(conr_ray.train, *arguments)
+    expected = f"{claimed} holds another run (neighborhood.k: 10 -> 9): choose another --name"
+    assert told == expected
+
+
+def test_train_refuses_to_resume_what_is_not_there(refuse: Refuse, claimed: Path) -> None:
+    refuse(conr_ray.train, "--preset", "digits", "--name", "frist", "--resume")
+
+
+def test_tune_refuses_to_resume_what_is_not_there(refuse: Refuse, storage: Path) -> None:
+    told = refuse(conr_ray.tune, "--space", str(DIGITS_SPACE), "--name", "frist", "--resume")
+    assert told == f"--resume: {storage}/frist holds no search: check --storage, --name"
+
+
+def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: Path) -> None:
+    arguments = space_file(tmp_path, {"preset": "digits", "search": SEARCH})
+    directory = SearchDirectory(storage / "first")
+    directory.claim(load_space(arguments[1]), resume=False)
+    told = refuse(conr_ray.tune, *arguments, "--name", "first")
+    assert told == f"{directory.path} holds this search: add --resume, or choose another --name"
+    for more in ([], ["--resume"]):
+        words = [*arguments, "--name", "first", "--set", "seed=1", *more]
+        told = refuse(conr_ray.tune, *words)
+        assert told == f"{directory.path} holds another search: choose another --name"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("optim: 3", "optim=3: a section holds fields"), ("[", "not YAML")]
+)
+def test_a_damaged_config_of_an_old_run_is_told(
+    refuse: Refuse, claimed: Path, text: str, message: str
+) -> None:
+    (claimed / "config.yaml").write_text(text)
+    arguments = ["--preset", "digits", "--name", "first", "--resume"]
+    assert message in refuse(conr_ray.train, *arguments)
+
+
+@pytest.mark.parametrize("storage_text", ["{file}", "foo://bucket"])
+def test_a_storage_that_cannot_be_written_is_told(
+    refuse: Refuse, tmp_path: Path, storage_text: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    text = storage_text.format(file=tmp_path / "file")
+    assert text in refuse(conr_ray.train, "--preset", "digits", "--storage", text)
+
+
+# tune
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ("preset: [", "not YAML: "),
+        ("- preset", "a space is a mapping with preset and search"),
+        ({"preset": "digits", "search": SEARCH, "trails": 3}, "trails: no such key"),
+        (
+            {"preset": "digits", "search": SEARCH, "fixed": {"neighborhood.k1": 5}},
+            "neighborhood.k1 is both fixed (5) and searched: drop one of the two",
+        ),
+        ({"preset": "digts", "search": SEARCH}, "preset digts: no such preset; did you mean digi"),
+        (
+            {"preset": "digits", "search": {"neighborhood.k": {"int": [5, 500]}}},
+            "the space has points that cannot run: neighborhood.k=500 exceeds the neighbour pool",
+        ),
+        (
+            {"preset": "digits", "search": SEARCH, "fixed": {"optim.batch_size": 2000}},
+            "optim.batch_size=2000 exceeds the 1797 images: lower it or add images",
+        ),
+    ],
+)
+def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message: str) -> None:
+    assert message in refuse(conr_ray.tune, *space_file(tmp_path, tree))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: --space; see --help"),
+        ("--space /nowhere.yaml", "--space /nowhere.yaml: No such file or directory; see search"),
+        ("--space {space} --set seeed=1", "seeed: no such field; did you mean seed?"),
+        ("--space {space} --set neighborhood.k1=5", "neighborhood.k1 is both fixed (5) and searc"),
+        ("--space {space} --workers 0", "--workers 0 is not between 1 and 64, half of optim.batc"),
+        ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),
+        ("--space {space} --resume", "--resume needs the --name of what was stopped"),
+        ("--space {space} --name a/b", "--name a/b: a name is one folder, without / and leading"),
+        ("--space {space} --storage s3://b", "--storage s3://b: a search needs a folder that all"),
+    ],
+)
+def test_tune_refuses(refuse: Refuse, arguments: str, message: str) -> None:
+    words = arguments.format(space=DIGITS_SPACE).split()
+    assert refuse(conr_ray.tune, *words).startswith(message)
+
+
+@pytest.mark.parametrize("trials", ["0", "-1"])
+def test_tune_refuses_a_number_of_trials(refuse: Refuse, trials: str) -> None:
+    arguments = ["--space", str(DIGITS_SPACE), "--trials", trials]
+    assert f"--trials {trials}" in refuse(conr_ray.tune, *arguments)
+
+
+@pytest.mark.parametrize("metric", ["nmi", "acc", "ari", "neighbor_purity"])
+def test_a_metric_of_labels_needs_labels(
+    refuse: Refuse, files: dict[str, str], tmp_path: Path, metric: str
+) -> None:
+    fixed = {"data.source": "parquet", "data.path": files["unlabelled"]}
+    tree = {"preset": "digits", "metric": metric, "fixed": fixed, "search": SEARCH}
+    told = refuse(conr_ray.tune, *space_file(tmp_path, tree))
+    assert told == f"metric={metric} needs labels and the images have none: set metric: silhouette"
+
+
+# The processes themselves
+
+
+@pytest.mark.slow
+def test_processes_leave_with_status_2_and_one_line(tmp_path: Path, cache: Path) -> None:
+    environment = {**os.environ, "CONR_RAY_CACHE": str(cache)}
+    commands = {
+        "train": ["--preset", "digits", "--set", "neighborhood.k=500"],
+        "tune": ["--space", str(tmp_path / "absent.yaml")],
+    }
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", f"conr_ray.{name}", "--storage", str(tmp_path / "runs"), *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, words in commands.items()
+    }
+    for process in processes.values():
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,51 @@
+"""Runs of a few seconds on real digits, for tests of everything around the method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conr_ray.config import RunConfig, load_preset
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import train
+from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.run_directory import RunDirectory
+
+TINY: dict[str, Any] = {
+    "data.limit": 300,
+    "model.widths": [4, 8],
+    "model.head_hidden_dim": 32,
+    "model.embedding_dim": 16,
+    "optim.batch_size": 64,
+    "schedule.epochs": 4,
+    "schedule.group_start": 2,
+    "schedule.relax_epochs": 1,
+    "schedule.warmup_epochs": 1,
+    "evaluation.every": 1,
+    "checkpoint.every": 1,
+}
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    """The digits preset cut down; keywords such as schedule__epochs=6 change fields."""
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_preset("digits", {**TINY, **dotted})
+
+
+def as_settings(config_changes: dict[str, Any]) -> list[str]:
+    """Fields as `--set` arguments of the commands."""
+    return [word for name, v in config_changes.items() for word in ("--set", f"{name}={v}")]
+
+
+def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) -> list[MetricRow]:
+    """Train in this process (or as this worker), from the newest checkpoint in `folder`."""
+    images = open_images(config.data)
+    return train(config, images, RunDirectory(folder), observer or Observers(), torch.device("cpu"))
+
+
+def without_times(rows: list[MetricRow]) -> list[dict[str, Any]]:
+    """The figures that a seed decides."""
+    times = ("epoch_time_s", "images_per_s")
+    return [{n: v for n, v in row.items() if n not in times} for row in rows]
