@@ -55,7 +55,7 @@ def spherical_kmeans(
     if num_clusters > num_rows:
         raise ValueError(f"{num_clusters} clusters of {num_rows} rows")
     generator = torch.Generator().manual_seed(seed)
-    sample_sd = _gather_sample(local_bd, num_rows, generator)
+    sample_sd = _gather_sample(local_bd, num_rows, max(_SAMPLE_ROWS, 4 * num_clusters), generator)
     best_cd, best_fit = sample_sd[:num_clusters], -torch.inf
     for _ in range(restarts):
         centers_cd = _plus_plus(sample_sd, num_clusters, generator)
@@ -70,9 +70,11 @@ def spherical_kmeans(
     return Clustering(best_cd, (local_bd @ best_cd.T).argmax(1))
 
 
-def _gather_sample(local_bd: Tensor, num_rows: int, generator: torch.Generator) -> Tensor:
+def _gather_sample(
+    local_bd: Tensor, num_rows: int, most: int, generator: torch.Generator
+) -> Tensor:
     """The same random rows, in the same order, on every worker."""
-    chosen_s = torch.randperm(num_rows, generator=generator)[:_SAMPLE_ROWS].to(local_bd.device)
+    chosen_s = torch.randperm(num_rows, generator=generator)[:most].to(local_bd.device)
     local = share(num_rows)
     mine_s = (chosen_s >= local.start) & (chosen_s < local.stop)
     sample_sd = local_bd.new_zeros(len(chosen_s), local_bd.shape[1])

@@ -52,7 +52,9 @@ class SearchDirectory:
         elif yaml.safe_load(self._space_file.read_text()) != _as_tree(space):
             raise UserError(f"{self.path} holds another search: choose another --name")
         elif not resume:
-            raise UserError(f"{self.path} holds this search: add --resume or choose another --name")
+            raise UserError(
+                f"{self.path} holds this search: add --resume, or choose another --name"
+            )
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
         """`check`, then write space.yaml where there is none."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-# `gloo_workers` stands beside this folder.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from gloo_workers import run_workers, start_server
+from tests.gloo_workers import run_workers, start_server
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gloo_workers import run_workers
 from torch import Tensor, nn
 
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import rank
+from tests.gloo_workers import run_workers
 
 CPU = torch.device("cpu")
 # Rows of each worker, on purpose not those of `share`.

@@ -4,7 +4,6 @@ from itertools import chain
 
 import pytest
 import torch
-from gloo_workers import run_workers
 from torch import Tensor
 
 from conr_ray.method.collectives import (
@@ -15,6 +14,7 @@ from conr_ray.method.collectives import (
     share,
     world_size,
 )
+from tests.gloo_workers import run_workers
 
 SIZES = [0, 1, 2, 3, 7, 12]
 

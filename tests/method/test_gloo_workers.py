@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_workers import WorkerFailed, run_workers
+
+from tests.gloo_workers import WorkerFailed, run_workers
 
 
 def _sum_of_ranks(offset: int) -> tuple[int, int, int, float]:

@@ -103,7 +103,16 @@ def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path
 
 
 def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> None:
-    space = load_space(space_file(tmp_path, scheduler={"grace_epochs": 1}))
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={"optim.lr": {"float": [1e-5, 0.2], "log": True}},
+            first=[{"optim.lr": 0.1}, {"optim.lr": 1e-5}],
+            fixed=TINY,
+            metric="silhouette",
+            scheduler={"grace_epochs": 1},
+        )
+    )
     trials, study, _ = search(tmp_path / "search", space, 6)
     states = [t.state for t in study.trials]
     assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}

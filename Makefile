@@ -1,0 +1,45 @@
+# make demo   a search on real images, on this machine, with no download and no account
+# make test   all tests; make test-fast leaves the slow ones out
+# make lint   format, lint, types, import contracts
+# Each sets up the environment in .venv first, where that is not done yet.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-fast lint format docs clean
+
+demo: $(READY)
+	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
+
+test: test-fast
+	$(BIN)/pytest -q -m slow
+
+test-fast: $(READY)
+	$(BIN)/pytest -q -m "not slow" -n 2
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy conr_ray benchmarks
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m conr_ray.config_reference > docs/config.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# The first Python of 3.11 to 3.13; PYTHON=... chooses another.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
+	    then echo "making $(VENV) with $$python; torch is large, this takes minutes"; \
+	    $$python -m venv $(VENV); break; fi; done
+	@test -x $(BIN)/python || { echo "Python 3.11, 3.12 or 3.13 is needed"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
