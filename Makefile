@@ -21,7 +21,7 @@ test-fast: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy conr_ray benchmarks
+	$(BIN)/mypy conr_ray
 	$(BIN)/lint-imports
 
 format: $(READY)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from conr_ray.config import RunConfig, override
 from conr_ray.errors import RunFailed, UserError
 
@@ -38,6 +40,12 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on where what has that --name was stopped"
     )
     return parser
+
+
+def make_console() -> Console:
+    """Standard output; wide where it is no terminal, since a file has no edge."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def directory_uri(args: argparse.Namespace, subject: str) -> str:

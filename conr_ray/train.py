@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from conr_ray.command_line import directory_uri, make_parser, run_command, with_absolute_path
+from conr_ray.command_line import (
+    directory_uri,
+    make_console,
+    make_parser,
+    run_command,
+    with_absolute_path,
+)
 from conr_ray.config import RunConfig, load_config, load_preset, parse_overrides
 from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images, train
@@ -33,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     check_images(config, open_images(config.data), workers)
     directory.claim(config, resume=args.resume)
 
-    console = Console(highlight=False)
+    console = make_console()
     console.print(f"run directory: {directory.uri}", soft_wrap=True)
     mode, note = wandb_mode(config.tracking)
     if note:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from conr_ray.command_line import directory_uri, make_parser, run_command
+from conr_ray.command_line import directory_uri, make_console, make_parser, run_command
 from conr_ray.config import parse_overrides
 from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import connect, default_resources
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     check_search(space, args.workers)
     directory.claim(space, resume=args.resume)
 
-    console = Console(highlight=False)
+    console = make_console()
     console.print(f"search directory: {directory.path}", soft_wrap=True)
     mode, note = wandb_mode(space.config().tracking)
     if note:
@@ -61,8 +61,9 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
+    figures = "  ".join(f"{n.upper()} {v:.4f}" for n, v in best.figures.items() if v is not None)
     console.print(
-        f"best: trial {best.number}, {space.metric} {best.value:.4f}\n"
+        f"best: trial {best.number}, {figures}\n"
         f"train it: python -m conr_ray.train --config {directory.path}/best.yaml",
         soft_wrap=True,
     )

@@ -8,28 +8,31 @@ import torch
 from torch import Tensor
 
 from conr_ray.errors import RunFailed
-from conr_ray.method.collectives import all_reduce_sum, world_size
+from conr_ray.method.collectives import all_reduce_sum
 
 # Steps between two looks at the loss: each look waits for the device.
 LOOK_EVERY = 50
 
 
 class StepFigures:
-    """Loss (parts that sum to the global one) and other figures (averaged over the workers)."""
+    """Losses, parts that sum to the global ones over the workers, and shares.
+
+    A share is two counts, (2,): part and whole, summed over steps and workers.
+    """
 
     def __init__(self, epoch: int, last_checkpoint: str) -> None:
         self._epoch = epoch
         self._last_checkpoint = last_checkpoint
         self._losses: list[Tensor] = []
-        self._others: dict[str, list[Tensor]] = {}
+        self._shares: dict[str, list[Tensor]] = {}
         self._looked_at = 0
         self._global_losses: list[float] = []
 
-    def add(self, loss: Tensor, figures: dict[str, Tensor]) -> None:
+    def add(self, loss: Tensor, shares: dict[str, Tensor]) -> None:
         """Keep the figures of a step; every `LOOK_EVERY` steps, `look`."""
         self._losses.append(loss.detach())
-        for name, value in figures.items():
-            self._others.setdefault(name, []).append(value.detach())
+        for name, counts in shares.items():
+            self._shares.setdefault(name, []).append(counts)
         if len(self._losses) - self._looked_at >= LOOK_EVERY:
             self.look()
 
@@ -53,10 +56,11 @@ class StepFigures:
         self._looked_at = len(self._losses)
 
     def means(self) -> dict[str, float]:
-        """Means over the epoch's steps and the workers."""
+        """The epoch's mean loss and its shares; a share of nothing is left out."""
         self.look()
         means = {"loss": sum(self._global_losses) / len(self._global_losses)}
-        for name, values in self._others.items():
-            mean = all_reduce_sum(torch.stack(values).double().nanmean()) / world_size()
-            means[name] = float(mean)
+        for name, counts in self._shares.items():
+            part, whole = all_reduce_sum(torch.stack(counts).sum(0)).tolist()
+            if whole:
+                means[name] = part / whole
         return means

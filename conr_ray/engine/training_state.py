@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,15 @@ from conr_ray.errors import UserError
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import world_size
 from conr_ray.method.networks import BACKBONES, Encoder, OnlineNetwork, TargetNetwork
+
+# Buffers are equal on all workers, since batch statistics are global. The option's name has changed
+# with torch 2.13.
+_SYNC_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_BUFFERS_AS_THEY_ARE: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in _SYNC_OPTIONS
+    else "broadcast_buffers": False
+}
 
 
 @dataclass
@@ -65,8 +75,7 @@ class TrainingState:
         """The online network as it is called in training: gradients averaged over the workers."""
         if world_size() == 1:
             return self.online
-        # Buffers are equal already, since batch statistics are global.
-        return nn.parallel.DistributedDataParallel(self.online, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(self.online, **_BUFFERS_AS_THEY_ARE)
 
     def to_checkpoint(self, config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
         """Everything a run needs to go on, as tensors and plain values."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from conr_ray.method.boundary import boundary_ratio, kept_mask
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.losses import group_loss
-from conr_ray.method.metrics import neighbor_purity
+from conr_ray.method.metrics import neighbor_matches
 from conr_ray.method.reranking import batch_neighbors
 
 
@@ -50,7 +50,8 @@ class GroupStage:
             classes_n: true classes, -1 where unknown, for `neighbor_purity` only.
 
         Returns:
-            The loss, to be summed over the workers, and this worker's `neighbor_purity` where
+            The loss, to be summed over the workers, and figures as shares: two counts each, part
+            and whole, to be summed over the workers too. `neighbor_purity` where
             classes are given.
         """
         num_global = len(pseudo_labels_n)
@@ -66,5 +67,5 @@ class GroupStage:
         loss = group_loss(predictions_bd, pool_pd, neighbors_bk, kept_n[local], num_global)
         figures = {}
         if classes_n is not None:
-            figures["neighbor_purity"] = neighbor_purity(neighbors_bk, classes_n[local], classes_n)
+            figures["neighbor_purity"] = neighbor_matches(neighbors_bk, classes_n[local], classes_n)
         return self.weight * loss, figures

@@ -51,14 +51,20 @@ def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
     }
 
 
-def neighbor_purity(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
-    """Share of neighbours, the first (the sample itself) left out, that have the sample's label.
+def neighbor_matches(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
+    """Neighbours that have the sample's label, and those of known label: two counts, (2,) int64.
 
-    Pairs in which a label is -1 (unknown) count neither way; a scalar tensor, nan without pairs.
+    The first neighbour, the sample itself, is left out, and so are pairs with a label of -1.
     """
     others = pool_labels_p[neighbors_nk[:, 1:]]
     known = (others >= 0) & (labels_n >= 0)[:, None]
-    return ((others == labels_n[:, None]) & known).sum() / known.sum()
+    return torch.stack([((others == labels_n[:, None]) & known).sum(), known.sum()])
+
+
+def neighbor_purity(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
+    """Share of `neighbor_matches`: a scalar tensor, nan where no label is known."""
+    same, known = neighbor_matches(neighbors_nk, labels_n, pool_labels_p).unbind()
+    return same / known
 
 
 def centre_silhouette(embeddings_nd: Tensor, clusters_n: Tensor, centers_cd: Tensor) -> float:

@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.space import SearchSpace
+from conr_ray.search.space import LABEL_FREE_METRICS, LABELLED_METRICS, SearchSpace
 from conr_ray.search.study import TRIAL_ID
+from conr_ray.tracking.progress import duration
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -21,7 +22,8 @@ _STATES = {
     TrialState.RUNNING: "interrupted",
     TrialState.WAITING: "waiting",
 }
-_FIGURES = ("acc", "nmi", "ari", "silhouette")
+_LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), ("silhouette",)
+_FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,26 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
 
 
 def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
-    """The best `most` trials for a terminal. Fields are shortened to their last name."""
-    figures = [name for name in _FIGURES if any(t.figures[name] is not None for t in trials)]
-    table = Table(box=None, header_style="bold")
+    """The best `most` trials for a terminal of 80 columns. Fields are shortened to their last name.
+
+    The metric comes first; what agrees with labels is shown where there are labels.
+    """
+    shown = _LABELLED if any(t.figures["acc"] is not None for t in trials) else _LABEL_FREE
+    figures = [space.metric, *(name for name in shown if name != space.metric)]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("trial", "state", *(field.rpartition(".")[2] for field in space.search)):
-        table.add_column(name)
+        # A header may break where it has a space.
+        table.add_column(name.replace("_", " "), justify="left" if name == "state" else "right")
     for name in (*figures, "epochs", "time"):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for trial in trials[:most]:
         table.add_row(
             str(trial.number),
             trial.state,
             *(_short(trial.point.get(name)) for name in space.search),
-            *(_short(trial.figures[name]) for name in figures),
+            *(_short(trial.figures.get(name)) for name in figures),
             str(trial.epochs),
-            f"{trial.time_s:.0f}s",
+            duration(trial.time_s),
         )
     if len(trials) > most:
         table.caption = f"{len(trials) - most} more in trials.parquet"

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from naive_reranking import unit_rows
 from torch import Tensor
 
 from conr_ray.method.boundary import boundary_ratio, kept_fraction, kept_mask
+from tests.method.naive_reranking import unit_rows
 
 
 def _naive_ratio(key: Tensor, label: int, centers: Tensor) -> float:

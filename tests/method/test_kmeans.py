@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive_reranking import unit_rows
 from torch import Tensor
 
 from conr_ray.method import kmeans
 from conr_ray.method.collectives import share
 from conr_ray.method.kmeans import Clustering, spherical_kmeans
 from tests.gloo_workers import run_workers
+from tests.method.naive_reranking import unit_rows
 
 
 def _blobs(n: int, clusters: int, spread: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from naive_reranking import unit_rows
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from conr_ray.method.metrics import (
@@ -14,6 +13,7 @@ from conr_ray.method.metrics import (
     clustering_accuracy,
     neighbor_purity,
 )
+from tests.method.naive_reranking import unit_rows
 
 
 def _brute_force_accuracy(labels: list[int], clusters: list[int]) -> float:

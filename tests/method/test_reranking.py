@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from naive_reranking import naive_contextual, naive_nearest, unit_rows
 from torch import Tensor
 
 from conr_ray.method import reranking
 from conr_ray.method.reranking import batch_neighbors, contextual_neighbors, euclidean_neighbors
+from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
 
 
 def _random(n: int) -> Tensor:

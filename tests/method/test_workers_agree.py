@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from naive_reranking import unit_rows
 from torch import Tensor
 
 from conr_ray.config import build
@@ -18,6 +17,7 @@ from conr_ray.method.group_stage import GroupStage
 from conr_ray.method.losses import instance_loss
 from conr_ray.method.networks import ConvNet, Encoder, OnlineNetwork, TargetNetwork
 from tests.gloo_workers import run_workers
+from tests.method.naive_reranking import unit_rows
 
 CPU = torch.device("cpu")
 # Not divisible by 3.

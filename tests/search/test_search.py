@@ -189,7 +189,26 @@ def test_cifar20_trials_of_two_workers_run_on_real_images(
     assert '"workers": 2' in summary
 
 
-def test_a_search_whose_driver_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def start_search_and_stop(command: list[str], folder: Path, how: signal.Signals) -> int:
+    """Run the command until its trials have trained some epochs more, then stop it."""
+    trained = sum(len(RunDirectory(f).metric_rows()) for f in folder.glob("trials/*"))
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    family = [psutil.Process(driver.pid)]
+    deadline = time.monotonic() + 120
+    while sum(len(RunDirectory(f).metric_rows()) for f in folder.glob("trials/*")) < trained + 8:
+        assert time.monotonic() < deadline, "the trials do not start"
+        assert driver.poll() is None, "the search ended early"
+        time.sleep(0.1)
+    if how == signal.SIGKILL:
+        # As when the machine is lost: Ray's own processes do not live on to tidy up.
+        family += family[0].children(recursive=True)
+    for process in family:
+        if process.is_running():
+            process.send_signal(how)
+    return driver.wait(timeout=60)
+
+
+def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     space = load_space(
         space_file(
             tmp_path, scheduler=None, fixed={**SPACE["fixed"], "schedule.epochs": 60}, trials=3
@@ -197,27 +216,19 @@ def test_a_search_whose_driver_is_killed_goes_on_where_it_was(tmp_path: Path) ->
     )
     command = [sys.executable, "-m", "conr_ray.tune", "--space", str(tmp_path / "space.yaml")]
     command += ["--storage", str(tmp_path), "--name", "search"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    family = [psutil.Process(driver.pid)]
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("search/trials/*/checkpoints/epoch_00000[5-9]")):
-        assert time.monotonic() < deadline, "the trials do not start"
-        assert driver.poll() is None, "the search ended early"
-        time.sleep(0.1)
-    family += family[0].children(recursive=True)
-    for process in family:
-        if process.is_running():
-            process.send_signal(signal.SIGKILL)
-    driver.wait()
+    folder = tmp_path / "search"
+    assert start_search_and_stop(command, folder, signal.SIGINT) == 130
+    first = {trial.name for trial in folder.glob("trials/*")}
+    command.append("--resume")
+    assert start_search_and_stop(command, folder, signal.SIGKILL) == -signal.SIGKILL
 
-    before = {p.name for p in (tmp_path / "search" / "trials").iterdir()}
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert resumed.returncode == 0, resumed.stderr
-    study = open_study(space, tmp_path / "search" / "study.journal", "search")
+    study = open_study(space, folder / "study.journal", "search")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 3
-    folders = {p.name for p in (tmp_path / "search" / "trials").iterdir()}
-    assert before <= folders
-    assert len(folders) == 3
-    for folder in folders:
-        rows = RunDirectory(tmp_path / "search" / "trials" / folder).metric_rows()
+    trials = {trial.name for trial in folder.glob("trials/*")}
+    assert first <= trials
+    assert len(trials) == 3
+    for trial in trials:
+        rows = RunDirectory(folder / "trials" / trial).metric_rows()
         assert [row["epoch"] for row in rows] == list(range(60))

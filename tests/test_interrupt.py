@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conr_ray.engine.run_directory import RunDirectory
+from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_times
+
+pytestmark = pytest.mark.slow
+
+
+def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path) -> None:
+    changes = {**TINY, "schedule.epochs": 60}
+    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", "--local"]
+    command += [*as_settings(changes), "--storage", str(tmp_path), "--name", "run"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    directory = RunDirectory(tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not directory.checkpoint_epochs():
+        assert time.monotonic() < deadline, "the run does not start"
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    told = run.communicate(timeout=30)[1]
+    assert run.returncode == 130
+    assert told == "interrupted: the same command with --resume goes on\n"
+    assert 0 < directory.checkpoint_epochs()[-1] < 60
+
+    subprocess.run([*command, "--resume"], check=True, timeout=120, capture_output=True)
+    rows = directory.metric_rows()
+    assert [row["epoch"] for row in rows] == list(range(60))
+    assert directory.read_table("assignments.parquet") is not None
+
+
+def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:
+    """The command uses all cores, which changes last bits: figures agree, not bits."""
+    rows = run_here(tiny_config(), tmp_path / "here")
+    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", "--local"]
+    command += [*as_settings(TINY), "--storage", str(tmp_path), "--name", "run"]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert "ACC" in done.stdout
+    told = without_times(RunDirectory(tmp_path / "run").metric_rows())
+    for row, own in zip(told, without_times(rows), strict=True):
+        assert row["loss"] == pytest.approx(own["loss"], abs=1e-3)
