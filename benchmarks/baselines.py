@@ -93,12 +93,10 @@ def draw(results: dict[tuple[str, int], list[dict[str, Any]]], preset: str, file
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colors = {"BYOL": "#8a8f98", "Euclidean": "#d98a2b", "CoNR": "#2563eb"}
+    colors = {"BYOL": "#6b7280", "Euclidean": "#d97706", "CoNR": "#2563eb"}
     figure, axes = pyplot.subplots(figsize=(7, 3.6))
     starts = [row["epoch"] for rows in results.values() for row in rows if row["stage"] == "group"]
-    if starts:
-        axes.axvline(min(starts), color="#c0c4cc", linestyle="--", linewidth=1)
-        axes.text(min(starts) + 0.5, 0.02, "group stage", transform=axes.get_xaxis_transform())
+    ends = []
     for variant in dict.fromkeys(name for name, _ in results):
         runs = [rows for (name, _), rows in results.items() if name == variant]
         by_epoch: dict[int, list[float]] = {}
@@ -107,29 +105,34 @@ def draw(results: dict[tuple[str, int], list[dict[str, Any]]], preset: str, file
                 if row.get("nmi") is not None:
                     by_epoch.setdefault(row["epoch"] + 1, []).append(row["nmi"])
         epochs = sorted(by_epoch)
-        values = [by_epoch[epoch] for epoch in epochs]
-        axes.plot(epochs, [statistics.mean(v) for v in values], color=colors[variant])
-        axes.fill_between(
-            epochs,
-            [min(v) for v in values],
-            [max(v) for v in values],
-            alpha=0.15,
-            color=colors[variant],
-            linewidth=0,
-        )
-        axes.annotate(
-            f"{variant} {statistics.mean(values[-1]):.3f}",
-            (epochs[-1], statistics.mean(values[-1])),
-            xytext=(6, -3),
-            textcoords="offset points",
-            color=colors[variant],
-        )
-    axes.set(xlabel="epoch", ylabel="NMI", title=f"{preset}: mean of {len(runs)} seeds and range")
+        means = [statistics.mean(by_epoch[epoch]) for epoch in epochs]
+        low, high = ([end(by_epoch[epoch]) for epoch in epochs] for end in (min, max))
+        axes.plot(epochs, means, color=colors[variant])
+        axes.fill_between(epochs, low, high, alpha=0.12, color=colors[variant], linewidth=0)
+        ends.append((means[-1], variant))
+    # Before, the lines are one: what differs is the group stage.
+    first = min(starts, default=0) // 2
+    shown = [
+        row["nmi"]
+        for rows in results.values()
+        for row in rows
+        if row.get("nmi") and row["epoch"] >= first
+    ]
+    low, high = min(shown) - 0.01, max(shown) + 0.01
+    axes.set(xlim=(first, epochs[-1]), ylim=(low, high), xlabel="epoch", ylabel="NMI")
+    axes.set_title(f"{preset}: mean and range of {len(runs)} seeds")
+    if starts:
+        axes.axvline(min(starts), color="#9ca3af", linestyle="--", linewidth=1)
+        axes.text(min(starts) + 0.4, low + 0.004, "group stage", color="#6b7280")
+    height = low
+    for mean, variant in sorted(ends):
+        height = max(mean, height + (high - low) / 14)
+        text = f"{variant} {mean:.3f}"
+        axes.text(epochs[-1] + 0.6, height, text, color=colors[variant], va="center")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.01)
     figure.tight_layout()
-    figure.subplots_adjust(right=0.84)
-    figure.savefig(file, dpi=150)
+    figure.subplots_adjust(right=0.8)
+    figure.savefig(file, dpi=150, metadata={"Date": None})
 
 
 def _mean_and_deviation(values: list[float]) -> str:
