@@ -18,9 +18,15 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+# The last bits of a result depend on the number of threads, and commands set it: it is set for the
+# fixtures of a module, and again for each test.
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_for_fixtures() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    # The last bits of a result depend on the number of threads, and commands set it.
     torch.set_num_threads(1)
 
 

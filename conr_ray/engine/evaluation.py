@@ -66,11 +66,14 @@ class DataClustering:
 
 
 @torch.no_grad()
-def embed(target: TargetNetwork, pixels: Pixels, views: Views, rows: Tensor) -> Tensor:
+def embed(
+    target: TargetNetwork, pixels: Pixels, views: Views, rows: Tensor, precision: torch.autocast
+) -> Tensor:
     """Target embeddings of the images at `rows` as they are, (b, d) float32 of unit length."""
     training = target.training
     target.eval()
-    parts = [target(views.plain(pixels.take(part))) for part in torch.split(rows, _BATCH)]
+    with precision:
+        parts = [target(views.plain(pixels.take(part))) for part in torch.split(rows, _BATCH)]
     target.train(training)
     return torch.cat(parts)
 
@@ -84,13 +87,15 @@ def cluster_data(
     num_rows: int,
     num_clusters: int,
     epoch: int,
+    precision: torch.autocast,
 ) -> DataClustering:
     """Embed and cluster all `num_rows` images; every worker embeds its share.
 
-    The result depends on the networks, the seed and `epoch` (epochs trained) alone.
+    The result depends on the networks, the seed and `epoch` (epochs trained) alone. `precision` is
+    that of the networks; clustering is float32.
     """
     local = share(num_rows)
-    embeddings_bd = embed(target, pixels, views, torch.arange(local.start, local.stop))
+    embeddings_bd = embed(target, pixels, views, torch.arange(local.start, local.stop), precision)
     clustering = spherical_kmeans(
         embeddings_bd,
         num_rows,

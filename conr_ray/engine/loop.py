@@ -83,30 +83,31 @@ def _train(
     online, target, optimizer = state.trained_module(), state.target, state.optimizer
 
     def cluster() -> DataClustering:
-        with precision:
-            found = cluster_data(
-                config,
-                target,
-                pixels,
-                views,
-                num_rows=num_rows,
-                num_clusters=num_clusters,
-                epoch=state.epoch,
-            )
+        found = cluster_data(
+            config,
+            target,
+            pixels,
+            views,
+            num_rows=num_rows,
+            num_clusters=num_clusters,
+            epoch=state.epoch,
+            precision=precision,
+        )
         state.pseudo_labels, state.centers = found.clusters_n, found.centers_cd
+        state.clustered_epoch = state.epoch
         return found
 
     for epoch in range(state.epoch, config.schedule.epochs):
         started = time.perf_counter()
         grouped, fraction = schedule.in_group_stage(epoch), schedule.fraction(epoch)
-        if grouped and state.pseudo_labels is None:
+        if grouped and state.clustered_epoch != epoch:
             cluster()
         order = keyed_random.permutation(fold(config.seed, "order", epoch), num_rows)
         figures = StepFigures(epoch, _named(directory, saved_epoch))
 
         for step in range(steps_per_epoch):
             rows_n = order[step * num_global : (step + 1) * num_global]
-            batch = pixels.take(rows_n[local])
+            batch, rows_n = pixels.take(rows_n[local]), rows_n.to(device)
             view_1, view_2 = (
                 views.random(
                     batch,
@@ -124,10 +125,10 @@ def _train(
             if grouped:
                 assert state.pseudo_labels is not None and state.centers is not None
                 batch_facts: dict[str, Any] = {
-                    "pseudo_labels_n": state.pseudo_labels[rows_n.to(device)],
+                    "pseudo_labels_n": state.pseudo_labels[rows_n],
                     "centers_cd": state.centers,
                     "fraction": fraction,
-                    "classes_n": None if classes is None else classes[rows_n.to(device)],
+                    "classes_n": None if classes is None else classes[rows_n],
                 }
                 loss_1, step_figures = group_stage(predictions[0], keys[1], **batch_facts)
                 loss_2, _ = group_stage(predictions[1], keys[0], **batch_facts)

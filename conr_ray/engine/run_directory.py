@@ -101,7 +101,7 @@ class RunDirectory:
 
     def write_metrics(self, rows: Sequence[MetricRow]) -> None:
         """Write metrics.parquet; columns are those that any row has."""
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        names = list(dict.fromkeys(["epoch", *(name for row in rows for name in row)]))
         self.write_table(
             "metrics.parquet", pa.table({n: [row.get(n) for row in rows] for n in names})
         )

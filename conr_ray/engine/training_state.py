@@ -39,10 +39,11 @@ class TrainingState:
     target: TargetNetwork
     optimizer: torch.optim.SGD
     epoch: int = 0
-    # Cluster of each sample of the data set, (n,) int64, and centres (c, d): both None until the
-    # first clustering.
+    # Cluster of each sample of the data set, (n,) int64, centres (c, d), and how many epochs were
+    # trained when they were found: None until the first clustering.
     pseudo_labels: Tensor | None = None
     centers: Tensor | None = None
+    clustered_epoch: int | None = None
     history: list[MetricRow] = field(default_factory=list)
 
     @classmethod
@@ -89,6 +90,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
+            "clustered_epoch": self.clustered_epoch,
             "history": [dict(row) for row in self.history],
         }
 
@@ -109,4 +111,5 @@ class TrainingState:
         self.epoch = checkpoint["epoch"]
         self.pseudo_labels = checkpoint["pseudo_labels"]
         self.centers = checkpoint["centers"]
+        self.clustered_epoch = checkpoint["clustered_epoch"]
         self.history = list(checkpoint["history"])

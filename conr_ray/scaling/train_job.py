@@ -6,6 +6,7 @@ reads them, and a worker group that Ray starts anew goes on from the newest chec
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ import ray.train.torch
 import torch
 
 from conr_ray.config import RunConfig, from_yaml
-from conr_ray.data.store import open_images
+from conr_ray.data.store import ImageSet, open_images
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import MetricRow, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.method.collectives import rank
+from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
 
@@ -50,6 +51,9 @@ def run_on_workers(
     Raises:
         UserError, RunFailed: as the loop raises them, or Ray gave the run up.
     """
+    seen = (directory.checkpoint_epochs() or [0])[-1]
+    if seen == config.schedule.epochs:
+        return
     job = {
         "config": config.to_yaml(),
         "uri": directory.uri,
@@ -81,9 +85,9 @@ def run_on_workers(
         except BaseException as error:
             errors.append(error)
 
-    started = directory.checkpoint_epochs()
-    seen = started[-1] if started else 0
     directory.clear_failure()
+    # Rows of epochs after the checkpoint will be written again.
+    directory.write_metrics(directory.metric_rows()[:seen])
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     running = True
@@ -103,14 +107,29 @@ def _work(job: dict[str, Any]) -> None:
     """One worker: what Ray Train calls in each process."""
     config = from_yaml(job["config"], "the run's config")
     torch.set_num_threads(job["threads"])
+    device = ray.train.torch.get_device()
     directory = RunDirectory(job["uri"])
-    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
-    try:
-        device = ray.train.torch.get_device()
-        train(config, open_images(config.data), directory, tracking, device)
-    except (UserError, RunFailed):
-        # Recorded in the run directory. Raised, Ray would start the workers anew in vain.
+    # An error that is raised here has Ray start all workers anew. One that would come again is
+    # recorded for the driver instead, and all workers end.
+    images = _open_everywhere(config, directory, device)
+    if images is None:
         return
+    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
+    with contextlib.suppress(UserError, RunFailed):
+        train(config, images, directory, tracking, device)
+
+
+def _open_everywhere(
+    config: RunConfig, directory: RunDirectory, device: torch.device
+) -> ImageSet | None:
+    """The images, or None on all workers where one of them cannot open them."""
+    images, failed = None, torch.zeros((), device=device)
+    try:
+        images = open_images(config.data)
+    except UserError as error:
+        directory.record_failure(error)
+        failed += 1
+    return images if all_reduce_sum(failed) == 0 else None
 
 
 def _last_line(error: BaseException) -> str:

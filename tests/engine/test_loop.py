@@ -214,3 +214,21 @@ def test_a_run_goes_on_with_another_number_of_workers(
     alone = without_times(whole_run[1])
     assert rows[:2] == alone[:2]
     assert rows[3]["loss"] == pytest.approx(alone[3]["loss"], abs=1e-3)
+
+
+def test_mixed_precision_trains_the_networks_in_it_and_nothing_else(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conr_ray.engine import evaluation
+
+    kmeans, seen = evaluation.spherical_kmeans, []
+
+    def watched(rows: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append((rows.dtype, torch.is_autocast_enabled("cpu")))
+        return kmeans(rows, *args, **options)
+
+    monkeypatch.setattr(evaluation, "spherical_kmeans", watched)
+    rows = run_here(tiny_config(optim__precision="bf16"), tmp_path)
+    assert set(seen) == {(torch.float32, False)}
+    assert rows[0]["loss"] != whole_run[1][0]["loss"]
+    assert rows[0]["loss"] == pytest.approx(whole_run[1][0]["loss"], abs=0.05)
