@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from conr_ray.config import RunConfig, override
+from conr_ray.config import RunConfig
 from conr_ray.errors import RunFailed, UserError
 
 
@@ -59,12 +59,12 @@ def directory_uri(args: argparse.Namespace, subject: str) -> str:
     return f"{storage if '://' in storage else Path(storage).expanduser().absolute()}/{name}"
 
 
-def with_absolute_path(config: RunConfig) -> RunConfig:
-    """`config` with data.path absolute, so that it means the same in every process."""
+def absolute_data_path(config: RunConfig) -> dict[str, str]:
+    """An override that makes data.path absolute, so that it means the same in every process."""
     path = config.data.path
     if path is None or "://" in path:
-        return config
-    return override(config, {"data.path": str(Path(path).expanduser().absolute())})
+        return {}
+    return {"data.path": str(Path(path).expanduser().absolute())}
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

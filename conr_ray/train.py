@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 
 from conr_ray.command_line import (
+    absolute_data_path,
     directory_uri,
     make_console,
     make_parser,
     run_command,
-    with_absolute_path,
 )
-from conr_ray.config import RunConfig, load_config, load_preset, parse_overrides
+from conr_ray.config import RunConfig, load_config, load_preset, override, parse_overrides
 from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images, train
 from conr_ray.engine.observer import Observers
@@ -77,7 +77,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
         config = load_preset(args.preset, overrides)
     else:
         config = load_config(args.config, overrides)
-    return with_absolute_path(config)
+    return override(config, absolute_data_path(config))
 
 
 def _train_here(

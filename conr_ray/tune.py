@@ -8,7 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from conr_ray.command_line import directory_uri, make_console, make_parser, run_command
+from conr_ray.command_line import (
+    absolute_data_path,
+    directory_uri,
+    make_console,
+    make_parser,
+    run_command,
+)
 from conr_ray.config import parse_overrides
 from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import connect, default_resources
@@ -21,7 +27,10 @@ from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 def main(arguments: Sequence[str]) -> None:
     """Parse, search, print the table."""
     args = _parser().parse_args(arguments)
-    space = load_space(args.space, parse_overrides(args.settings))
+    fixed = parse_overrides(args.settings)
+    space = load_space(args.space, fixed)
+    if "data.path" not in space.search:
+        space = load_space(args.space, {**fixed, **absolute_data_path(space.config())})
     num_trials = space.trials if args.trials is None else args.trials
     if num_trials < 1:
         raise UserError(f"--trials {num_trials}: a search needs 1 or more")

@@ -20,7 +20,7 @@ from PIL import Image
 
 import conr_ray.train
 import conr_ray.tune
-from conr_ray.command_line import run_command, with_absolute_path
+from conr_ray.command_line import run_command
 from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory
@@ -245,7 +245,7 @@ def test_without_labels_the_number_of_clusters_must_be_set(
 def claimed(storage: Path) -> Path:
     """A stopped run of digits."""
     directory = RunDirectory(storage / "first")
-    directory.claim(with_absolute_path(load_preset("digits")), resume=False)
+    directory.claim(load_preset("digits"), resume=False)
     return storage / "first"
 
 
