@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -67,6 +68,17 @@ def absolute_data_path(config: RunConfig) -> dict[str, str]:
     return {"data.path": str(Path(path).expanduser().absolute())}
 
 
+@contextmanager
+def resumable(uri: str) -> Iterator[None]:
+    """Tells whoever interrupts what is inside how to go on with the run directory `uri`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = uri.rpartition("/")[2]
+        told = f": the same command with --name {name} --resume goes on"
+        raise KeyboardInterrupt(told) from None
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: bad input leaves with status 2, a failed run with 1, Ctrl-C with 130."""
     try:
@@ -77,6 +89,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{stop}", file=sys.stderr)
         sys.exit(130)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from conr_ray.errors import UserError
 
@@ -27,6 +27,11 @@ Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _off_in_yaml(value: Any) -> Any:
+    """YAML 1.1 reads a bare off as False."""
+    return "off" if value is False else value
 
 
 class _Section(BaseModel):
@@ -168,7 +173,9 @@ class CheckpointConfig(_Section):
 class TrackingConfig(_Section):
     """Weights & Biases. WANDB_MODE and WANDB_API_KEY are read from the environment."""
 
-    wandb: Literal["auto", "off"] = Field("auto", description="auto logs where a key is known")
+    wandb: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
+        "auto", description="auto logs where a key is known"
+    )
     project: str = Field("conr_ray", description="W&B project")
 
 

@@ -14,6 +14,7 @@ from conr_ray.command_line import (
     directory_uri,
     make_console,
     make_parser,
+    resumable,
     run_command,
 )
 from conr_ray.config import RunConfig, load_config, load_preset, override, parse_overrides
@@ -37,22 +38,24 @@ def main(arguments: Sequence[str]) -> None:
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
     check_images(config, open_images(config.data), workers)
+    mode, note = wandb_mode(config.tracking)
+    resources = default_resources(workers)
+    if not args.local:
+        connect(resources, dashboard=False)
     directory.claim(config, resume=args.resume)
 
     console = make_console()
     console.print(f"run directory: {directory.uri}", soft_wrap=True)
-    mode, note = wandb_mode(config.tracking)
     if note:
         console.print(note, soft_wrap=True)
     name = directory.uri.rpartition("/")[2]
     wandb = WandbSettings(mode).for_run(name, name=name, group=None, folder=directory.uri)
-    resources = default_resources(workers)
     done = (directory.checkpoint_epochs() or [0])[-1]
-    with RunProgress(config.schedule.epochs, done, console) as progress:
+    progress = RunProgress(config.schedule.epochs, done, console)
+    with resumable(directory.uri), progress:
         if args.local:
             _train_here(config, directory, resources, wandb, progress)
         else:
-            connect(resources, dashboard=False)
             for row in run_on_workers(config, directory, resources, wandb):
                 progress.epoch(row)
     _print_result(directory, console)

@@ -13,6 +13,7 @@ from conr_ray.command_line import (
     directory_uri,
     make_console,
     make_parser,
+    resumable,
     run_command,
 )
 from conr_ray.config import parse_overrides
@@ -40,19 +41,20 @@ def main(arguments: Sequence[str]) -> None:
     directory = SearchDirectory(Path(uri))
     directory.check(space, resume=args.resume)
     check_search(space, args.workers)
+    mode, note = wandb_mode(space.config().tracking)
+    # A core for each worker, so that as many trials as possible run side by side.
+    resources = default_resources(args.workers, cpus_per_worker=1)
+    connect(resources, dashboard=args.workers > 1)
     directory.claim(space, resume=args.resume)
 
     console = make_console()
     console.print(f"search directory: {directory.path}", soft_wrap=True)
-    mode, note = wandb_mode(space.config().tracking)
     if note:
         console.print(note, soft_wrap=True)
-    # A core for each worker, so that as many trials as possible run side by side.
-    resources = default_resources(args.workers, cpus_per_worker=1)
-    connect(resources, dashboard=args.workers > 1)
-    trials = run_search(
-        space, directory, resources, WandbSettings(mode), console, num_trials=num_trials
-    )
+    with resumable(uri):
+        trials = run_search(
+            space, directory, resources, WandbSettings(mode), console, num_trials=num_trials
+        )
     _print_result(space, directory, trials, console)
 
 

@@ -279,7 +279,8 @@ def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: 
     for more in ([], ["--resume"]):
         words = [*arguments, "--name", "first", "--set", "seed=1", *more]
         told = refuse(conr_ray.tune, *words)
-        assert told == f"{directory.path} holds another search: choose another --name"
+        expected = f"{directory.path} holds another search (fixed differs): choose another --name"
+        assert told == expected
 
 
 @pytest.mark.parametrize(

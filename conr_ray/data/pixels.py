@@ -24,7 +24,7 @@ class Pixels:
         )
 
     def take(self, rows: Tensor) -> Tensor:
-        """The images at int64 CPU `rows`, (b, c, h, w) uint8."""
+        """The images at int64 `rows`, (b, c, h, w) uint8."""
         if self._resident is not None:
-            return self._resident[rows.to(self._device, non_blocking=True)]
-        return torch.from_numpy(self._images[rows.numpy()]).to(self._device)
+            return self._resident[rows.to(self._device)]
+        return torch.from_numpy(self._images[rows.cpu().numpy()]).to(self._device)

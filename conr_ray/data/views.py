@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,17 +21,21 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, p
 from conr_ray.config import ViewsConfig
 from conr_ray.data import keyed_random
 
-_LUMA = (0.299, 0.587, 0.114)
-
 
 class Views:
     """Makes float views, normalised by the data set's mean and deviation, from uint8 images."""
 
-    def __init__(self, config: ViewsConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        config: ViewsConfig,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | None = None,
+    ) -> None:
         self.config = config
-        self._mean = torch.tensor(mean).view(1, -1, 1, 1)
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         # A channel of one value throughout stays finite.
-        self._std = torch.tensor(std).view(1, -1, 1, 1).clamp_min(1 / 255)
+        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1).clamp_min(1 / 255)
 
     def plain(self, images: Tensor) -> Tensor:
         """The images as they are, for evaluation: centre-cropped or resized to the view's size."""
@@ -66,8 +71,7 @@ class Views:
         return self._normalized(pixels)
 
     def _normalized(self, pixels: Tensor) -> Tensor:
-        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
-        return (pixels - mean) / std
+        return (pixels - self._mean) / self._std
 
     def _warped(
         self, pixels: Tensor, draw: _Draws, strength: float, *, group_stage: bool
@@ -182,8 +186,9 @@ def _to_unit_range(images: Tensor) -> Tensor:
 def _gray(pixels: Tensor) -> Tensor:
     if pixels.shape[1] == 1:
         return pixels
-    luma = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels * luma).sum(1, keepdim=True)
+    # Luma of ITU-R 601; numbers, since a tensor would be copied to the device each time.
+    red, green, blue = pixels.split(1, dim=1)  # type: ignore[no-untyped-call]
+    return cast(Tensor, 0.299 * red + 0.587 * green + 0.114 * blue)
 
 
 def _turned_hue(pixels: Tensor, turn: Tensor) -> Tensor:
@@ -200,6 +205,6 @@ def _turned_hue(pixels: Tensor, turn: Tensor) -> Tensor:
         torch.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     # Each channel of an HSV colour is value - chroma * clamp(min(t, 4 - t), 0, 1) at its offset t.
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=pixels.device).view(1, 3, 1, 1)
+    offsets = torch.arange(5.0, 0.0, -2.0, device=pixels.device).view(1, 3, 1, 1)
     phase = (offsets + sector[:, None] + 6 * turn) % 6
     return value - chroma * torch.minimum(phase, 4 - phase).clamp(0, 1)

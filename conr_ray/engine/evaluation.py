@@ -93,9 +93,15 @@ def cluster_data(
 
     The result depends on the networks, the seed and `epoch` (epochs trained) alone. `precision` is
     that of the networks; clustering is float32.
+
+    Raises:
+        FloatingPointError: an embedding is not finite, of whichever worker; on all at once.
     """
     local = share(num_rows)
     embeddings_bd = embed(target, pixels, views, torch.arange(local.start, local.stop), precision)
+    broken = (~embeddings_bd.isfinite()).any().float()
+    if all_reduce_sum(broken):
+        raise FloatingPointError("the embeddings are not finite")
     clustering = spherical_kmeans(
         embeddings_bd,
         num_rows,

@@ -70,7 +70,7 @@ def _train(
     positions_b = torch.arange(local.start, local.stop, device=device)
 
     pixels = Pixels(images.images, device, on_device=config.data.placement == "device")
-    views = Views(config.views, images.mean, images.std)
+    views = Views(config.views, images.mean, images.std, device)
     schedule = Schedule(config, steps_per_epoch)
     classes = None if images.labels is None else torch.from_numpy(images.labels).to(device)
     group_stage = GroupStage(
@@ -83,31 +83,43 @@ def _train(
     online, target, optimizer = state.trained_module(), state.target, state.optimizer
 
     def cluster() -> DataClustering:
-        found = cluster_data(
-            config,
-            target,
-            pixels,
-            views,
-            num_rows=num_rows,
-            num_clusters=num_clusters,
-            epoch=state.epoch,
-            precision=precision,
-        )
+        try:
+            found = cluster_data(
+                config,
+                target,
+                pixels,
+                views,
+                num_rows=num_rows,
+                num_clusters=num_clusters,
+                epoch=state.epoch,
+                precision=precision,
+            )
+        except FloatingPointError as error:
+            raise RunFailed(
+                f"{error} after {state.epoch} epochs of {steps_per_epoch} steps; last good "
+                f"checkpoint: {_named(directory, saved_epoch)}; lower optim.lr"
+            ) from None
         state.pseudo_labels, state.centers = found.clusters_n, found.centers_cd
         state.clustered_epoch = state.epoch
         return found
+
+    if state.history and rank() == 0:
+        # The run may have been stopped between its checkpoint and these.
+        directory.write_metrics(state.history)
+    if state.epoch == config.schedule.epochs:
+        observer.epoch(state.history[-1])
 
     for epoch in range(state.epoch, config.schedule.epochs):
         started = time.perf_counter()
         grouped, fraction = schedule.in_group_stage(epoch), schedule.fraction(epoch)
         if grouped and state.clustered_epoch != epoch:
             cluster()
-        order = keyed_random.permutation(fold(config.seed, "order", epoch), num_rows)
+        order = keyed_random.permutation(fold(config.seed, "order", epoch), num_rows).to(device)
         figures = StepFigures(epoch, _named(directory, saved_epoch))
 
         for step in range(steps_per_epoch):
             rows_n = order[step * num_global : (step + 1) * num_global]
-            batch, rows_n = pixels.take(rows_n[local]), rows_n.to(device)
+            batch = pixels.take(rows_n[local])
             view_1, view_2 = (
                 views.random(
                     batch,

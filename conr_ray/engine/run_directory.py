@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class RunDirectory:
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"--storage: {self.uri} cannot be opened: {error}") from None
             self._root = root.rstrip("/")
-        self._local = isinstance(self._files, pafs.LocalFileSystem)
+        self.is_local = isinstance(self._files, pafs.LocalFileSystem)
 
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether a run of `config` is here already; nothing is written.
@@ -186,13 +187,13 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
         path = f"{self._root}/{name}"
-        if not self._local:
+        if not self.is_local:
             # An object appears whole when its upload ends.
             with self._files.open_output_stream(path) as stream:
                 stream.write(data)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         part.write_bytes(data)
         part.replace(target)

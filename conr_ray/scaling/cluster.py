@@ -52,13 +52,16 @@ def default_resources(workers: int, cpus_per_worker: int | None = None) -> Worke
 
 
 def connect(resources: WorkerResources, *, dashboard: bool) -> None:
-    """Start a Ray of this process's own, with room for at least one run.
+    """Start a Ray of this process's own, with cores for at least one run.
 
     More workers than cores are let through, each a thread: slow, but right.
 
     Args:
         resources: of one run.
         dashboard: needed where runs are stopped early: it serves the API that frees their workers.
+
+    Raises:
+        UserError: this machine has too few GPUs for the run.
     """
     # A name left over from a killed cluster would else be tried first, for minutes.
     os.environ.pop("RAY_ADDRESS", None)
@@ -77,3 +80,4 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    resources.fits()

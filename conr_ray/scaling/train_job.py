@@ -26,7 +26,7 @@ from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
 
-_POLL_S = 0.2
+_POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 
 
 def run_on_workers(
@@ -39,7 +39,7 @@ def run_on_workers(
 ) -> Iterator[MetricRow]:
     """Train on Ray Train workers; gives each epoch's metrics soon after it has ended.
 
-    Rows of epochs that a resumed run had already trained are left out.
+    Rows of epochs that a resumed run had already trained are left out, but the last of all is not.
 
     Args:
         config: the run's.
@@ -53,6 +53,9 @@ def run_on_workers(
     """
     seen = (directory.checkpoint_epochs() or [0])[-1]
     if seen == config.schedule.epochs:
+        rows = directory.load_checkpoint(seen, torch.device("cpu"))["history"]
+        directory.write_metrics(rows)
+        yield rows[-1]
         return
     job = {
         "config": config.to_yaml(),
@@ -97,7 +100,7 @@ def run_on_workers(
             seen += 1
             yield row
         if running:
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
         raise RunFailed(f"Ray gave up the run: {_last_line(errors[0])}") from errors[0]

@@ -46,28 +46,31 @@ class SearchDirectory:
 
     def check(self, space: SearchSpace, *, resume: bool) -> None:
         """Raise UserError where another search is here, or `resume` does not fit what is here."""
-        if not self._space_file.exists():
+        text = RunDirectory(self.path).read_text("space.yaml")
+        if text is None:
             if resume:
                 raise UserError(f"--resume: {self.path} holds no search: check --storage, --name")
-        elif yaml.safe_load(self._space_file.read_text()) != _as_tree(space):
-            raise UserError(f"{self.path} holds another search: choose another --name")
-        elif not resume:
+            return
+        old, new = yaml.safe_load(text), _as_tree(space)
+        # The number of trials is no part of what a search is: more may be added.
+        changed = [k for k in {**old, **new} if k != "trials" and old.get(k) != new.get(k)]
+        if changed:
+            raise UserError(
+                f"{self.path} holds another search ({changed[0]} differs): choose another --name"
+            )
+        if not resume:
             raise UserError(
                 f"{self.path} holds this search: add --resume, or choose another --name"
             )
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
-        """`check`, then write space.yaml where there is none."""
+        """`check`, then write space.yaml."""
         self.check(space, resume=resume)
+        text = yaml.safe_dump(_as_tree(space), sort_keys=False)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._space_file.write_text(yaml.safe_dump(_as_tree(space), sort_keys=False))
+            RunDirectory(self.path).write_text("space.yaml", text)
         except OSError as error:
             raise UserError(f"--storage: {self.path} cannot be written: {error}") from None
-
-    @property
-    def _space_file(self) -> Path:
-        return self.path / "space.yaml"
 
     @property
     def journal(self) -> Path:

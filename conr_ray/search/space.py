@@ -140,7 +140,7 @@ class AshaConfig(_Part):
     """Early stopping by successive halving; its clock counts epochs trained."""
 
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="no trial is stopped before; the end of the instance stage where unset"
+        None, description="no trial is stopped before; where unset, the latest group_start"
     )
     reduction_factor: Annotated[int, Field(ge=2)] = 2
 
@@ -183,6 +183,17 @@ class SearchSpace(_Part):
                 raise UserError(f"search.{stuck}: its bounds need each other: give one a number")
             ordered += ready
         return ordered
+
+    @property
+    def latest_group_start(self) -> int:
+        """The last epoch, of those that the space can ask for, at which group stages start."""
+        dimension = self.search.get("schedule.group_start")
+        if dimension is None:
+            starts: list[Any] = [self.config().schedule.group_start]
+        else:
+            starts = list(dimension.choice or dimension.bounds)
+        whole = [start for start in starts if isinstance(start, int)]
+        return max([1, *whole])
 
     def __call__(self, trial: Drawer) -> dict[str, Any]:
         """Draw a point."""
@@ -255,6 +266,12 @@ def _check(space: SearchSpace) -> None:
                     "instead"
                 )
     _check_first(space)
+    grace = space.scheduler and space.scheduler.grace_epochs
+    if grace and "schedule.group_start" in space.search and grace < space.latest_group_start:
+        raise UserError(
+            f"scheduler.grace_epochs={grace} would compare trials before and after their "
+            f"group_start: raise it to {space.latest_group_start}, or leave it out"
+        )
     _check_draws(space)
 
 

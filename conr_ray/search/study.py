@@ -59,13 +59,9 @@ def _pruner(space: SearchSpace) -> BasePruner:
     """Asynchronous successive halving (ASHA) by epochs trained."""
     if space.scheduler is None:
         return NopPruner()
-    schedule = space.config().schedule
-    grace = space.scheduler.grace_epochs
-    if grace is None:
-        start = schedule.group_start
-        grace = schedule.epochs // 2 if start == "never" else max(1, start)
     return SuccessiveHalvingPruner(
-        min_resource=grace, reduction_factor=space.scheduler.reduction_factor
+        min_resource=space.scheduler.grace_epochs or space.latest_group_start,
+        reduction_factor=space.scheduler.reduction_factor,
     )
 
 

@@ -7,13 +7,17 @@ wrong in tracking never stops a run.
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from conr_ray.config import RunConfig, TrackingConfig
 from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +47,13 @@ def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
     """How to log, and a sentence for the user where that may surprise."""
     if config.wandb == "off":
         return "off", None
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked in ("disabled", "dryrun", "off"):
+    asked = os.environ.get("WANDB_MODE", "online").lower()
+    if asked == "disabled":
         return "off", None
-    if asked == "offline":
+    if asked in ("offline", "dryrun"):
         return "offline", None
+    if asked not in ("online", "run"):
+        raise UserError(f"WANDB_MODE={asked}: set it to online, offline or disabled")
     if _has_key():
         return "online", None
     return "off", (
@@ -56,13 +62,14 @@ def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
 
 
 def _has_key() -> bool:
+    """Whether W&B would find a key. Asked of W&B itself, it would prompt for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    import wandb
-
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return wandb.Api().api_key is not None  # reads the netrc file only
-    except Exception:
+        file = os.environ.get("NETRC") or Path.home() / ".netrc"
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
         return False
 
 

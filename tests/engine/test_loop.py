@@ -232,3 +232,31 @@ def test_mixed_precision_trains_the_networks_in_it_and_nothing_else(
     assert set(seen) == {(torch.float32, False)}
     assert rows[0]["loss"] != whole_run[1][0]["loss"]
     assert rows[0]["loss"] == pytest.approx(whole_run[1][0]["loss"], abs=0.05)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.rows: list[MetricRow] = []
+
+    def epoch(self, row: MetricRow) -> None:
+        self.rows.append(row)
+
+    def end(self, error: BaseException | None) -> None: ...
+
+
+def test_a_run_stopped_after_its_last_checkpoint_tells_its_end_when_resumed(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    run_here(tiny_config(), tmp_path)
+    (tmp_path / "metrics.parquet").unlink()
+    told = Told()
+    rows = run_here(tiny_config(), tmp_path, told)
+    assert told.rows == rows[-1:]
+    assert without_times(RunDirectory(tmp_path).metric_rows()) == without_times(whole_run[1])
+
+
+def test_a_run_that_diverges_in_an_epochs_last_step_is_not_saved(tmp_path: Path) -> None:
+    config = tiny_config(optim__batch_size=300, optim__lr=1e30, schedule__warmup_epochs=0)
+    with pytest.raises(RunFailed, match=r"not finite after 1 epochs of 1 steps; .*none yet; low"):
+        run_here(config, tmp_path)
+    assert RunDirectory(tmp_path).checkpoint_epochs() == []

@@ -47,8 +47,11 @@ def test_two_ray_workers_train_as_one_process_does(tmp_path: Path) -> None:
     for row, other in zip(rows, alone, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
     assert (tmp_path / "ray" / "assignments.parquet").exists()
-    # Once more: nothing is left to train, and nothing is told twice.
-    assert list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF)) == []
+    # Once more: nothing is left to train, and the end is told again.
+    (tmp_path / "ray" / "metrics.parquet").unlink()
+    again = list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF))
+    assert again == rows[-1:]
+    assert directory.metric_rows() == rows
 
 
 def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_checkpoint(
