@@ -72,7 +72,9 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    figures = "  ".join(f"{n.upper()} {v:.4f}" for n, v in best.figures.items() if v is not None)
+    names = ("acc", "nmi", "ari", "silhouette")
+    known = ((name, best.figures[name]) for name in names)
+    figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
     console.print(
         f"best: trial {best.number}, {figures}\n"
         f"train it: python -m conr_ray.train --config {directory.path}/best.yaml",
