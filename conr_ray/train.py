@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from conr_ray.command_line import (
@@ -19,14 +18,13 @@ from conr_ray.command_line import (
 )
 from conr_ray.config import RunConfig, load_config, load_preset, override, parse_overrides
 from conr_ray.data.store import open_images
-from conr_ray.engine.loop import check_images, train
-from conr_ray.engine.observer import Observers
+from conr_ray.engine.loop import check_images
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
-from conr_ray.scaling.cluster import WorkerResources, connect, default_resources
-from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.scaling.cluster import connect, default_resources
+from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.tracking.progress import RunProgress
-from conr_ray.tracking.wandb_run import WandbSettings, open_wandb, wandb_mode
+from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     progress = RunProgress(config.schedule.epochs, done, console)
     with resumable(directory.uri), progress:
         if args.local:
-            _train_here(config, directory, resources, wandb, progress)
+            run_here(config, directory, resources, wandb, progress)
         else:
             for row in run_on_workers(config, directory, resources, wandb):
                 progress.epoch(row)
@@ -81,20 +79,6 @@ def _config(args: argparse.Namespace) -> RunConfig:
     else:
         config = load_config(args.config, overrides)
     return override(config, absolute_data_path(config))
-
-
-def _train_here(
-    config: RunConfig,
-    directory: RunDirectory,
-    resources: WorkerResources,
-    wandb: WandbSettings,
-    progress: RunProgress,
-) -> None:
-    torch.set_num_threads(resources.cpus_per_worker)
-    device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
-    directory.clear_failure()
-    observer = Observers([open_wandb(wandb, config), progress])
-    train(config, open_images(config.data), directory, observer, device)
 
 
 def _print_result(directory: RunDirectory, console: Console) -> None:

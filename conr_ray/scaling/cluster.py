@@ -68,6 +68,7 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Relative paths mean the same in every process.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ray's coming default; unset, Ray prints advice about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The commands have displays and files of their own.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

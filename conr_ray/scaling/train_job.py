@@ -1,7 +1,7 @@
-"""A run on the workers of a Ray cluster.
+"""A run in this process, or on the workers of a Ray cluster.
 
-The run directory is the only channel: workers write metrics and checkpoints there, whoever waits
-reads them, and a worker group that Ray starts anew goes on from the newest checkpoint.
+The run directory is the only channel of a cluster: workers write metrics and checkpoints there,
+whoever waits reads them, and a worker group that Ray starts anew goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -19,14 +19,34 @@ import torch
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import ImageSet, open_images
 from conr_ray.engine.loop import train
-from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
+
+
+def run_here(
+    config: RunConfig,
+    directory: RunDirectory,
+    resources: WorkerResources,
+    wandb: WandbSettings,
+    observer: Observer,
+) -> None:
+    """Train as the only worker, in this process; `observer` is told after W&B.
+
+    Raises:
+        UserError, RunFailed: as the loop raises them.
+    """
+    torch.set_num_threads(resources.cpus_per_worker)
+    device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
+    directory.clear_failure()
+    # Opened first: a W&B run that has begun is ended by the loop only.
+    images = open_images(config.data)
+    train(config, images, directory, Observers([open_wandb(wandb, config), observer]), device)
 
 
 def run_on_workers(
@@ -103,7 +123,7 @@ def run_on_workers(
             time.sleep(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
-        raise RunFailed(f"Ray gave up the run: {_last_line(errors[0])}") from errors[0]
+        raise RunFailed(f"Ray gave up the run: {last_line(errors[0])}") from errors[0]
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -133,8 +153,3 @@ def _open_everywhere(
         directory.record_failure(error)
         failed += 1
     return images if all_reduce_sum(failed) == 0 else None
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from conr_ray.errors import last_line
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import EPOCHS, FAILURE, POINT
 from conr_ray.tracking.progress import duration
@@ -63,7 +64,7 @@ class LiveDisplay(Callback):
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {})
-        failure = _last_line(trial.get_error()) if error else result.get(FAILURE)
+        failure = last_line(trial.get_error()) if error else result.get(FAILURE)
         epochs = self._space.config(trial.config[POINT]).schedule.epochs
         stopped = result.get(EPOCHS, 0) < epochs
         state = "failed" if failure else "stopped" if stopped else "complete"
@@ -106,11 +107,6 @@ class LiveDisplay(Callback):
         left = each * (self._num_trials - ended)
         left -= sum(self._last.get(trial_id, {}).get(EPOCHS, 0) for trial_id in running)
         return f", at most {duration(elapsed * left / done)} left"
-
-
-def _last_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "its process died"
 
 
 def _in_words(point: dict[str, Any], space: SearchSpace) -> str:

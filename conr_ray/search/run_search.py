@@ -1,7 +1,7 @@
 """A search from its space to its table: Ray Tune runs the trials, Optuna draws them.
 
 space.yaml          the space as it was read, with what the command line fixed
-study.journal       the Optuna study; `optuna-dashboard` opens it
+study.journal       the Optuna study
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
 best.yaml           the config of the best trial; `train --config` runs it

@@ -185,7 +185,16 @@ class SearchSpace(_Part):
         return ordered
 
     @property
-    def latest_group_start(self) -> int:
+    def grace_epochs(self) -> int:
+        """Epochs that every trial trains: as set, else until all group stages have started.
+
+        Without a group stage it is half of the epochs.
+        """
+        asked = self.scheduler and self.scheduler.grace_epochs
+        return asked or self.latest_group_start or max(1, self.config().schedule.epochs // 2)
+
+    @property
+    def latest_group_start(self) -> int | None:
         """The last epoch, of those that the space can ask for, at which group stages start."""
         dimension = self.search.get("schedule.group_start")
         if dimension is None:
@@ -193,7 +202,7 @@ class SearchSpace(_Part):
         else:
             starts = list(dimension.choice or dimension.bounds)
         whole = [start for start in starts if isinstance(start, int)]
-        return max([1, *whole])
+        return max(whole, default=None)
 
     def __call__(self, trial: Drawer) -> dict[str, Any]:
         """Draw a point."""
@@ -267,10 +276,11 @@ def _check(space: SearchSpace) -> None:
                 )
     _check_first(space)
     grace = space.scheduler and space.scheduler.grace_epochs
-    if grace and "schedule.group_start" in space.search and grace < space.latest_group_start:
+    latest = space.latest_group_start
+    if grace and latest and "schedule.group_start" in space.search and grace < latest:
         raise UserError(
             f"scheduler.grace_epochs={grace} would compare trials before and after their "
-            f"group_start: raise it to {space.latest_group_start}, or leave it out"
+            f"group_start: raise it to {latest}, or leave it out"
         )
     _check_draws(space)
 

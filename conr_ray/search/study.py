@@ -60,7 +60,7 @@ def _pruner(space: SearchSpace) -> BasePruner:
     if space.scheduler is None:
         return NopPruner()
     return SuccessiveHalvingPruner(
-        min_resource=space.scheduler.grace_epochs or space.latest_group_start,
+        min_resource=space.grace_epochs,
         reduction_factor=space.scheduler.reduction_factor,
     )
 

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.tune
-import torch
 
-from conr_ray.config import RunConfig
-from conr_ray.data.store import open_images
-from conr_ray.engine.loop import train
-from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
-from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import EPOCHS, FAILURE, POINT, TRIAL_ID
-from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
+from conr_ray.tracking.wandb_run import WandbSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class TrialRunner:
         try:
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
-                self._train_here(config, directory, reporter, wandb)
+                run_here(config, directory, self.resources, wandb, reporter)
             else:
                 for row in run_on_workers(config, directory, self.resources, wandb):
                     reporter.epoch(row)
@@ -55,19 +51,6 @@ class TrialRunner:
         except (UserError, RunFailed) as error:
             # Raised, Tune would try the trial again, to the same end.
             reporter.failure(str(error))
-
-    def _train_here(
-        self,
-        config: RunConfig,
-        directory: RunDirectory,
-        reporter: _TuneReporter,
-        wandb: WandbSettings,
-    ) -> None:
-        torch.set_num_threads(self.resources.cpus_per_worker)
-        device = torch.device("cuda" if self.resources.gpus_per_worker else "cpu")
-        directory.clear_failure()
-        observer = Observers([open_wandb(wandb, config), reporter])
-        train(config, open_images(config.data), directory, observer, device)
 
 
 class _TuneReporter:

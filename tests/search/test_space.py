@@ -332,3 +332,29 @@ def test_a_file_that_is_no_space_is_named(
         load_space(file)
     assert str(caught.value).startswith(f"--space {file}: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "fixed", "grace"),
+    [
+        ({"schedule.group_start": {"int": [20, 40]}}, {}, 40),
+        ({"neighborhood.k1": {"int": [5, 20]}}, {}, 30),
+        ({"optim.lr": {"float": [0.01, 0.2]}}, {"schedule.group_start": "never"}, 30),
+    ],
+)
+def test_no_trial_is_stopped_before_all_group_stages_have_started(
+    tmp_path: Path, search: dict[str, Any], fixed: dict[str, Any], grace: int
+) -> None:
+    file = tmp_path / "space.yaml"
+    tree = {"preset": "digits", "search": search, "fixed": {**fixed, "schedule.epochs": 60}}
+    file.write_text(yaml.safe_dump(tree))
+    assert load_space(file).grace_epochs == grace
+
+
+def test_a_grace_that_ends_before_a_group_stage_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    search = {"schedule.group_start": {"int": [20, 40]}}
+    tree = {"preset": "digits", "search": search, "scheduler": {"grace_epochs": 30}}
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"scheduler\.grace_epochs=30 .* raise it to 40"):
+        load_space(file)
