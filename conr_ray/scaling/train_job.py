@@ -1,7 +1,7 @@
 """A run in this process, or on the workers of a Ray cluster.
 
 The run directory is the only channel of a cluster: workers write metrics and checkpoints there,
-whoever waits reads them, and a worker group that Ray starts anew goes on from the newest checkpoint.
+whoever waits reads them, and workers that Ray starts anew go on from the newest checkpoint.
 """
 
 from __future__ import annotations
