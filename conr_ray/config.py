@@ -126,7 +126,13 @@ class BoundaryConfig(_Section):
 class BankConfig(_Section):
     """The memory bank that widens the neighbour pool beyond the global batch."""
 
-    size: Whole = Field(0, description="0 is the paper's in-batch pool")
+    size: Whole = Field(
+        0, description="samples whose latest embedding is kept; 0 is the paper's in-batch pool"
+    )
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="of the rows")
+    sharded: bool = Field(
+        True, description="deal the rows out to the workers; else each one keeps and searches all"
+    )
 
 
 class OptimConfig(_Section):
@@ -227,10 +233,8 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         if count > config.pool_size:
             yield (
                 f"neighborhood.{field}={count} exceeds the neighbour pool of {config.pool_size} "
-                f"rows: lower it or raise optim.batch_size"
+                f"rows: lower it, or raise optim.batch_size or bank.size"
             )
-    if config.bank.size:
-        yield f"bank.size={config.bank.size}: there is no memory bank yet; set it to 0"
     start = config.group_start_epoch
     if start is not None and start >= schedule.epochs:
         yield (

@@ -134,7 +134,7 @@ def space_file(folder: Path, tree: Any) -> list[str]:
         ),
         (
             "--preset digits --set neighborhood.k=129",
-            "neighborhood.k=129 exceeds the neighbour pool of 128 rows: lower it or raise optim.b",
+            "neighborhood.k=129 exceeds the neighbour pool of 128 rows: lower it, or raise optim.b",
         ),
         (
             "--preset digits --set optim.batch_size=2000",

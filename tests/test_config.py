@@ -299,10 +299,10 @@ def test_no_number_is_nan_or_infinite(value: Any) -> None:
 
 RULES = [
     ({"neighborhood.k1": 3, "neighborhood.k2": 4}, ["neighborhood.k2=4", "lower k2 or raise k1"]),
-    ({"optim.batch_size": 9}, ["neighborhood.k1=10", "9 rows", "lower it or raise optim.batch_s"]),
+    ({"optim.batch_size": 9}, ["neighborhood.k1=10", "9 rows", "lower it, or raise optim.batch_s"]),
     (
         {"optim.batch_size": 16, "neighborhood.k": 17},
-        ["neighborhood.k=17", "16 rows", "lower it or raise optim.batch_size"],
+        ["neighborhood.k=17", "16 rows", "lower it, or raise optim.batch_size or bank.size"],
     ),
     ({"schedule.group_start": 1000}, ["schedule.group_start=1000", "set it to never"]),
     (

@@ -6,7 +6,6 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +72,7 @@ def _train(
     views = Views(config.views, images.mean, images.std, device)
     schedule = Schedule(config, steps_per_epoch)
     classes = None if images.labels is None else torch.from_numpy(images.labels).to(device)
-    group_stage = GroupStage(
-        **config.neighborhood.model_dump(), weight=config.optim.group_loss_weight
-    )
+    group_stage = GroupStage(config.optim.group_loss_weight)
     precision = _autocast(config.optim.precision, device)
 
     state = TrainingState.create(config, images.num_channels, device)
@@ -136,18 +133,20 @@ def _train(
             step_figures: dict[str, Tensor] = {}
             if grouped:
                 assert state.pseudo_labels is not None and state.centers is not None
-                batch_facts: dict[str, Any] = {
-                    "pseudo_labels_n": state.pseudo_labels[rows_n],
-                    "centers_cd": state.centers,
-                    "fraction": fraction,
-                    "classes_n": None if classes is None else classes[rows_n],
-                }
-                loss_1, step_figures = group_stage(predictions[0], keys[1], **batch_facts)
-                loss_2, _ = group_stage(predictions[1], keys[0], **batch_facts)
+                loss, step_figures = group_stage(
+                    predictions,
+                    keys,
+                    state.bank,
+                    sample_ids_n=rows_n,
+                    pseudo_labels_n=state.pseudo_labels[rows_n],
+                    centers_cd=state.centers,
+                    fraction=fraction,
+                    classes=classes,
+                )
             else:
                 loss_1 = instance_loss(predictions[0], keys[1], num_global)
                 loss_2 = instance_loss(predictions[1], keys[0], num_global)
-            loss = (loss_1 + loss_2) / 2
+                loss = (loss_1 + loss_2) / 2
 
             optimizer.zero_grad()
             # Workers' parts sum to the global loss, while gradients are averaged over workers.
@@ -179,8 +178,7 @@ def _train(
 
         if schedule.saved(epoch):
             saved_epoch = state.epoch
-            if rank() == 0:
-                _save(config, state, directory, images.fingerprint)
+            _save(config, state, directory, images.fingerprint)
         if rank() == 0:
             directory.write_metrics(state.history)
         observer.epoch(row)
@@ -230,10 +228,13 @@ def _load_newest(
 def _save(
     config: RunConfig, state: TrainingState, directory: RunDirectory, fingerprint: str
 ) -> None:
+    checkpoint = state.to_checkpoint(config, fingerprint)
+    if rank() > 0:
+        return
     summary = {"workers": world_size(), "data_fingerprint": fingerprint, **state.history[-1]}
     directory.save_checkpoint(
         state.epoch,
-        state.to_checkpoint(config, fingerprint),
+        checkpoint,
         {"epochs_trained": state.epoch, **summary},
         config.checkpoint.keep,
     )

@@ -17,7 +17,7 @@ LOOK_EVERY = 50
 class StepFigures:
     """Losses, parts that sum to the global ones over the workers, and shares.
 
-    A share is two counts, (2,): part and whole, summed over steps and workers.
+    A share is two numbers, (2,): part and whole, summed over steps and workers.
     """
 
     def __init__(self, epoch: int, last_checkpoint: str) -> None:

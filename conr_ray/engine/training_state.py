@@ -14,6 +14,7 @@ from conr_ray.config import RunConfig
 from conr_ray.data.keyed_random import fold
 from conr_ray.engine.observer import MetricRow
 from conr_ray.errors import UserError
+from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import world_size
 from conr_ray.method.networks import BACKBONES, Encoder, OnlineNetwork, TargetNetwork
@@ -30,7 +31,7 @@ _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
 
 @dataclass
 class TrainingState:
-    """Networks, optimiser, pseudo-labels and metrics after `epoch` epochs.
+    """Networks, optimiser, memory bank, pseudo-labels and metrics after `epoch` epochs.
 
     Randomness has no state: it is keyed by seed, epoch, step and position.
     """
@@ -38,6 +39,7 @@ class TrainingState:
     online: OnlineNetwork
     target: TargetNetwork
     optimizer: torch.optim.SGD
+    bank: MemoryBank
     epoch: int = 0
     # Cluster of each sample of the data set, (n,) int64, centres (c, d), and how many epochs were
     # trained when they were found: None until the first clustering.
@@ -70,7 +72,16 @@ class TrainingState:
             momentum=config.optim.momentum,
             weight_decay=config.optim.weight_decay,
         )
-        return cls(online, target, optimizer)
+        bank = MemoryBank(
+            config.bank.size,
+            model.embedding_dim,
+            config.optim.batch_size,
+            Neighborhood(**config.neighborhood.model_dump()),
+            dtype=torch.bfloat16 if config.bank.dtype == "bf16" else torch.float32,
+            device=device,
+            sharded=config.bank.sharded,
+        )
+        return cls(online, target, optimizer, bank)
 
     def trained_module(self) -> nn.Module:
         """The online network as it is called in training: gradients averaged over the workers."""
@@ -79,7 +90,10 @@ class TrainingState:
         return nn.parallel.DistributedDataParallel(self.online, **_BUFFERS_AS_THEY_ARE)
 
     def to_checkpoint(self, config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
-        """Everything a run needs to go on, as tensors and plain values."""
+        """Everything a run needs to go on, as tensors and plain values.
+
+        All workers make it, since each holds a part of the bank.
+        """
         return {
             "version": __version__,
             "epoch": self.epoch,
@@ -88,6 +102,7 @@ class TrainingState:
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "bank": self.bank.state_dict(),
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
             "clustered_epoch": self.clustered_epoch,
@@ -108,6 +123,7 @@ class TrainingState:
         self.online.load_state_dict(checkpoint["online"])
         self.target.load_state_dict(checkpoint["target"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.bank.load_state_dict(checkpoint["bank"])
         self.epoch = checkpoint["epoch"]
         self.pseudo_labels = checkpoint["pseudo_labels"]
         self.centers = checkpoint["centers"]

@@ -56,3 +56,23 @@ def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(workers)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_gather_stack(local: Tensor) -> Tensor:
+    """Tensors of the same shape on all workers, stacked in rank order."""
+    if world_size() == 1:
+        return local[None]
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.stack(parts)
+
+
+def all_gather_varying(local: Tensor) -> Tensor:
+    """Rows (first dimension) of all workers joined, however many each one has."""
+    if world_size() == 1:
+        return local
+    counts = all_gather_stack(torch.tensor([len(local)], device=local.device)).flatten().tolist()
+    padded = local.new_zeros(max(counts), *local.shape[1:])
+    padded[: len(local)] = local
+    parts = all_gather_stack(padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,6 +1,6 @@
 """The two losses. Each gives a worker's part of the global mean.
 
-Shapes: b rows of this worker, n of the global batch, p of the pool, d width, k neighbours.
+Shapes: b rows of this worker, n of the global batch, d width.
 
 Returned is the sum over the local rows divided by the *global* number of rows, so that summing loss
 and gradient over the workers gives those of one process on the joined batch. (The released code
@@ -11,7 +11,6 @@ averages where it has to sum, which divides its group-stage gradient by the numb
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 
 def instance_loss(predictions_bd: Tensor, keys_bd: Tensor, num_global: int) -> Tensor:
@@ -26,20 +25,18 @@ def instance_loss(predictions_bd: Tensor, keys_bd: Tensor, num_global: int) -> T
 
 
 def group_loss(
-    predictions_bd: Tensor, pool_pd: Tensor, neighbors_bk: Tensor, kept_b: Tensor, num_global: int
+    predictions_bd: Tensor, mean_keys_bd: Tensor, kept_b: Tensor, num_global: int
 ) -> Tensor:
     """-2 mean over rows and neighbours of kept * cos(prediction, neighbour key) (paper eq. 7).
 
-    Rows that are not kept count as zeros in the mean, as published.
+    The mean cosine over k keys is the dot product with the keys' mean. Rows that are not kept count
+    as zeros in the mean, as published.
 
     Args:
         predictions_bd: unit length, with gradient.
-        pool_pd: unit length keys of the pool, without gradient.
-        neighbors_bk: int64 rows of the pool.
+        mean_keys_bd: mean of the unit length keys of each row's neighbours, without gradient.
         kept_b: bool; rows far enough from the boundaries.
         num_global: rows of the global batch, n.
     """
-    # The mean cosine over k keys is the dot product with the keys' mean: (b, k, d) never exists.
-    mean_keys_bd = embedding_bag(neighbors_bk, pool_pd, mode="mean")
     cosines_b = (predictions_bd * mean_keys_bd).sum(1)
     return -2 * (cosines_b * kept_b).sum() / num_global

@@ -51,19 +51,19 @@ def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
     }
 
 
-def neighbor_matches(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
+def neighbor_matches(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
     """Neighbours that have the sample's label, and those of known label: two counts, (2,) int64.
 
     The first neighbour, the sample itself, is left out, and so are pairs with a label of -1.
     """
-    others = pool_labels_p[neighbors_nk[:, 1:]]
+    others = neighbor_labels_nk[:, 1:]
     known = (others >= 0) & (labels_n >= 0)[:, None]
     return torch.stack([((others == labels_n[:, None]) & known).sum(), known.sum()])
 
 
-def neighbor_purity(neighbors_nk: Tensor, labels_n: Tensor, pool_labels_p: Tensor) -> Tensor:
+def neighbor_purity(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
     """Share of `neighbor_matches`: a scalar tensor, nan where no label is known."""
-    same, known = neighbor_matches(neighbors_nk, labels_n, pool_labels_p).unbind()
+    same, known = neighbor_matches(neighbor_labels_nk, labels_n).unbind()
     return same / known
 
 

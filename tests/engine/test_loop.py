@@ -205,15 +205,34 @@ def test_the_number_of_workers_does_not_change_the_run(
         assert row["lr"] == alone["lr"]
 
 
+@pytest.mark.parametrize("last_epoch", [1, 2])
 def test_a_run_goes_on_with_another_number_of_workers(
-    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, last_epoch: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_here(tiny_config(), tmp_path, StopAfter(1))
+        run_here(tiny_config(), tmp_path, StopAfter(last_epoch))
     rows = run_workers(_run_and_read, 2, str(tmp_path))[0]
     alone = without_times(whole_run[1])
-    assert rows[:2] == alone[:2]
+    assert rows[: last_epoch + 1] == alone[: last_epoch + 1]
     assert rows[3]["loss"] == pytest.approx(alone[3]["loss"], abs=1e-3)
+    # The bank is that of the checkpoint, dealt out anew: not an empty one.
+    assert rows[3]["neighbor_age"] == pytest.approx(alone[3]["neighbor_age"], rel=0.05)
+
+
+def test_the_bank_widens_the_pool_in_the_group_stage(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(bank__size=0), tmp_path)
+    assert without_times(rows)[:2] == without_times(whole_run[1])[:2]
+    assert [row.get("bank_share") for row in rows] == [None, None, 0, 0]
+    assert "neighbor_age" not in rows[3]
+    with_bank = whole_run[1][3]
+    # 130 of the pool's rows, less the batch's own older copies, are in the bank.
+    assert 0.3 < float(with_bank["bank_share"] or 0) < 0.67
+    assert 1 <= float(with_bank["neighbor_age"] or 0) <= 3
+    assert float(with_bank["discovery_time_s"] or 0) > 0
+    assert with_bank["kept"] == 1
+    assert rows[3]["loss"] != with_bank["loss"]
 
 
 def test_mixed_precision_trains_the_networks_in_it_and_nothing_else(

@@ -47,7 +47,7 @@ def naive_contextual(unit: Tensor, k1: int, k2: int, k: int) -> Lists:
                 for column in range(n):
                     row[column] += s**2 * both[j][column]
             length = math.sqrt(math.fsum(x * x for x in row))
-            features.append([x / length for x in row])
+            features.append([x / (length or 1.0) for x in row])
     return _first([[_dot(left, right) for right in features] for left in features], k)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.group_stage import GroupStage
 from conr_ray.method.losses import group_loss, instance_loss
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
@@ -53,7 +54,7 @@ def test_instance_loss_is_minus_two_where_prediction_and_key_agree() -> None:
 
 def test_parts_of_the_losses_sum_to_the_whole() -> None:
     predictions, keys = _rows(7), _rows(7)
-    neighbors, kept = torch.randint(7, (7, 3)), torch.rand(7) < 0.5
+    mean_keys, kept = keys[torch.randint(7, (7, 3))].mean(1), torch.rand(7) < 0.5
     parts = [slice(0, 2), slice(2, 4), slice(4, 7)]
     torch.testing.assert_close(
         sum((instance_loss(predictions[p], keys[p], 7) for p in parts), torch.tensor(0.0)),
@@ -62,10 +63,10 @@ def test_parts_of_the_losses_sum_to_the_whole() -> None:
     )
     torch.testing.assert_close(
         sum(
-            (group_loss(predictions[p], keys, neighbors[p], kept[p], 7) for p in parts),
+            (group_loss(predictions[p], mean_keys[p], kept[p], 7) for p in parts),
             torch.tensor(0.0),
         ),
-        group_loss(predictions, keys, neighbors, kept, 7),
+        group_loss(predictions, mean_keys, kept, 7),
         check_dtype=False,
     )
 
@@ -84,7 +85,7 @@ def test_group_loss_is_the_mean_of_the_formula_in_value_and_gradient(
     neighbors = torch.stack([torch.randperm(9)[:4] for _ in range(6)])
     if repeated:
         neighbors[:, 2] = neighbors[:, 0]
-    found = group_loss(predictions, pool, neighbors, torch.tensor(kept), 6)
+    found = group_loss(predictions, pool[neighbors].mean(1), torch.tensor(kept), 6)
     expected = _naive_group_loss(predictions, pool, neighbors.tolist(), kept)
     _same_value_and_gradient(found, expected, predictions)
     if not any(kept):
@@ -93,7 +94,7 @@ def test_group_loss_is_the_mean_of_the_formula_in_value_and_gradient(
 
 def test_group_loss_with_only_the_row_itself_is_the_instance_loss() -> None:
     predictions, keys = _rows(6), _rows(6)
-    found = group_loss(predictions, keys, torch.arange(6)[:, None], torch.ones(6).bool(), 6)
+    found = group_loss(predictions, keys, torch.ones(6).bool(), 6)
     torch.testing.assert_close(found, instance_loss(predictions, keys, 6))
 
 
@@ -110,44 +111,79 @@ def _naive_kept(keys: Tensor, labels: list[int], centers: Tensor, fraction: floa
 
 @pytest.mark.parametrize("kind", ["contextual", "euclidean"])
 @pytest.mark.parametrize("fraction", [0.3, 0.8, 1.0])
-def test_group_stage_is_the_composition_of_its_formulas(kind: str, fraction: float) -> None:
-    n, k1, k2, k, weight = 21, 5, 2, 4, 0.25
-    predictions = unit_rows(torch.randn(n, 6)).requires_grad_()
-    keys, centers = unit_rows(torch.randn(n, 6)), unit_rows(torch.randn(3, 6))
-    labels, classes = torch.randint(3, (n,)), torch.randint(-1, 3, (n,))
-    loss, figures = GroupStage(kind, k1, k2, k, weight)(
+@pytest.mark.parametrize("bank_size", [0, 30])
+def test_group_stage_is_the_composition_of_its_formulas(
+    kind: str, fraction: float, bank_size: int
+) -> None:
+    n, near, weight = 21, Neighborhood(kind, k1=5, k2=2, k=4), 0.25
+    predictions = [unit_rows(torch.randn(n, 6)).requires_grad_() for _ in range(2)]
+    keys = [unit_rows(torch.randn(n, 6)) for _ in range(2)]
+    centers = unit_rows(torch.randn(3, 6))
+    labels, classes = torch.randint(3, (n,)), torch.randint(-1, 3, (100,))
+    bank, older, ids = MemoryBank(bank_size, 6, n, near), _rows(0, 6).float(), torch.arange(n) + 50
+    older_ids = torch.arange(30)[:0]
+    if bank_size:
+        older_ids = torch.arange(n) + 10
+        older = unit_rows(torch.randn(n, 6))
+        bank.find([older, older], older_ids)
+    loss, figures = GroupStage(weight)(
         predictions,
         keys,
+        bank,
+        sample_ids_n=ids,
         pseudo_labels_n=labels,
         centers_cd=centers,
         fraction=fraction,
-        classes_n=classes,
+        classes=classes,
     )
-    if kind == "contextual":
-        near = naive_contextual(keys, k1, k2, k)[1]
-    else:
-        near = naive_nearest(keys, k)[1]
-    kept = _naive_kept(keys, labels.tolist(), centers, fraction)
-    expected = weight * _naive_group_loss(predictions, keys, near, kept)
-    _same_value_and_gradient(loss, expected, predictions)
-    pairs = [(classes[i], classes[j]) for i in range(n) for j in near[i][1:]]
-    known = [(a, b) for a, b in pairs if a >= 0 and b >= 0]
-    purity = sum(int(a == b) for a, b in known) / len(known)
-    same, known = figures["neighbor_purity"].tolist()
-    assert same / known == pytest.approx(purity)
+
+    losses, purities, shares, pool_ids = [], [], [], torch.cat([ids, older_ids])
+    for prediction, key in zip(predictions, reversed(keys), strict=True):
+        pool = torch.cat([key, older])
+        if kind == "contextual":
+            lists = naive_contextual(pool, near.k1, near.k2, near.k)[1][:n]
+        else:
+            lists = naive_nearest(pool, near.k)[1][:n]
+        kept = _naive_kept(key, labels.tolist(), centers, fraction)
+        losses.append(_naive_group_loss(prediction, pool, lists, kept))
+        pairs = [
+            (classes[pool_ids[i]], classes[pool_ids[j]]) for i in range(n) for j in lists[i][1:]
+        ]
+        known = [(a, b) for a, b in pairs if a >= 0 and b >= 0]
+        purities.append(sum(int(a == b) for a, b in known) / len(known))
+        shares.append(sum(j >= n for row in lists for j in row[1:]) / (n * (near.k - 1)))
+    expected = weight * torch.stack(losses).mean()
+    for prediction in predictions:
+        torch.testing.assert_close(loss, expected)
+        found, wanted = (
+            torch.autograd.grad(value, prediction, retain_graph=True)[0]
+            for value in (loss, expected)
+        )
+        torch.testing.assert_close(found, wanted)
+    parts = {name: part.tolist() for name, part in figures.items()}
+    assert parts["neighbor_purity"][0] / parts["neighbor_purity"][1] == pytest.approx(purities[0])
+    assert parts["bank_share"][0] / parts["bank_share"][1] == pytest.approx(shares[0])
+    assert parts["kept"] == [round(fraction * n), n]
+    assert (shares[0] > 0) == (bank_size > 0)
+    # All rows of the bank are one step old.
+    assert parts["neighbor_age"] == [parts["bank_share"][0]] * 2
+    assert parts["discovery_time_s"][0] > 0
+    assert parts["discovery_time_s"][1] == 1
 
 
-def test_group_stage_sends_no_gradient_into_keys_and_has_no_figures_without_classes() -> None:
-    predictions = unit_rows(torch.randn(8, 4)).requires_grad_()
-    keys = unit_rows(torch.randn(8, 4)).requires_grad_()
-    loss, figures = GroupStage("contextual", 3, 2, 3)(
+def test_group_stage_sends_no_gradient_into_keys_and_has_no_purity_without_classes() -> None:
+    predictions = [unit_rows(torch.randn(8, 4)).requires_grad_() for _ in range(2)]
+    keys = [unit_rows(torch.randn(8, 4)).requires_grad_() for _ in range(2)]
+    loss, figures = GroupStage()(
         predictions,
         keys,
+        MemoryBank(8, 4, 8, Neighborhood("contextual", 3, 2, 3)),
+        sample_ids_n=torch.arange(8),
         pseudo_labels_n=torch.arange(8) % 2,
         centers_cd=unit_rows(torch.randn(2, 4)),
         fraction=1.0,
     )
     loss.backward()
-    assert keys.grad is None
-    assert predictions.grad is not None
-    assert figures == {}
+    assert all(key.grad is None for key in keys)
+    assert all(prediction.grad is not None for prediction in predictions)
+    assert "neighbor_purity" not in figures

@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr_ray.method import reranking
-from conr_ray.method.reranking import batch_neighbors, contextual_neighbors, euclidean_neighbors
+from conr_ray.method import compiled, contexts, neighbor_lists
+from conr_ray.method.collectives import share
+from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
+from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
 
 
@@ -44,16 +46,23 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=["dense", "sparse"])
+# Compiled loops serve CPUs; the two others are those of GPUs.
+ROUTES = ["compiled", "dense", "sparse"]
+
+
+@pytest.fixture(params=ROUTES)
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     _use(monkeypatch, request.param)
     return str(request.param)
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
-    monkeypatch.setattr(reranking, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
+def _use(monkeypatch: pytest.MonkeyPatch, route: str, block: int = 7) -> None:
+    monkeypatch.setattr(compiled, "serves", lambda device: route == "compiled")
+    monkeypatch.setattr(contexts, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
     # Several blocks, of which the last is not full.
-    monkeypatch.setattr(reranking, "_BLOCK", 7)
+    monkeypatch.setattr(neighbor_lists, "_CPU_BLOCK", (block, 2 * block))
+    monkeypatch.setattr(neighbor_lists, "_DEVICE_BLOCK", (block, 2 * block))
+    monkeypatch.setattr(contexts, "_BLOCK_ELEMENTS", 100 * block)
 
 
 def _check(
@@ -89,18 +98,52 @@ def test_euclidean_neighbors_are_those_of_the_formula(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("k1", "k2", "k"), [(10, 1, 12), (10, 2, 10), (20, 5, 300), (3, 3, 50)])
-def test_dense_and_sparse_routes_give_identical_results(
+def test_all_routes_give_identical_results(
     monkeypatch: pytest.MonkeyPatch, kind: str, k1: int, k2: int, k: int
 ) -> None:
     rows = KINDS[kind](300)
     found = []
-    for route in ("dense", "sparse"):
-        _use(monkeypatch, route)
-        monkeypatch.setattr(reranking, "_BLOCK", 64)
+    for route in ROUTES:
+        _use(monkeypatch, route, 64)
         contextual = contextual_neighbors(rows, k1=k1, k2=k2, k=k)
         found.append([*contextual, *euclidean_neighbors(rows, k=k)])
-    for dense, sparse in zip(*found, strict=True):
-        assert torch.equal(dense, sparse)
+    for results in zip(*found, strict=True):
+        assert all(torch.equal(other, results[0]) for other in results)
+
+
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
+    rows = _clustered(700)
+    alone = contextual_neighbors(rows, k1=8, k2=3, k=9)
+    torch.set_num_threads(num_threads)
+    for found, expected in zip(contextual_neighbors(rows, k1=8, k2=3, k=9), alone, strict=True):
+        assert torch.equal(found, expected)
+
+
+def _share_of_neighbors(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    part = rows[share(len(rows))]
+    return [
+        contextual_neighbors(part, k1=6, k2=2, k=7, num_rows=len(rows)),
+        contextual_neighbors(part, k1=6, k2=1, k=7, num_rows=len(rows)),
+        euclidean_neighbors(part, k=7, num_rows=len(rows)),
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["clustered", "lattice"])
+def test_workers_find_their_share_of_the_whole(num_workers: int, kind: str) -> None:
+    rows = KINDS[kind](41)
+    whole = _share_of_neighbors(rows)
+    by_worker = run_workers(_share_of_neighbors, num_workers, rows)
+    for number, expected in enumerate(whole):
+        for part, tensor in enumerate(expected):
+            joined = torch.cat([worker[number][part] for worker in by_worker])
+            assert torch.equal(joined, tensor)
+
+
+def test_a_share_of_the_wrong_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 embeddings are not this worker's 11 of num_rows=11"):
+        euclidean_neighbors(_random(10), k=1, num_rows=11)
 
 
 @st.composite
@@ -163,20 +206,6 @@ def test_rows_that_share_no_context_fill_up_the_list_in_order(route: str) -> Non
     assert indices[4].tolist() == [4, 5, 0, 1, 2, 3]
     assert indices[0].tolist() == [0, 1, 2, 3, 4, 5]
     assert similarities[4].tolist() == [2, 2, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("kind", ["contextual", "euclidean"])
-@pytest.mark.parametrize("queries", [slice(0, 40), slice(0, 13), slice(13, 27), slice(39, 40)])
-def test_queried_rows_get_the_rows_of_the_full_result(
-    route: str, kind: str, queries: slice
-) -> None:
-    unit = unit_rows(_clustered(40))
-    if kind == "contextual":
-        full = contextual_neighbors(unit, k1=6, k2=3, k=5)[1]
-    else:
-        full = euclidean_neighbors(unit, k=5)[1]
-    found = batch_neighbors(kind, unit, queries, k1=6, k2=3, k=5)
-    assert found.tolist() == full[queries].tolist()
 
 
 def test_enclosing_autocast_changes_nothing(route: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import share, world_size
 from conr_ray.method.group_stage import GroupStage
@@ -21,8 +22,9 @@ from tests.method.naive_reranking import unit_rows
 
 CPU = torch.device("cpu")
 # Not divisible by 3.
-BATCH, STEPS = 16, 2
+BATCH, STEPS = 16, 3
 STAGES = ["instance", "contextual", "euclidean", "contextual 1/4", "euclidean 1/4"]
+STAGES += ["contextual bank", "euclidean bank"]
 
 
 @dataclass
@@ -48,13 +50,22 @@ def _cases() -> list[Case]:
             views=[(torch.rand(BATCH, 1, 8, 8), torch.rand(BATCH, 1, 8, 8)) for _ in range(STEPS)],
             labels=torch.randint(3, (BATCH,)),
             centers=unit_rows(torch.randn(3, 12)),
-            classes=torch.randint(3, (BATCH,)),
+            classes=torch.randint(3, (STEPS * BATCH,)),
         )
         for setting in settings
     ]
 
 
-def _production(dtype: torch.dtype) -> tuple[TrainingState, torch.nn.Module]:
+def _neighborhood(stage: str) -> dict[str, Any]:
+    return {
+        "kind": stage.split()[0] if stage != "instance" else "contextual",
+        "k1": 4,
+        "k2": 2,
+        "k": 5,
+    }
+
+
+def _production(case: Case) -> tuple[TrainingState, torch.nn.Module]:
     config = build(
         {
             "data": {"source": "digits"},
@@ -65,54 +76,59 @@ def _production(dtype: torch.dtype) -> tuple[TrainingState, torch.nn.Module]:
                 "embedding_dim": 12,
             },
             "optim": {"lr": 0.5, "batch_size": BATCH},
+            "neighborhood": _neighborhood(case.stage),
+            "bank": {"size": 24 if case.stage.endswith("bank") else 0},
         }
     )
     state = TrainingState.create(config, 1, CPU)
-    state.online.to(dtype)
-    state.target.to(dtype)
+    state.online.to(case.dtype)
+    state.target.to(case.dtype)
     return state, state.trained_module()
 
 
-def _by_hand(dtype: torch.dtype) -> tuple[TrainingState, torch.nn.Module]:
+def _by_hand(case: Case) -> tuple[TrainingState, torch.nn.Module]:
     torch.manual_seed(5)
-    online = OnlineNetwork(Encoder(ConvNet(1, (6, 8)), 24, 12), 24, 12).to(dtype)
+    online = OnlineNetwork(Encoder(ConvNet(1, (6, 8)), 24, 12), 24, 12).to(case.dtype)
     target = TargetNetwork(online)
     for network in (online, target):
         synchronize_batch_norm(network, CPU)
     module: torch.nn.Module = online
     if world_size() > 1:
         module = torch.nn.parallel.DistributedDataParallel(online)
-    return TrainingState(online, target, torch.optim.SGD(online.parameters(), lr=0.1)), module
+    bank = MemoryBank(0, 12, BATCH, Neighborhood(**_neighborhood(case.stage)))
+    optimizer = torch.optim.SGD(online.parameters(), lr=0.1)
+    return TrainingState(online, target, optimizer, bank), module
 
 
-def _losses(case: Case, predictions: Any, keys: list[Tensor]) -> Tensor:
+def _loss(
+    case: Case, predictions: Any, keys: list[Tensor], bank: MemoryBank, ids_n: Tensor
+) -> Tensor:
     if case.stage == "instance":
         pairs = zip(predictions, reversed(keys), strict=True)
         return torch.stack([instance_loss(p, key, BATCH) for p, key in pairs]).mean()
-    kind, _, weight = case.stage.partition(" ")
-    stage = GroupStage(kind, k1=4, k2=2, k=5, weight=0.25 if weight else 1.0)
-    parts = [
-        stage(
-            prediction,
-            key,
-            pseudo_labels_n=case.labels,
-            centers_cd=case.centers,
-            fraction=0.7,
-            classes_n=case.classes,
-        )[0]
-        for prediction, key in zip(predictions, reversed(keys), strict=True)
-    ]
-    return torch.stack(parts).mean()
+    return GroupStage(0.25 if case.stage.endswith("1/4") else 1.0)(
+        predictions,
+        keys,
+        bank,
+        sample_ids_n=ids_n,
+        pseudo_labels_n=case.labels,
+        centers_cd=case.centers,
+        fraction=0.7,
+        classes=case.classes,
+    )[0]
 
 
 def _train(case: Case) -> dict[str, Tensor]:
-    """Two steps as the training loop makes them: losses, gradients and everything after them."""
-    state, module = (_production if case.production else _by_hand)(case.dtype)
+    """Steps as the training loop makes them: losses, gradients and everything after them."""
+    state, module = (_production if case.production else _by_hand)(case)
     found: dict[str, Tensor] = {}
     for step, (view_1, view_2) in enumerate(case.views):
         local = [view[share(BATCH)].to(case.dtype) for view in (view_1, view_2)]
         predictions = module(*local)
-        loss = _losses(case, predictions, [state.target(view) for view in local])
+        # Half of the batch's samples have an older copy in the bank.
+        ids_n = torch.arange(BATCH) + step * BATCH // 2
+        keys = [state.target(view) for view in local]
+        loss = _loss(case, predictions, keys, state.bank, ids_n)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss * world_size())
         found[f"loss {step}"] = loss.detach()

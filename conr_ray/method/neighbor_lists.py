@@ -1,0 +1,252 @@
+"""Exact nearest-neighbour lists, built and maintained by offering rows to one another.
+
+Shapes: a and b rows, d width, s entries of a list.
+
+On a CPU compiled loops read each block of similarities once for both sides. On other devices the
+same is done with torch's operations, a side at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conr_ray.method import compiled, search_kernels
+from conr_ray.method.collectives import all_gather_rows
+from conr_ray.method.rank_keys import EMPTY, ROUNDING, dot, numbers_of, rank_keys, similarities_of
+
+# Rows of either side of a block of similarities: on a CPU it has to stay in the cache.
+_CPU_BLOCK = (512, 1024)
+_DEVICE_BLOCK = (1024, 65536)
+# Candidates beyond the list's width that torch's search scores exactly.
+_SLACK = 8
+
+
+@dataclass(frozen=True)
+class NeighborLists:
+    """For each of `a` rows the best of the rows that were offered to it.
+
+    Attributes:
+        keys_as: rank keys, best first, filled up with EMPTY. Contiguous.
+        floors_a: the lowest key that each list takes. All rows that were ever offered and have a
+            key of at least the floor are in the list, but those that were dropped.
+    """
+
+    keys_as: Tensor
+    floors_a: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, width: int, device: torch.device) -> NeighborLists:
+        """Lists that hold nothing yet and take everything."""
+        keys_as = torch.full((num_rows, width), EMPTY, device=device)
+        return cls(keys_as, torch.full((num_rows,), EMPTY, device=device))
+
+    def __getitem__(self, rows: slice) -> NeighborLists:
+        return NeighborLists(self.keys_as[rows], self.floors_a[rows])
+
+    def drop(self, gone_p: Tensor) -> None:
+        """Take the rows marked in `gone_p`, by their number, out of all lists."""
+        if compiled.serves(self.keys_as.device):
+            arrays = self.keys_as.numpy(), gone_p.numpy()
+            compiled.over_threads(search_kernels.drop, len(self.keys_as), *arrays)
+            return
+        numbers_as = numbers_of(self.keys_as)
+        kept_as = self.keys_as.masked_fill(gone_p[numbers_as] & (numbers_as >= 0), EMPTY)
+        self.keys_as.copy_(kept_as.sort(dim=1, descending=True).values)
+
+    def insert(self, rows_e: Tensor, keys_e: Tensor) -> None:
+        """Insert the key `keys_e[e]` into the list of row `rows_e[e]`, where it is good enough."""
+        if not len(rows_e):
+            return
+        if compiled.serves(self.keys_as.device):
+            arrays = [x.numpy() for x in (rows_e, keys_e, self.keys_as, self.floors_a)]
+            search_kernels.insert_all(*arrays)
+            return
+        keys_e = keys_e.masked_fill(keys_e < self.floors_a[rows_e], EMPTY)
+        rows_e, order_e = rows_e.sort()
+        rows_r, counts_r = torch.unique_consecutive(rows_e, return_counts=True)
+        row_e = torch.repeat_interleave(counts_r)
+        column_e = torch.arange(len(rows_e), device=rows_e.device)
+        column_e -= (counts_r.cumsum(0) - counts_r)[row_e]
+        new_rc = keys_e.new_full((len(rows_r), int(counts_r.max())), EMPTY)
+        new_rc[row_e, column_e] = keys_e[order_e]
+        self.keys_as[rows_r] = best_of(self.keys_as[rows_r], new_rc)
+
+    def raise_floors(self) -> None:
+        """A full list takes nothing below its last entry from now on, not even after a drop."""
+        if self.keys_as.shape[1]:
+            torch.maximum(self.floors_a, self.keys_as[:, -1], out=self.floors_a)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Rows that are compared.
+
+    Attributes:
+        rows_ad: unit length, any float.
+        numbers_a: row number of each, int64; -1 takes no part.
+        lists: their lists, or None where they only offer themselves to the other side.
+    """
+
+    rows_ad: Tensor
+    numbers_a: Tensor
+    lists: NeighborLists | None = None
+
+    def __getitem__(self, rows: slice) -> Side:
+        lists = None if self.lists is None else self.lists[rows]
+        return Side(self.rows_ad[rows], self.numbers_a[rows], lists)
+
+    def blocks(self, size: int) -> Iterator[Side]:
+        """Blocks of `size` rows in float32."""
+        for start in range(0, len(self.rows_ad), size):
+            block = self[start : start + size]
+            yield Side(block.rows_ad.float(), block.numbers_a, block.lists)
+
+
+def compare(left: Side, right: Side) -> None:
+    """Offer all rows of each side to the lists of the other; no row is offered to itself."""
+    left_size, right_size = block_sizes(left.rows_ad.device)
+    with full_precision(left.rows_ad.device):
+        room = room_for(left, left_size, right, right_size)
+        for right_block in right.blocks(right_size):
+            for left_block in left.blocks(left_size):
+                _compare_block(left_block, right_block, room)
+
+
+def compare_within(side: Side) -> None:
+    """Offer all rows of a side to one another; each block of similarities is computed once."""
+    if not compiled.serves(side.rows_ad.device):
+        compare(side, Side(side.rows_ad, side.numbers_a))
+        return
+    size = _CPU_BLOCK[1]
+    with full_precision(side.rows_ad.device):
+        room = room_for(side, size, side, size)
+        for left in side.blocks(size):
+            side = side[size:]
+            _compare_block(left, Side(left.rows_ad, left.numbers_a), room)
+            for right in side.blocks(size):
+                _compare_block(left, right, room)
+
+
+def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> NeighborLists:
+    """The `width` nearest others of every row by cosine, exact.
+
+    Time is O(n^2 d), memory O(n width) beside the input.
+
+    Args:
+        unit_nd: all rows, unit length, float32.
+        width: entries of a list.
+        local: where all workers of a process group call this, the rows that this one searches
+            for: its `collectives.share`. The lists are then gathered.
+    """
+    num_rows, device = len(unit_nd), unit_nd.device
+    lists = NeighborLists.empty(num_rows, width, device)
+    if not width:
+        return lists
+    numbers_n = torch.arange(num_rows, device=device)
+    if local is None:
+        compare_within(Side(unit_nd, numbers_n, lists))
+        return lists
+    part = lists[local]
+    compare(Side(unit_nd[local], numbers_n[local], part), Side(unit_nd, numbers_n))
+    return NeighborLists(all_gather_rows(part.keys_as, num_rows), lists.floors_a)
+
+
+def block_sizes(device: torch.device) -> tuple[int, int]:
+    """Rows of the left and of the right side of a block of similarities."""
+    return _CPU_BLOCK if compiled.serves(device) else _DEVICE_BLOCK
+
+
+def room_for(left: Side, left_size: int, right: Side, right_size: int) -> Tensor:
+    """Memory for a block of similarities."""
+    elements = min(left_size, len(left.rows_ad)) * min(right_size, len(right.rows_ad))
+    return torch.empty(elements, device=left.rows_ad.device)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products whose error the margins allow for, whatever the caller has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def product(left: Side, right: Side, room: Tensor) -> Tensor:
+    """Similarities (a, b) of float32 rows, in the memory `room`."""
+    shape = len(left.rows_ad), len(right.rows_ad)
+    rough_ab = room[: shape[0] * shape[1]].view(shape)
+    return torch.mm(left.rows_ad, right.rows_ad.T, out=rough_ab)
+
+
+def _compare_block(left: Side, right: Side, room: Tensor) -> None:
+    offer(product(left, right, room), left, right, left.rows_ad.shape[1] * ROUNDING)
+
+
+def offer(rough_ab: Tensor, left: Side, right: Side, margin: float) -> None:
+    """Offer the float32 rows of each side to the lists of the other.
+
+    `rough_ab` are their similarities, off by less than `margin`: exact ones decide.
+    """
+    if not compiled.serves(rough_ab.device):
+        if left.lists is not None:
+            _offer_columns(rough_ab, left, right, left.lists, margin)
+        if right.lists is not None:
+            _offer_columns(rough_ab.T, right, left, right.lists, margin)
+        return
+    arrays = [
+        x.numpy() for x in (rough_ab, left.rows_ad, right.rows_ad, left.numbers_a, right.numbers_a)
+    ]
+    for lists, loop in (
+        (left.lists, search_kernels.offer_columns),
+        (right.lists, search_kernels.offer_rows),
+    ):
+        if lists is not None and lists.keys_as.shape[1]:
+            keys, floors = lists.keys_as.numpy(), lists.floors_a.numpy()
+            compiled.over_threads(loop, len(keys), *arrays, keys, floors, np.float32(margin))
+
+
+def _offer_columns(
+    rough_ab: Tensor, takers: Side, offered: Side, lists: NeighborLists, margin: float
+) -> None:
+    """Offer one side to the lists of the other: the rough products propose, exact ones decide."""
+    width = lists.keys_as.shape[1]
+    if not width:
+        return
+    taken_ab = (takers.numbers_a[:, None] == offered.numbers_a) | (offered.numbers_a < 0)
+    rough_ab = rough_ab.masked_fill(taken_ab | (takers.numbers_a < 0)[:, None], -torch.inf)
+    num_candidates = min(rough_ab.shape[1], width + _SLACK)
+    rough_as, columns_as = rough_ab.topk(num_candidates)
+
+    def exact_keys(rows_a: Tensor, columns_as: Tensor, rough_as: Tensor) -> Tensor:
+        exact_as = dot(takers.rows_ad[rows_a, None], offered.rows_ad[columns_as])
+        keys_as = rank_keys(exact_as, offered.numbers_a[columns_as])
+        refused_as = (rough_as == -torch.inf) | (keys_as < lists.floors_a[rows_a, None])
+        return keys_as.masked_fill(refused_as, EMPTY)
+
+    every_a = torch.arange(len(rough_ab), device=rough_ab.device)
+    merged_as = best_of(lists.keys_as, exact_keys(every_a, columns_as, rough_as))
+    if num_candidates < rough_ab.shape[1]:
+        # Where a row that was not proposed may belong to the list (ties, as a rule), all may.
+        lowest_a = torch.maximum(merged_as[:, -1], lists.floors_a)
+        last_a = rough_as[:, -1]
+        unsure_a = (similarities_of(lowest_a) <= last_a + margin) & (last_a > -torch.inf)
+        columns_1b = torch.arange(rough_ab.shape[1], device=rough_ab.device)[None]
+        for row_1 in unsure_a.nonzero():
+            keys_1b = exact_keys(row_1, columns_1b, rough_ab[row_1])
+            merged_as[row_1] = best_of(lists.keys_as[row_1], keys_1b)
+    lists.keys_as.copy_(merged_as)
+
+
+def best_of(left_as: Tensor, right_at: Tensor) -> Tensor:
+    """The best keys of two lists of each row, as many as the left ones hold."""
+    both = torch.cat([left_as, right_at], 1).sort(dim=1, descending=True).values
+    return both[:, : left_as.shape[1]]

@@ -1,0 +1,43 @@
+"""Rank keys: a similarity and a row number in one integer, whose order is that of neighbours.
+
+The one rule by which neighbours are ordered, everywhere: by falling similarity, equal similarities
+by rising row number. (A row itself comes before all others; it is never part of its own list.)
+Similarities are sums in float64 that are rounded to float32 before they are compared. So what is
+equal in the formula is equal here, and the order depends neither on block sizes nor on the device
+or the number of workers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Stands where there is no neighbour; below every key.
+EMPTY = torch.iinfo(torch.int64).min
+# A float32 dot product of unit vectors is off by less than this times their width.
+ROUNDING = 2.0**-22
+
+
+def rank_keys(similarities: Tensor, numbers: Tensor) -> Tensor:
+    """Keys, int64, of float32 similarities and row numbers below 2^32, of shapes that broadcast."""
+    # Adding 0 makes -0 equal to 0; the bits of negative floats are made to rise with their value.
+    bits = (similarities + 0.0).view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits.long() << 32) | (0xFFFFFFFF - numbers)
+
+
+def similarities_of(keys: Tensor) -> Tensor:
+    """The similarities in `keys`, float32; -inf where they are `EMPTY`."""
+    bits = (keys >> 32).int()
+    similarities = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return similarities.masked_fill(keys == EMPTY, -torch.inf)
+
+
+def numbers_of(keys: Tensor) -> Tensor:
+    """The row numbers in `keys`, int64; -1 where they are `EMPTY`."""
+    return (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill(keys == EMPTY, -1)
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Dot products over the last dimension: float64 sums rounded to float32."""
+    return (left.double() * right.double()).sum(-1).float()

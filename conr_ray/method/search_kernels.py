@@ -1,0 +1,192 @@
+"""Loops over blocks of similarities and over neighbour lists, compiled for CPUs.
+
+A neighbour list is a row of rank keys (`rank_keys`), best first, filled up with EMPTY; its row's
+floor is the lowest key that it takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from conr_ray.method.compiled import compiled
+from conr_ray.method.rank_keys import EMPTY as _EMPTY
+
+Array = Any
+EMPTY = np.int64(_EMPTY)
+# Similarities that are compared at once before any of them is looked at.
+_CHUNK = 64
+
+
+@compiled
+def dot(left: Array, right: Array) -> Any:
+    """Dot product of two vectors: a float64 sum, always in the same order, rounded to float32."""
+    width = left.shape[0]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    t = 0
+    while t + 8 <= width:
+        s0 += np.float64(left[t]) * np.float64(right[t])
+        s1 += np.float64(left[t + 1]) * np.float64(right[t + 1])
+        s2 += np.float64(left[t + 2]) * np.float64(right[t + 2])
+        s3 += np.float64(left[t + 3]) * np.float64(right[t + 3])
+        s4 += np.float64(left[t + 4]) * np.float64(right[t + 4])
+        s5 += np.float64(left[t + 5]) * np.float64(right[t + 5])
+        s6 += np.float64(left[t + 6]) * np.float64(right[t + 6])
+        s7 += np.float64(left[t + 7]) * np.float64(right[t + 7])
+        t += 8
+    while t < width:
+        s0 += np.float64(left[t]) * np.float64(right[t])
+        t += 1
+    return np.float32(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)))
+
+
+@compiled
+def rank_key(similarity: Any, number: Any) -> Any:
+    """`rank_keys.rank_keys` of one float32 and one row number."""
+    bits = np.int64(np.float32(similarity + np.float32(0)).view(np.int32))
+    if bits < 0:
+        bits ^= 0x7FFFFFFF
+    return (bits << 32) | (0xFFFFFFFF - number)
+
+
+@compiled
+def similarity_of(key: Any) -> Any:
+    """`rank_keys.similarities_of` of one key."""
+    if key == EMPTY:
+        return np.float32(-np.inf)
+    bits = key >> 32
+    if bits < 0:
+        bits ^= 0x7FFFFFFF
+    return np.int32(bits).view(np.float32)
+
+
+@compiled
+def insert(entries: Array, key: Any) -> None:
+    """Put a key above the last one into a falling list, which loses its last."""
+    place = entries.shape[0] - 1
+    while place > 0 and entries[place - 1] < key:
+        entries[place] = entries[place - 1]
+        place -= 1
+    entries[place] = key
+
+
+@compiled
+def offer_columns(
+    first: int,
+    last: int,
+    rough: Array,
+    left: Array,
+    right: Array,
+    left_numbers: Array,
+    right_numbers: Array,
+    lists: Array,
+    floors: Array,
+    margin: Any,
+) -> None:
+    """Offer the right rows to the lists of the left rows from `first` to `last`.
+
+    `rough`, left x right, are similarities that are off by less than `margin`; whatever may
+    belong to a list is computed exactly. Rows whose number is -1 neither offer nor take.
+    """
+    width = lists.shape[1]
+    best = np.empty(width, np.float32)
+    for i in range(first, last):
+        if left_numbers[i] < 0:
+            continue
+        entries, vector = lists[i], left[i]
+        threshold = similarity_of(max(floors[i], entries[width - 1])) - margin
+        if entries[width - 1] == EMPTY:
+            # What is not among the best here, as far as can be told, is not among them at all.
+            best[:] = threshold
+            for j in range(rough.shape[1]):
+                usable = right_numbers[j] >= 0 and right_numbers[j] != left_numbers[i]
+                if rough[i, j] > best[width - 1] and usable:
+                    insert(best, rough[i, j])
+            threshold = max(threshold, best[width - 1] - np.float32(2) * margin)
+        for start in range(0, rough.shape[1], _CHUNK):
+            chunk = rough[i, start : start + _CHUNK]
+            hits = np.int32(0)
+            for t in range(len(chunk)):
+                hits += np.int32(chunk[t] >= threshold)
+            if hits == 0:
+                continue
+            for t in range(len(chunk)):
+                number = right_numbers[start + t]
+                if chunk[t] >= threshold and number >= 0 and number != left_numbers[i]:
+                    key = rank_key(dot(vector, right[start + t]), number)
+                    if key > entries[width - 1] and key >= floors[i]:
+                        insert(entries, key)
+                        lowest = max(floors[i], entries[width - 1])
+                        threshold = similarity_of(lowest) - margin
+
+
+@compiled
+def offer_rows(
+    first: int,
+    last: int,
+    rough: Array,
+    left: Array,
+    right: Array,
+    left_numbers: Array,
+    right_numbers: Array,
+    lists: Array,
+    floors: Array,
+    margin: Any,
+) -> None:
+    """Offer the left rows to the lists of the right rows from `first` to `last`."""
+    width = lists.shape[1]
+    thresholds = np.empty(last - first, np.float32)
+    for j in range(first, last):
+        lowest = similarity_of(max(floors[j], lists[j, width - 1]))
+        thresholds[j - first] = lowest - margin if right_numbers[j] >= 0 else np.float32(np.inf)
+    for i in range(rough.shape[0]):
+        if left_numbers[i] < 0:
+            continue
+        vector = left[i]
+        for start in range(first, last, _CHUNK):
+            stop = min(last, start + _CHUNK)
+            chunk, limits = rough[i, start:stop], thresholds[start - first : stop - first]
+            hits = np.int32(0)
+            for t in range(len(chunk)):
+                hits += np.int32(chunk[t] >= limits[t])
+            if hits == 0:
+                continue
+            for t in range(len(chunk)):
+                if chunk[t] >= limits[t] and right_numbers[start + t] != left_numbers[i]:
+                    entries = lists[start + t]
+                    key = rank_key(dot(vector, right[start + t]), left_numbers[i])
+                    if key > entries[width - 1] and key >= floors[start + t]:
+                        insert(entries, key)
+                        lowest = max(floors[start + t], entries[width - 1])
+                        limits[t] = similarity_of(lowest) - margin
+
+
+@compiled
+def insert_all(rows: Array, keys: Array, lists: Array, floors: Array) -> None:
+    """Insert `keys[e]` into the list of row `rows[e]` where it is good enough."""
+    width = lists.shape[1]
+    for e in range(len(rows)):
+        entries = lists[rows[e]]
+        if keys[e] > entries[width - 1] and keys[e] >= floors[rows[e]]:
+            insert(entries, keys[e])
+
+
+@compiled
+def drop(first: int, last: int, lists: Array, gone: Array) -> None:
+    """Take the rows marked in `gone`, by their number, out of the lists from `first` to `last`."""
+    width = lists.shape[1]
+    for i in range(first, last):
+        entries = lists[i]
+        kept = 0
+        for t in range(width):
+            key = entries[t]
+            if key == EMPTY:
+                break
+            if not gone[0xFFFFFFFF - (key & 0xFFFFFFFF)]:
+                entries[kept] = key
+                kept += 1
+        for t in range(kept, width):
+            if entries[t] == EMPTY:
+                break
+            entries[t] = EMPTY
