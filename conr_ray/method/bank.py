@@ -16,8 +16,8 @@ worker's shard, p = n + m rows of the pool, d width, k neighbours, s entries of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,15 +38,11 @@ from conr_ray.method.neighbor_lists import (
     NeighborLists,
     Side,
     best_of,
-    block_sizes,
     compare,
+    compare_all,
     compare_within,
-    full_precision,
-    offer,
-    product,
-    room_for,
 )
-from conr_ray.method.rank_keys import EMPTY, ROUNDING, dot, numbers_of
+from conr_ray.method.rank_keys import EMPTY, dot, numbers_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ class MemoryBank:
         slots_n, leaving_m = self._choose_slots()
         rows_nd = normalize(torch.stack(keys).sum(0)).to(self._rows_ld.dtype).float()
         enqueued = self._enqueuing(rows_nd, slots_n, leaving_m)
-        self._run(searches, enqueued if self._graph.keys_as.shape[1] else None)
+        self._run([*searches, enqueued] if self._graph.keys_as.shape[1] else searches)
         found = [self._neighbors(search, sample_ids_n) for search in searches]
         self._ids_m[leaving_m] = -1
         self._enqueue(enqueued, slots_n, sample_ids_n)
@@ -213,9 +209,8 @@ class MemoryBank:
         lists_n = NeighborLists.empty(self.batch_size, width, self._device)
         return _Search(rows_nd, numbers_n, lists_n, numbers_m, self._graph)
 
-    def _run(self, views: Sequence[_Search], mean: _Search | None = None) -> None:
-        """Compare the keys of the views, and their means, with the bank's rows and one another."""
-        searches = [*views] if mean is None else [*views, mean]
+    def _run(self, searches: Sequence[_Search]) -> None:
+        """Compare the keys of each search with the bank's rows and with one another."""
         for search in searches:
             if search.lists_n.keys_as.shape[1]:
                 compare_within(Side(search.keys_nd, search.numbers_n, search.lists_n))
@@ -226,39 +221,16 @@ class MemoryBank:
             # Of the bank only what is better than the batch is of interest.
             search.lists_n.raise_floors()
             search.lists_n.keys_as.fill_(EMPTY)
-        self._compare_with_shard(views, mean)
+        self._compare_with_shard(searches)
         if self._num_shards > 1:
             self._exchange(searches)
         for search, keys_ns in zip(searches, in_batch, strict=True):
             search.lists_n.keys_as.copy_(best_of(search.lists_n.keys_as, keys_ns))
 
-    def _compare_with_shard(self, views: Sequence[_Search], mean: _Search | None) -> None:
-        """Compare a block of rows at a time; the products of means are made of the views'."""
-        searches = [*views] if mean is None else [*views, mean]
+    def _compare_with_shard(self, searches: Sequence[_Search]) -> None:
         lefts = [Side(search.keys_nd, search.numbers_n, search.lists_n) for search in searches]
         rights = [self._shard_of(search) for search in searches]
-        margin = self._rows_ld.shape[1] * ROUNDING
-        if mean is not None:
-            sums_nd = torch.stack([view.keys_nd for view in views]).sum(0)
-            scales_n = 1 / sums_nd.norm(dim=1).clamp_min(1e-12)
-            errors_n = (sums_nd * scales_n[:, None] - mean.keys_nd).norm(dim=1)
-            mean_margin = float((margin * (1 + len(views) * scales_n) + errors_n).max())
-        left_size, right_size = block_sizes(self._device)
-        with full_precision(self._device):
-            rooms = [room_for(lefts[0], left_size, rights[0], right_size) for _ in views]
-            for columns in _parts(len(self._rows_ld), right_size):
-                rows_bd = self._rows_ld[columns].float()
-                blocks = [replace(right[columns], rows_ad=rows_bd) for right in rights]
-                for rows in _parts(self.batch_size, left_size):
-                    products = []
-                    for left, right, room in zip(lefts, blocks, rooms, strict=False):
-                        products.append(product(left[rows], right, room))
-                        offer(products[-1], left[rows], right, margin)
-                    if mean is not None:
-                        for other in products[1:]:
-                            products[0].add_(other)
-                        products[0].mul_(scales_n[rows, None])
-                        offer(products[0], lefts[-1][rows], blocks[-1], mean_margin)
+        compare_all(lefts, rights)
         if self._num_shards > 1:
             for search, right in zip(searches, rights, strict=True):
                 assert right.lists is not None
@@ -470,8 +442,3 @@ def _masked_sums(rows_xd: Tensor, indices_nk: Tensor, chosen_nk: Tensor) -> Tens
         used, places = torch.unique(indices_nk, return_inverse=True)
         rows_xd, indices_nk = rows_xd[used].float(), places
     return embedding_bag(indices_nk, rows_xd, mode="sum", per_sample_weights=chosen_nk.float())
-
-
-def _parts(num_rows: int, size: int) -> Iterator[slice]:
-    for start in range(0, num_rows, size):
-        yield slice(start, start + size)

@@ -8,9 +8,8 @@ same is done with torch's operations, a side at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from conr_ray.method import compiled, search_kernels
 from conr_ray.method.collectives import all_gather_rows
-from conr_ray.method.rank_keys import EMPTY, ROUNDING, dot, numbers_of, rank_keys, similarities_of
+from conr_ray.method.rank_keys import EMPTY, dot, numbers_of, rank_keys, similarities_of
+from conr_ray.method.rough_products import RoughRows, full_precision, room_for, rough_products
 
 # Rows of either side of a block of similarities: on a CPU it has to stay in the cache.
 _CPU_BLOCK = (512, 1024)
@@ -101,36 +101,58 @@ class Side:
         lists = None if self.lists is None else self.lists[rows]
         return Side(self.rows_ad[rows], self.numbers_a[rows], lists)
 
-    def blocks(self, size: int) -> Iterator[Side]:
-        """Blocks of `size` rows in float32."""
-        for start in range(0, len(self.rows_ad), size):
-            block = self[start : start + size]
-            yield Side(block.rows_ad.float(), block.numbers_a, block.lists)
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a side, as they are compared."""
+
+    rows: RoughRows
+    numbers_a: Tensor
+    lists: NeighborLists | None
 
 
 def compare(left: Side, right: Side) -> None:
     """Offer all rows of each side to the lists of the other; no row is offered to itself."""
-    left_size, right_size = block_sizes(left.rows_ad.device)
-    with full_precision(left.rows_ad.device):
-        room = room_for(left, left_size, right, right_size)
-        for right_block in right.blocks(right_size):
-            for left_block in left.blocks(left_size):
-                _compare_block(left_block, right_block, room)
+    compare_all([left], [right])
+
+
+def compare_all(lefts: Sequence[Side], rights: Sequence[Side]) -> None:
+    """`compare` each left side with its right one; the right sides are of the same rows."""
+    device = rights[0].rows_ad.device
+    left_size, right_size = _block_sizes(device)
+    with full_precision(device):
+        room = room_for(left_size * right_size, device)
+        left_blocks = [[_block(left[p]) for p in _parts(left, left_size)] for left in lefts]
+        for part in _parts(rights[0], right_size):
+            rows = RoughRows.of(rights[0].rows_ad[part])
+            for blocks, right in zip(left_blocks, rights, strict=True):
+                for block in blocks:
+                    _compare_blocks(block, _block(right[part], rows), room)
 
 
 def compare_within(side: Side) -> None:
     """Offer all rows of a side to one another; each block of similarities is computed once."""
-    if not compiled.serves(side.rows_ad.device):
+    device = side.rows_ad.device
+    if not compiled.serves(device):
         compare(side, Side(side.rows_ad, side.numbers_a))
         return
     size = _CPU_BLOCK[1]
-    with full_precision(side.rows_ad.device):
-        room = room_for(side, size, side, size)
-        for left in side.blocks(size):
-            side = side[size:]
-            _compare_block(left, Side(left.rows_ad, left.numbers_a), room)
-            for right in side.blocks(size):
-                _compare_block(left, right, room)
+    with full_precision(device):
+        room = room_for(size * size, device)
+        blocks = [_block(side[part]) for part in _parts(side, size)]
+        for place, left in enumerate(blocks):
+            _compare_blocks(left, replace(left, lists=None), room)
+            for right in blocks[place + 1 :]:
+                _compare_blocks(left, right, room)
+
+
+def _parts(side: Side, size: int) -> Iterator[slice]:
+    for start in range(0, len(side.rows_ad), size):
+        yield slice(start, start + size)
+
+
+def _block(side: Side, rows: RoughRows | None = None) -> _Block:
+    return _Block(rows or RoughRows.of(side.rows_ad), side.numbers_a, side.lists)
 
 
 def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> NeighborLists:
@@ -157,54 +179,25 @@ def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> Ne
     return NeighborLists(all_gather_rows(part.keys_as, num_rows), lists.floors_a)
 
 
-def block_sizes(device: torch.device) -> tuple[int, int]:
+def _block_sizes(device: torch.device) -> tuple[int, int]:
     """Rows of the left and of the right side of a block of similarities."""
     return _CPU_BLOCK if compiled.serves(device) else _DEVICE_BLOCK
 
 
-def room_for(left: Side, left_size: int, right: Side, right_size: int) -> Tensor:
-    """Memory for a block of similarities."""
-    elements = min(left_size, len(left.rows_ad)) * min(right_size, len(right.rows_ad))
-    return torch.empty(elements, device=left.rows_ad.device)
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products whose error the margins allow for, whatever the caller has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def product(left: Side, right: Side, room: Tensor) -> Tensor:
-    """Similarities (a, b) of float32 rows, in the memory `room`."""
-    shape = len(left.rows_ad), len(right.rows_ad)
-    rough_ab = room[: shape[0] * shape[1]].view(shape)
-    return torch.mm(left.rows_ad, right.rows_ad.T, out=rough_ab)
-
-
-def _compare_block(left: Side, right: Side, room: Tensor) -> None:
-    offer(product(left, right, room), left, right, left.rows_ad.shape[1] * ROUNDING)
-
-
-def offer(rough_ab: Tensor, left: Side, right: Side, margin: float) -> None:
-    """Offer the float32 rows of each side to the lists of the other.
-
-    `rough_ab` are their similarities, off by less than `margin`: exact ones decide.
-    """
+def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
+    """Offer the rows of each block to the lists of the other."""
+    rough_ab, margin = rough_products(left.rows, right.rows, room)
     if not compiled.serves(rough_ab.device):
+        rough_ab = rough_ab.float()
         if left.lists is not None:
             _offer_columns(rough_ab, left, right, left.lists, margin)
         if right.lists is not None:
             _offer_columns(rough_ab.T, right, left, right.lists, margin)
         return
-    arrays = [
-        x.numpy() for x in (rough_ab, left.rows_ad, right.rows_ad, left.numbers_a, right.numbers_a)
-    ]
+    # As bits, which the loops compare; numpy knows no bfloat16.
+    bits_ab = rough_ab.view(torch.int16 if rough_ab.dtype == torch.bfloat16 else torch.int32)
+    sides = left.rows.exact_ad, right.rows.exact_ad, left.numbers_a, right.numbers_a
+    arrays = [x.numpy() for x in (bits_ab, *sides)]
     for lists, loop in (
         (left.lists, search_kernels.offer_columns),
         (right.lists, search_kernels.offer_rows),
@@ -215,7 +208,7 @@ def offer(rough_ab: Tensor, left: Side, right: Side, margin: float) -> None:
 
 
 def _offer_columns(
-    rough_ab: Tensor, takers: Side, offered: Side, lists: NeighborLists, margin: float
+    rough_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists, margin: float
 ) -> None:
     """Offer one side to the lists of the other: the rough products propose, exact ones decide."""
     width = lists.keys_as.shape[1]
@@ -227,7 +220,7 @@ def _offer_columns(
     rough_as, columns_as = rough_ab.topk(num_candidates)
 
     def exact_keys(rows_a: Tensor, columns_as: Tensor, rough_as: Tensor) -> Tensor:
-        exact_as = dot(takers.rows_ad[rows_a, None], offered.rows_ad[columns_as])
+        exact_as = dot(takers.rows.exact_ad[rows_a, None], offered.rows.exact_ad[columns_as])
         keys_as = rank_keys(exact_as, offered.numbers_a[columns_as])
         refused_as = (rough_as == -torch.inf) | (keys_as < lists.floors_a[rows_a, None])
         return keys_as.masked_fill(refused_as, EMPTY)

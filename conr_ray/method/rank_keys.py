@@ -14,8 +14,6 @@ from torch import Tensor
 
 # Stands where there is no neighbour; below every key.
 EMPTY = torch.iinfo(torch.int64).min
-# A float32 dot product of unit vectors is off by less than this times their width.
-ROUNDING = 2.0**-22
 
 
 def rank_keys(similarities: Tensor, numbers: Tensor) -> Tensor:

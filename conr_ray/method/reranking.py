@@ -19,6 +19,7 @@ from conr_ray.method.rank_keys import dot, numbers_of, similarities_of
 
 # Rows that are held in float64 at a time.
 _BLOCK = 65536
+_ROWS_PER_PIVOT, _PIVOTS_PER_PIVOT = 150, 12
 
 
 def contextual_neighbors(
@@ -58,7 +59,13 @@ def contextual_neighbors(
     rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
     live_n = torch.ones(len(unit_nd), dtype=torch.bool, device=unit_nd.device)
     keys_bk, own_b = contextual_lists(
-        lists.keys_as, _own_products(unit_nd), live_n, rows_b, k2=k2, width=k - 1
+        lists.keys_as,
+        _own_products(unit_nd),
+        live_n,
+        rows_b,
+        k2=k2,
+        width=k - 1,
+        order_p=_similar_together(unit_nd),
     )
     return _with_self(keys_bk, own_b, rows_b)
 
@@ -74,6 +81,15 @@ def euclidean_neighbors(
     keys_nk = nearest_lists(unit_nd, k - 1, None if num_rows is None else local).keys_as
     rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
     return _with_self(keys_nk[local], _own_products(unit_nd[local]), rows_b)
+
+
+def _similar_together(unit_nd: Tensor) -> Tensor:
+    """All rows by their nearest pivot, and these by theirs; in a hundredth of the search's time."""
+    pivots_xd = unit_nd[::_ROWS_PER_PIVOT]
+    parts = torch.split(unit_nd, _BLOCK // 32)
+    nearest_n = torch.cat([(part @ pivots_xd.T).argmax(1) for part in parts])
+    nearest_x = (pivots_xd @ pivots_xd[::_PIVOTS_PER_PIVOT].T).argmax(1)
+    return (nearest_x[nearest_n] * len(pivots_xd) + nearest_n).argsort(stable=True)
 
 
 def _own_products(rows_nd: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from conr_ray.method.compiled import compiled
+from conr_ray.method.compiled import compiled, compiled_any_order
 from conr_ray.method.rank_keys import EMPTY as _EMPTY
 
 Array = Any
@@ -19,26 +19,13 @@ EMPTY = np.int64(_EMPTY)
 _CHUNK = 64
 
 
-@compiled
+@compiled_any_order
 def dot(left: Array, right: Array) -> Any:
-    """Dot product of two vectors: a float64 sum, always in the same order, rounded to float32."""
-    width = left.shape[0]
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    t = 0
-    while t + 8 <= width:
-        s0 += np.float64(left[t]) * np.float64(right[t])
-        s1 += np.float64(left[t + 1]) * np.float64(right[t + 1])
-        s2 += np.float64(left[t + 2]) * np.float64(right[t + 2])
-        s3 += np.float64(left[t + 3]) * np.float64(right[t + 3])
-        s4 += np.float64(left[t + 4]) * np.float64(right[t + 4])
-        s5 += np.float64(left[t + 5]) * np.float64(right[t + 5])
-        s6 += np.float64(left[t + 6]) * np.float64(right[t + 6])
-        s7 += np.float64(left[t + 7]) * np.float64(right[t + 7])
-        t += 8
-    while t < width:
-        s0 += np.float64(left[t]) * np.float64(right[t])
-        t += 1
-    return np.float32(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)))
+    """Dot product of two vectors: a float64 sum, rounded to float32."""
+    total = 0.0
+    for t in range(left.shape[0]):
+        total += np.float64(left[t]) * np.float64(right[t])
+    return np.float32(total)
 
 
 @compiled
@@ -72,10 +59,31 @@ def insert(entries: Array, key: Any) -> None:
 
 
 @compiled
+def _limit(similarity: Any, bits: Array) -> Any:
+    """The lowest entry of `bits` that may stand for at least this similarity.
+
+    Floats that are not negative are ordered as their bits are. Negative similarities, which hardly
+    ever limit a list, let everything pass.
+    """
+    similarity = np.float32(similarity)
+    if not similarity > 0:
+        return bits.dtype.type(-(1 << (8 * bits.itemsize - 1)))
+    return bits.dtype.type(np.int64(similarity.view(np.int32)) >> (32 - 8 * bits.itemsize))
+
+
+@compiled
+def _similarity(entry: Any, bits: Array) -> Any:
+    """The similarity that an entry of `bits` stands for; -inf where it is negative."""
+    if entry < 0:
+        return np.float32(-np.inf)
+    return np.int32(np.int64(entry) << (32 - 8 * bits.itemsize)).view(np.float32)
+
+
+@compiled
 def offer_columns(
     first: int,
     last: int,
-    rough: Array,
+    bits: Array,
     left: Array,
     right: Array,
     left_numbers: Array,
@@ -86,11 +94,12 @@ def offer_columns(
 ) -> None:
     """Offer the right rows to the lists of the left rows from `first` to `last`.
 
-    `rough`, left x right, are similarities that are off by less than `margin`; whatever may
-    belong to a list is computed exactly. Rows whose number is -1 neither offer nor take.
+    `bits`, left x right, are those of similarities that are off by less than `margin`, float32 or
+    bfloat16; whatever may belong to a list is computed exactly. Rows whose number is -1 neither
+    offer nor take.
     """
     width = lists.shape[1]
-    best = np.empty(width, np.float32)
+    best = np.empty(width, bits.dtype)
     for i in range(first, last):
         if left_numbers[i] < 0:
             continue
@@ -98,34 +107,36 @@ def offer_columns(
         threshold = similarity_of(max(floors[i], entries[width - 1])) - margin
         if entries[width - 1] == EMPTY:
             # What is not among the best here, as far as can be told, is not among them at all.
-            best[:] = threshold
-            for j in range(rough.shape[1]):
+            best[:] = _limit(threshold, bits)
+            for j in range(bits.shape[1]):
                 usable = right_numbers[j] >= 0 and right_numbers[j] != left_numbers[i]
-                if rough[i, j] > best[width - 1] and usable:
-                    insert(best, rough[i, j])
-            threshold = max(threshold, best[width - 1] - np.float32(2) * margin)
-        for start in range(0, rough.shape[1], _CHUNK):
-            chunk = rough[i, start : start + _CHUNK]
+                if bits[i, j] > best[width - 1] and usable:
+                    insert(best, bits[i, j])
+            worst = _similarity(best[width - 1], bits)
+            threshold = max(threshold, worst - np.float32(2) * margin)
+        limit = _limit(threshold, bits)
+        for start in range(0, bits.shape[1], _CHUNK):
+            chunk = bits[i, start : start + _CHUNK]
             hits = np.int32(0)
             for t in range(len(chunk)):
-                hits += np.int32(chunk[t] >= threshold)
+                hits += np.int32(chunk[t] >= limit)
             if hits == 0:
                 continue
             for t in range(len(chunk)):
                 number = right_numbers[start + t]
-                if chunk[t] >= threshold and number >= 0 and number != left_numbers[i]:
+                if chunk[t] >= limit and number >= 0 and number != left_numbers[i]:
                     key = rank_key(dot(vector, right[start + t]), number)
                     if key > entries[width - 1] and key >= floors[i]:
                         insert(entries, key)
-                        lowest = max(floors[i], entries[width - 1])
-                        threshold = similarity_of(lowest) - margin
+                        lowest = similarity_of(max(floors[i], entries[width - 1]))
+                        limit = max(limit, _limit(lowest - margin, bits))
 
 
 @compiled
 def offer_rows(
     first: int,
     last: int,
-    rough: Array,
+    bits: Array,
     left: Array,
     right: Array,
     left_numbers: Array,
@@ -136,30 +147,31 @@ def offer_rows(
 ) -> None:
     """Offer the left rows to the lists of the right rows from `first` to `last`."""
     width = lists.shape[1]
-    thresholds = np.empty(last - first, np.float32)
+    limits = np.empty(last - first, bits.dtype)
     for j in range(first, last):
         lowest = similarity_of(max(floors[j], lists[j, width - 1]))
-        thresholds[j - first] = lowest - margin if right_numbers[j] >= 0 else np.float32(np.inf)
-    for i in range(rough.shape[0]):
+        limits[j - first] = _limit(lowest - margin, bits)
+    for i in range(bits.shape[0]):
         if left_numbers[i] < 0:
             continue
         vector = left[i]
         for start in range(first, last, _CHUNK):
             stop = min(last, start + _CHUNK)
-            chunk, limits = rough[i, start:stop], thresholds[start - first : stop - first]
+            chunk, chunk_limits = bits[i, start:stop], limits[start - first : stop - first]
             hits = np.int32(0)
             for t in range(len(chunk)):
-                hits += np.int32(chunk[t] >= limits[t])
+                hits += np.int32(chunk[t] >= chunk_limits[t])
             if hits == 0:
                 continue
             for t in range(len(chunk)):
-                if chunk[t] >= limits[t] and right_numbers[start + t] != left_numbers[i]:
+                number = right_numbers[start + t]
+                if chunk[t] >= chunk_limits[t] and number >= 0 and number != left_numbers[i]:
                     entries = lists[start + t]
                     key = rank_key(dot(vector, right[start + t]), left_numbers[i])
                     if key > entries[width - 1] and key >= floors[start + t]:
                         insert(entries, key)
-                        lowest = max(floors[start + t], entries[width - 1])
-                        limits[t] = similarity_of(lowest) - margin
+                        lowest = similarity_of(max(floors[start + t], entries[width - 1]))
+                        chunk_limits[t] = _limit(lowest - margin, bits)
 
 
 @compiled

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr_ray.method import compiled, contexts, neighbor_lists
+from conr_ray.method import compiled, contexts, neighbor_lists, rough_products
 from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.collectives import share
 from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
@@ -153,11 +153,12 @@ def sequences(draw: st.DrawFn) -> Sequence:
 
 
 # Compiled loops serve CPUs; torch's operations, dense or in sparse blocks, serve GPUs.
-ROUTES = ["compiled", "dense", "sparse"]
+ROUTES = ["compiled", "compiled float32", "dense", "sparse"]
 
 
 def _use(patch: pytest.MonkeyPatch, route: str) -> None:
-    patch.setattr(compiled, "serves", lambda device: route == "compiled")
+    patch.setattr(compiled, "serves", lambda device: "compiled" in route)
+    patch.setattr(rough_products, "_bfloat16_is_faster", lambda: route == "compiled")
     patch.setattr(contexts, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
     # Several blocks, of which the last is not full.
     patch.setattr(neighbor_lists, "_CPU_BLOCK", (3, 4))

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr_ray.method import compiled, contexts, neighbor_lists
+from conr_ray.method import compiled, contexts, neighbor_lists, rough_products
 from conr_ray.method.collectives import share
 from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
 from tests.gloo_workers import run_workers
@@ -47,7 +47,7 @@ KINDS = {
 
 
 # Compiled loops serve CPUs; the two others are those of GPUs.
-ROUTES = ["compiled", "dense", "sparse"]
+ROUTES = ["compiled", "compiled float32", "dense", "sparse"]
 
 
 @pytest.fixture(params=ROUTES)
@@ -57,7 +57,8 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, route: str, block: int = 7) -> None:
-    monkeypatch.setattr(compiled, "serves", lambda device: route == "compiled")
+    monkeypatch.setattr(compiled, "serves", lambda device: "compiled" in route)
+    monkeypatch.setattr(rough_products, "_bfloat16_is_faster", lambda: route == "compiled")
     monkeypatch.setattr(contexts, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
     # Several blocks, of which the last is not full.
     monkeypatch.setattr(neighbor_lists, "_CPU_BLOCK", (block, 2 * block))
