@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from conr_ray.method import compiled, search_kernels
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.contexts import contextual_lists
 from conr_ray.method.neighbor_lists import nearest_lists
@@ -93,6 +94,12 @@ def _similar_together(unit_nd: Tensor) -> Tensor:
 
 
 def _own_products(rows_nd: Tensor) -> Tensor:
+    """Dot product of each row with itself, (n,) float32."""
+    if compiled.serves(rows_nd.device):
+        products_n = torch.empty(len(rows_nd))
+        arrays = rows_nd.numpy(), products_n.numpy()
+        compiled.over_threads(search_kernels.own_products, len(rows_nd), *arrays)
+        return products_n
     return torch.cat([dot(part, part) for part in torch.split(rows_nd, _BLOCK)])
 
 

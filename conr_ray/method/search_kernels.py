@@ -29,6 +29,13 @@ def dot(left: Array, right: Array) -> Any:
 
 
 @compiled
+def own_products(first: int, last: int, rows: Array, products: Array) -> None:
+    """`dot` of each row from `first` to `last` with itself."""
+    for i in range(first, last):
+        products[i] = dot(rows[i], rows[i])
+
+
+@compiled
 def rank_key(similarity: Any, number: Any) -> Any:
     """`rank_keys.rank_keys` of one float32 and one row number."""
     bits = np.int64(np.float32(similarity + np.float32(0)).view(np.int32))
