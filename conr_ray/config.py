@@ -167,6 +167,11 @@ class EvaluationConfig(_Section):
     """When the whole data set is embedded and clustered."""
 
     every: Count = Field(10, description="epochs between; the group stage has it each epoch")
+    neighbors: bool = Field(
+        True,
+        description="find each image's neighbours in the whole data set after the last epoch; "
+        "time grows with the square of their number",
+    )
 
 
 class CheckpointConfig(_Section):

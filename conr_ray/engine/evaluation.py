@@ -1,6 +1,6 @@
-"""The whole data set embedded and clustered: pseudo-labels, metrics and assignments.
+"""The whole data set embedded, clustered and searched: pseudo-labels, metrics, tables.
 
-Shapes: n samples, b of them this worker's share, c clusters, d width.
+Shapes: n samples, b of them this worker's share, c clusters, d width, k neighbours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from conr_ray.config import RunConfig
+from conr_ray.config import NeighborhoodConfig, RunConfig
 from conr_ray.data.keyed_random import fold
 from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import ImageSet
@@ -22,8 +22,9 @@ from conr_ray.data.views import Views
 from conr_ray.method.boundary import boundary_ratio, kept_mask
 from conr_ray.method.collectives import all_gather_rows, all_reduce_sum, share
 from conr_ray.method.kmeans import spherical_kmeans
-from conr_ray.method.metrics import agreement, centre_silhouette
+from conr_ray.method.metrics import agreement, centre_silhouette, neighbor_matches
 from conr_ray.method.networks import TargetNetwork
+from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
 
 _BATCH = 1024
 
@@ -62,6 +63,46 @@ class DataClustering:
         }
         if images.names is not None:
             columns["path"] = images.names
+        return pa.table(columns)
+
+
+@dataclass(frozen=True)
+class DataNeighbors:
+    """Each image's nearest ones in the whole data set, itself first: row numbers (b, k)."""
+
+    contextual_bk: Tensor
+    euclidean_bk: Tensor
+
+    @classmethod
+    def of(cls, config: NeighborhoodConfig, embeddings_bd: Tensor, num_rows: int) -> DataNeighbors:
+        """Of target embeddings that are spread over the workers, by k1, k2 and k of `config`."""
+        k1, k = min(config.k1, num_rows), min(config.k, num_rows)
+        counts = {"k1": k1, "k2": min(config.k2, k1), "k": k}
+        return cls(
+            contextual_neighbors(embeddings_bd, num_rows=num_rows, **counts)[1],
+            euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=k)[1],
+        )
+
+    def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
+        """Share of each kind that has the image's label; equal on all workers."""
+        if labels is None:
+            return {}
+        labels_n = torch.from_numpy(labels).to(self.contextual_bk.device)
+        labels_b = labels_n[share(len(labels))]
+        figures = {}
+        for kind in ("contextual", "euclidean"):
+            found_bk = labels_n[getattr(self, f"{kind}_bk")]
+            same, known = all_reduce_sum(neighbor_matches(found_bk, labels_b)).tolist()
+            if known:
+                figures[f"data_purity_{kind}"] = same / known
+        return figures
+
+    def table(self, images: ImageSet) -> pa.Table:
+        """A row for each sample: its id, and those of its neighbours of each kind, best first."""
+        columns: dict[str, Any] = {"sample_id": images.sample_ids}
+        for kind in ("contextual", "euclidean"):
+            found_nk = all_gather_rows(getattr(self, f"{kind}_bk"), images.num_images)
+            columns[kind] = list(images.sample_ids[found_nk.cpu().numpy()])
         return pa.table(columns)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from conr_ray.data.keyed_random import fold
 from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import ImageSet
 from conr_ray.data.views import Views
-from conr_ray.engine.evaluation import DataClustering, cluster_data
+from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
@@ -172,7 +173,11 @@ def _train(
             clustering = cluster()
             row |= clustering.metrics(images.labels)
             if state.epoch == config.schedule.epochs:
-                _write_assignments(clustering, images, fraction, directory)
+                _write_table("assignments", clustering.assignments(images, fraction), directory)
+                if config.evaluation.neighbors:
+                    near = DataNeighbors.of(config.neighborhood, clustering.embeddings_bd, num_rows)
+                    row |= near.metrics(images.labels)
+                    _write_table("neighbors", near.table(images), directory)
         row["epoch_time_s"] = time.perf_counter() - started
         state.history.append(row)
 
@@ -240,12 +245,9 @@ def _save(
     )
 
 
-def _write_assignments(
-    clustering: DataClustering, images: ImageSet, fraction: float, directory: RunDirectory
-) -> None:
-    table = clustering.assignments(images, fraction)
+def _write_table(name: str, table: pa.Table, directory: RunDirectory) -> None:
     if rank() == 0:
-        directory.write_table("assignments.parquet", table)
+        directory.write_table(f"{name}.parquet", table)
 
 
 def _named(directory: RunDirectory, epoch: int | None) -> str:

@@ -1,8 +1,9 @@
-"""A run on disk: its config, metrics, assignments and checkpoints, on any pyarrow file system.
+"""A run on disk: its config, metrics, tables and checkpoints, on any pyarrow file system.
 
     config.yaml            the resolved config
     metrics.parquet        a row for each epoch
     assignments.parquet    a row for each sample, once the run has ended
+    neighbors.parquet      its neighbours in the whole data set, likewise
     checkpoints/epoch_000040/state.pt, summary.json
 
 A checkpoint whose `summary.json` is missing was not finished and is passed over.

@@ -82,6 +82,29 @@ def test_a_run_writes_metrics_assignments_and_checkpoints(
     assert summary["nmi"] == rows[-1]["nmi"]
 
 
+def test_a_run_writes_the_neighbors_of_every_image(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    folder, rows = whole_run
+    images = open_images(tiny_config().data)
+    assert images.labels is not None
+    table = pq.read_table(folder / "neighbors.parquet")
+    ids = images.sample_ids.tolist()
+    assert table["sample_id"].to_pylist() == ids
+    labels = dict(zip(ids, images.labels.tolist(), strict=True))
+    for kind in ("contextual", "euclidean"):
+        lists = table[kind].to_pylist()
+        assert all(
+            row[0] == own and len(set(row)) == 10 for own, row in zip(ids, lists, strict=True)
+        )
+        same = [labels[other] == labels[row[0]] for row in lists for other in row[1:]]
+        assert rows[-1][f"data_purity_{kind}"] == pytest.approx(sum(same) / len(same))
+    assert table["contextual"].to_pylist() != table["euclidean"].to_pylist()
+    assert "data_purity_contextual" not in rows[-2]
+    run_here(tiny_config(evaluation__neighbors=False), tmp_path)
+    assert not (tmp_path / "neighbors.parquet").exists()
+
+
 @pytest.mark.parametrize("last_epoch", [0, 1, 2])
 def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, last_epoch: int
