@@ -172,7 +172,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 @settings(
-    max_examples=120,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -237,8 +237,8 @@ def _move() -> Sequence:
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 def test_any_number_of_workers_finds_the_same_neighbors(num_workers: int) -> None:
     # A worker has at least one row of a batch.
-    cases = [case for case in _examples(40) if case.batch_size >= num_workers] + [_move()]
-    cases += [replace(case, sharded=False) for case in cases[-12:]]
+    cases = [case for case in _examples(25) if case.batch_size >= num_workers] + [_move()]
+    cases += [replace(case, sharded=False) for case in cases[-8:]]
     searched_anew = run_workers(_check_all, num_workers, cases)
     assert len(set(searched_anew)) == 1
     assert searched_anew[0] > 0
