@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.bank import MemoryBank, Neighborhood
-from conr_ray.method.losses import instance_loss
+from conr_ray.method.instance_stage import instance_loss
 from conr_ray.method.reranking import contextual_neighbors
 
 NEAR = Neighborhood("contextual", k1=10, k2=2, k=10)

@@ -16,17 +16,14 @@ from torch import Tensor
 
 from conr_ray.config import NeighborhoodConfig, RunConfig
 from conr_ray.data.keyed_random import fold
-from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import ImageSet
-from conr_ray.data.views import Views
+from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.label_free import label_free_scores
 from conr_ray.method.boundary import boundary_ratio, kept_mask
 from conr_ray.method.collectives import all_gather_rows, all_reduce_sum, share
 from conr_ray.method.kmeans import spherical_kmeans
-from conr_ray.method.metrics import agreement, centre_silhouette, neighbor_matches
-from conr_ray.method.networks import TargetNetwork
+from conr_ray.method.metrics import agreement, neighbor_matches
 from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
-
-_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -37,17 +34,18 @@ class DataClustering:
     clusters_n: Tensor
     centers_cd: Tensor
 
-    def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
-        """`silhouette`, and `acc`, `nmi`, `ari` where there are labels; equal on all workers."""
-        num_rows = len(self.clusters_n)
-        clusters_b = self.clusters_n[share(num_rows)]
-        score = centre_silhouette(self.embeddings_bd, clusters_b, self.centers_cd)
-        total = torch.tensor(score * len(clusters_b), dtype=torch.float64)
-        total = all_reduce_sum(total.to(self.embeddings_bd.device, torch.float64))
-        figures = {"silhouette": float(total) / num_rows}
+    def metrics(
+        self, labels: npt.NDArray[np.int64] | None, embedder: Embedder, key: int
+    ) -> dict[str, float]:
+        """`label_free_scores`, and `agreement` with labels where there are any.
+
+        Equal on all workers.
+        """
+        found = self.embeddings_bd, self.clusters_n, self.centers_cd
+        scores = label_free_scores(*found, embedder, key)
         if labels is not None:
-            figures |= agreement(labels, self.clusters_n.cpu().numpy())
-        return figures
+            scores |= agreement(labels, self.clusters_n.cpu().numpy())
+        return scores
 
     def assignments(self, images: ImageSet, fraction: float) -> pa.Table:
         """A row for each sample: id, cluster, boundary ratio, kept; and path where it has one."""
@@ -106,40 +104,19 @@ class DataNeighbors:
         return pa.table(columns)
 
 
-@torch.no_grad()
-def embed(
-    target: TargetNetwork, pixels: Pixels, views: Views, rows: Tensor, precision: torch.autocast
-) -> Tensor:
-    """Target embeddings of the images at `rows` as they are, (b, d) float32 of unit length."""
-    training = target.training
-    target.eval()
-    with precision:
-        parts = [target(views.plain(pixels.take(part))) for part in torch.split(rows, _BATCH)]
-    target.train(training)
-    return torch.cat(parts)
-
-
 def cluster_data(
-    config: RunConfig,
-    target: TargetNetwork,
-    pixels: Pixels,
-    views: Views,
-    *,
-    num_rows: int,
-    num_clusters: int,
-    epoch: int,
-    precision: torch.autocast,
+    config: RunConfig, embedder: Embedder, *, num_rows: int, num_clusters: int, epoch: int
 ) -> DataClustering:
     """Embed and cluster all `num_rows` images; every worker embeds its share.
 
-    The result depends on the networks, the seed and `epoch` (epochs trained) alone. `precision` is
-    that of the networks; clustering is float32.
+    The result depends on the networks, the seed and `epoch` (epochs trained) alone. Clustering is
+    float32, whatever the networks are.
 
     Raises:
         FloatingPointError: an embedding is not finite, of whichever worker; on all at once.
     """
     local = share(num_rows)
-    embeddings_bd = embed(target, pixels, views, torch.arange(local.start, local.stop), precision)
+    embeddings_bd = embedder.plain(torch.arange(local.start, local.stop))
     broken = (~embeddings_bd.isfinite()).any().float()
     if all_reduce_sum(broken):
         raise FloatingPointError("the embeddings are not finite")

@@ -6,6 +6,7 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -17,6 +18,7 @@ from conr_ray.data.keyed_random import fold
 from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import ImageSet
 from conr_ray.data.views import Views
+from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
@@ -26,7 +28,26 @@ from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size
 from conr_ray.method.group_stage import GroupStage
-from conr_ray.method.losses import instance_loss
+from conr_ray.method.instance_stage import instance_loss
+
+
+@dataclass(frozen=True)
+class Span:
+    """The epochs of a run that are trained in one go.
+
+    Attributes:
+        origin: checkpoint of another run, as its directory and epoch, to go on from where the run
+            has none of its own; the two must be the same run until there.
+        until: epochs after which training ends and a checkpoint is written; all where None.
+        pinned: epochs after which checkpoints are written that are kept for good.
+    """
+
+    origin: tuple[RunDirectory, int] | None = None
+    until: int | None = None
+    pinned: frozenset[int] = frozenset()
+
+
+WHOLE = Span()
 
 
 def train(
@@ -35,11 +56,20 @@ def train(
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
+    span: Span = WHOLE,
 ) -> list[MetricRow]:
     """Train a run from the newest checkpoint in `directory`, or from the start.
 
     Called by every worker of a run, inside torch.distributed's process group where there are
     several. All workers return the same rows, one an epoch; the first one writes the files.
+
+    Args:
+        config: of the run.
+        images: what it is trained on.
+        directory: where it is written, and goes on from.
+        observer: told of every epoch.
+        device: of this worker.
+        span: which epochs are trained, where not all.
 
     Raises:
         UserError: config and images do not fit, or the checkpoint is of other images.
@@ -47,7 +77,7 @@ def train(
     """
     error: BaseException | None = None
     try:
-        return _train(config, images, directory, observer, device)
+        return _train(config, images, directory, observer, device, span)
     except BaseException as raised:
         error = raised
         if isinstance(raised, UserError | RunFailed) and rank() == 0:
@@ -63,6 +93,7 @@ def _train(
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
+    span: Span,
 ) -> list[MetricRow]:
     num_clusters = check_images(config, images, world_size())
     num_global, num_rows = config.optim.batch_size, images.num_images
@@ -77,20 +108,22 @@ def _train(
     precision = _autocast(config.optim.precision, device)
 
     state = TrainingState.create(config, images.num_channels, device)
-    saved_epoch = _load_newest(state, directory, images.fingerprint, device)
+    last_epoch = span.until or config.schedule.epochs
+    saved_epoch = _load_newest(state, directory, images.fingerprint, device, last_epoch)
+    if saved_epoch is None and span.origin is not None:
+        origin, origin_epoch = span.origin
+        state.load(origin.load_checkpoint(origin_epoch, device), images.fingerprint)
     online, target, optimizer = state.trained_module(), state.target, state.optimizer
+    embedder = Embedder(target, pixels, views, precision)
 
     def cluster() -> DataClustering:
         try:
             found = cluster_data(
                 config,
-                target,
-                pixels,
-                views,
+                embedder,
                 num_rows=num_rows,
                 num_clusters=num_clusters,
                 epoch=state.epoch,
-                precision=precision,
             )
         except FloatingPointError as error:
             raise RunFailed(
@@ -101,13 +134,23 @@ def _train(
         state.clustered_epoch = state.epoch
         return found
 
+    def scores(clustering: DataClustering) -> dict[str, float]:
+        key = fold(config.seed, "scores", state.epoch)
+        return clustering.metrics(images.labels, embedder, key)
+
+    due = state.history and schedule.evaluated(state.epoch - 1)
+    if due and state.clustered_epoch != state.epoch:
+        # The run that it goes on from had no use for these.
+        state.history[-1] = {**state.history[-1], **scores(cluster())}
     if state.history and rank() == 0:
         # The run may have been stopped between its checkpoint and these.
         directory.write_metrics(state.history)
-    if state.epoch == config.schedule.epochs:
+    if saved_epoch is None and state.history:
+        observer.inherit(state.history)
+    elif state.epoch == last_epoch:
         observer.epoch(state.history[-1])
 
-    for epoch in range(state.epoch, config.schedule.epochs):
+    for epoch in range(state.epoch, last_epoch):
         started = time.perf_counter()
         grouped, fraction = schedule.in_group_stage(epoch), schedule.fraction(epoch)
         if grouped and state.clustered_epoch != epoch:
@@ -171,7 +214,7 @@ def _train(
         row["images_per_s"] = steps_per_epoch * num_global / (trained - started)
         if schedule.evaluated(epoch):
             clustering = cluster()
-            row |= clustering.metrics(images.labels)
+            row |= scores(clustering)
             if state.epoch == config.schedule.epochs:
                 _write_table("assignments", clustering.assignments(images, fraction), directory)
                 if config.evaluation.neighbors:
@@ -181,9 +224,10 @@ def _train(
         row["epoch_time_s"] = time.perf_counter() - started
         state.history.append(row)
 
-        if schedule.saved(epoch):
+        pinned = state.epoch in span.pinned
+        if pinned or schedule.saved(epoch) or state.epoch == last_epoch:
             saved_epoch = state.epoch
-            _save(config, state, directory, images.fingerprint)
+            _save(config, state, directory, images.fingerprint, pinned=pinned)
         if rank() == 0:
             directory.write_metrics(state.history)
         observer.epoch(row)
@@ -219,10 +263,18 @@ def check_images(config: RunConfig, images: ImageSet, workers: int) -> int:
 
 
 def _load_newest(
-    state: TrainingState, directory: RunDirectory, fingerprint: str, device: torch.device
+    state: TrainingState,
+    directory: RunDirectory,
+    fingerprint: str,
+    device: torch.device,
+    last_epoch: int,
 ) -> int | None:
-    """Load the newest checkpoint, the same one on all workers; its epoch, None without one."""
-    newest = (directory.checkpoint_epochs() or [0])[-1] if rank() == 0 else 0
+    """Load the newest checkpoint up to `last_epoch`, the same one on all workers.
+
+    Returns its epoch, None without one.
+    """
+    epochs = directory.checkpoint_epochs() if rank() == 0 else []
+    newest = max((epoch for epoch in epochs if epoch <= last_epoch), default=0)
     epoch = int(broadcast_first(torch.tensor(newest, device=device)))
     if not epoch:
         return None
@@ -231,7 +283,12 @@ def _load_newest(
 
 
 def _save(
-    config: RunConfig, state: TrainingState, directory: RunDirectory, fingerprint: str
+    config: RunConfig,
+    state: TrainingState,
+    directory: RunDirectory,
+    fingerprint: str,
+    *,
+    pinned: bool,
 ) -> None:
     checkpoint = state.to_checkpoint(config, fingerprint)
     if rank() > 0:
@@ -242,6 +299,7 @@ def _save(
         checkpoint,
         {"epochs_trained": state.epoch, **summary},
         config.checkpoint.keep,
+        pinned=pinned,
     )
 
 

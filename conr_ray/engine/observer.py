@@ -12,6 +12,9 @@ MetricRow = Mapping[str, float | int | str | None]
 class Observer(Protocol):
     """Told by every worker, with the same values on each; after the state of the epoch is saved."""
 
+    def inherit(self, rows: Sequence[MetricRow]) -> None:
+        """The run goes on from a trunk, whose epochs these are."""
+
     def epoch(self, row: MetricRow) -> None:
         """An epoch has ended."""
 
@@ -24,6 +27,10 @@ class Observers:
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
+
+    def inherit(self, rows: Sequence[MetricRow]) -> None:
+        for observer in self._observers:
+            observer.inherit(rows)
 
     def epoch(self, row: MetricRow) -> None:
         for observer in self._observers:

@@ -148,16 +148,29 @@ class RunDirectory:
         return f"checkpoints/epoch_{epoch:06d}"
 
     def save_checkpoint(
-        self, epoch: int, state: Mapping[str, Any], summary: Mapping[str, Any], keep: int
+        self,
+        epoch: int,
+        state: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        keep: int,
+        *,
+        pinned: bool = False,
     ) -> None:
-        """Write a checkpoint, then delete all but the newest `keep`."""
+        """Write a checkpoint, then delete all but the newest `keep` and those that are pinned."""
         name = self.checkpoint_name(epoch)
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         self._write(f"{name}/state.pt", buffer.getbuffer())
+        summary = {**summary, "pinned": True} if pinned else summary
         self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
         for old in self.checkpoint_epochs()[:-keep]:
-            self._files.delete_dir(f"{self._root}/{self.checkpoint_name(old)}")
+            summary_of_old = self.read_text(f"{self.checkpoint_name(old)}/summary.json")
+            if not json.loads(summary_of_old or "{}").get("pinned"):
+                self.delete_checkpoint(old)
+
+    def delete_checkpoint(self, epoch: int) -> None:
+        """Delete the checkpoint after `epoch` epochs."""
+        self._files.delete_dir(f"{self._root}/{self.checkpoint_name(epoch)}")
 
     def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
         """The state saved after `epoch` epochs, its tensors on `device`."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from conr_ray.method.bank import MemoryBank, Neighbors
 from conr_ray.method.boundary import boundary_ratio, kept_mask
 from conr_ray.method.collectives import all_gather_rows, share
-from conr_ray.method.losses import group_loss
 from conr_ray.method.metrics import neighbor_matches
 
 
@@ -82,6 +81,28 @@ class GroupStage:
         figures["kept"] = torch.stack([kept[0].sum(), torch.ones_like(kept[0]).sum()])
         figures["discovery_time_s"] = kept[0].new_tensor([elapsed_s, 1.0], dtype=torch.float64)
         return self.weight * torch.stack(losses).mean(), figures
+
+
+def group_loss(
+    predictions_bd: Tensor, mean_keys_bd: Tensor, kept_b: Tensor, num_global: int
+) -> Tensor:
+    """-2 mean over rows and neighbours of kept * cos(prediction, neighbour key) (paper eq. 7).
+
+    Returned is this worker's part, as in `instance_loss`. (The released code averages over the
+    workers where it has to sum, which divides its gradient by their number; see `group_loss_weight`
+    in the config.)
+
+    The mean cosine over k keys is the dot product with the keys' mean. Rows that are not kept count
+    as zeros in the mean, as published.
+
+    Args:
+        predictions_bd: unit length, with gradient.
+        mean_keys_bd: mean of the unit length keys of each row's neighbours, without gradient.
+        kept_b: bool; rows far enough from the boundaries.
+        num_global: rows of the global batch, n.
+    """
+    cosines_b = (predictions_bd * mean_keys_bd).sum(1)
+    return -2 * (cosines_b * kept_b).sum() / num_global
 
 
 def _figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,23 @@ def centre_silhouette(embeddings_nd: Tensor, clusters_n: Tensor, centers_cd: Ten
     other_n = distances_nc.scatter(1, own_n1, torch.inf).amin(1)
     larger_n = torch.maximum(own_n, other_n).clamp_min(1e-12)
     return float(((other_n - own_n) / larger_n).mean())
+
+
+def joint_counts(left: Tensor, right: Tensor, num_clusters: int) -> Tensor:
+    """How often each pair of clusters occurs, (c, c) int64; of two tensors of the same shape."""
+    pairs = left.flatten() * num_clusters + right.flatten()
+    counts = torch.bincount(pairs, minlength=num_clusters**2)
+    return counts.view(num_clusters, num_clusters)
+
+
+def shared_information(counts_cc: Tensor) -> float:
+    """Mutual information of two clusterings of `joint_counts`, in shares of log c, in [0, 1].
+
+    1 where each decides the other and all clusters are equally large, 0 where they are independent
+    or one of them has a single cluster.
+    """
+    joint_cc = counts_cc.double() / counts_cc.sum()
+    expected_cc = joint_cc.sum(1, keepdim=True) * joint_cc.sum(0, keepdim=True)
+    present_cc = joint_cc > 0
+    terms = joint_cc[present_cc] * (joint_cc[present_cc] / expected_cc[present_cc]).log()
+    return float(terms.sum()) / math.log(len(counts_cc))

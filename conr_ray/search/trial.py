@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,9 @@ class _TuneReporter:
         self._num_epochs = num_epochs
         self._epochs = 0
         self._last: dict[str, Any] | None = None
+
+    def inherit(self, rows: Sequence[MetricRow]) -> None:
+        self._epochs = len(rows)
 
     def epoch(self, row: MetricRow) -> None:
         self._epochs = int(row["epoch"] or 0) + 1

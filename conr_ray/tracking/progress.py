@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -52,6 +53,9 @@ class RunProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def inherit(self, rows: Sequence[MetricRow]) -> None:
+        self._first = len(rows)
 
     def epoch(self, row: MetricRow) -> None:
         done = int(row["epoch"] or 0) + 1

@@ -10,6 +10,7 @@ import logging
 import netrc
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +105,10 @@ class _WandbRun:
         )
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
+
+    def inherit(self, rows: Sequence[MetricRow]) -> None:
+        for row in rows:
+            self.epoch(row)
 
     def epoch(self, row: MetricRow) -> None:
         known: dict[str, Any] = {name: value for name, value in row.items() if value is not None}

@@ -12,18 +12,20 @@ import pytest
 import torch
 
 from conr_ray.data.store import open_images
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.observer import MetricRow, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
 
 
-class StopAfter:
+class StopAfter(Observers):
     """An observer that ends the run after an epoch, as Ctrl-C would."""
 
     def __init__(self, epoch: int) -> None:
-        self.last, self.ended_by = epoch, None
+        super().__init__()
+        self.last: int = epoch
+        self.ended_by: BaseException | None = None
 
     def epoch(self, row: MetricRow) -> None:
         if row["epoch"] == self.last:
@@ -276,8 +278,9 @@ def test_mixed_precision_trains_the_networks_in_it_and_nothing_else(
     assert rows[0]["loss"] == pytest.approx(whole_run[1][0]["loss"], abs=0.05)
 
 
-class Told:
+class Told(Observers):
     def __init__(self) -> None:
+        super().__init__()
         self.rows: list[MetricRow] = []
 
     def epoch(self, row: MetricRow) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from conr_ray.method.bank import MemoryBank, Neighborhood
-from conr_ray.method.group_stage import GroupStage
-from conr_ray.method.losses import group_loss, instance_loss
+from conr_ray.method.group_stage import GroupStage, group_loss
+from conr_ray.method.instance_stage import instance_loss
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
 
 

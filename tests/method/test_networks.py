@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conr_ray.method.losses import instance_loss
+from conr_ray.method.instance_stage import instance_loss
 from conr_ray.method.networks import (
     BACKBONES,
     ConvNet,

@@ -15,7 +15,7 @@ from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import share, world_size
 from conr_ray.method.group_stage import GroupStage
-from conr_ray.method.losses import instance_loss
+from conr_ray.method.instance_stage import instance_loss
 from conr_ray.method.networks import ConvNet, Encoder, OnlineNetwork, TargetNetwork
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows

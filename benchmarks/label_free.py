@@ -1,0 +1,103 @@
+"""Do the label-free scores follow the accuracy? Spearman's correlation over varied runs.
+
+    python benchmarks/label_free.py --preset digits --runs 24
+
+Draws runs at random from a space that is wide in both stages, trains each from epoch 0, and
+correlates every score of the last epoch with ACC. One process and one thread a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import spearmanr
+
+
+def drawn(number: int, config: Any) -> dict[str, Any]:
+    """The fields of run `number`: learning, views and both stages are varied."""
+    rng = random.Random(number)
+    epochs, batch = config.schedule.epochs, config.optim.batch_size
+    k1 = rng.choice([5, 10, 20, min(50, batch // 2)])
+    return {
+        "seed": number,
+        "optim.lr": config.optim.lr * 10 ** rng.uniform(-1.5, 0.5),
+        "optim.weight_decay": rng.choice([0.0, 1e-4, 5e-4, 2e-3]),
+        "model.momentum": rng.choice([0.9, 0.95, 0.99, 0.996]),
+        "views.crop_scale": [rng.choice([0.2, 0.4, 0.6, 0.8]), 1.0],
+        "views.jitter_probability": rng.choice([0.0, 0.8]),
+        "views.brightness": rng.choice([0.1, 0.4]),
+        "views.contrast": rng.choice([0.1, 0.4]),
+        "neighborhood.kind": rng.choice(["contextual", "euclidean"]),
+        "neighborhood.k1": k1,
+        "neighborhood.k2": rng.choice([1, 2, min(6, k1)]),
+        "neighborhood.k": rng.choice([5, 10, 20, min(50, batch // 2)]),
+        "boundary.initial_fraction": rng.choice([0.5, 0.7, 0.9, 1.0]),
+        "schedule.group_start": rng.choice(["never", epochs // 3, epochs // 2, epochs * 2 // 3]),
+        "optim.group_stage_lr_factor": rng.choice([0.1, 0.3, 1.0]),
+    }
+
+
+def trained(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The last epoch's metrics of a run."""
+    import torch
+
+    from conr_ray.config import load_preset
+    from conr_ray.data.store import open_images
+    from conr_ray.engine.loop import train
+    from conr_ray.engine.observer import Observers
+    from conr_ray.engine.run_directory import RunDirectory
+
+    torch.set_num_threads(1)
+    config = load_preset(preset, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory(Path(folder))
+        rows = train(config, open_images(config.data), directory, Observers(), torch.device("cpu"))
+    return dict(rows[-1])
+
+
+def main() -> None:
+    """Parse, train the runs, print the table."""
+    from conr_ray.config import load_preset, parse_overrides
+    from conr_ray.engine.label_free import LABEL_FREE_SCORES
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--out", help="Parquet file for the figures of every run")
+    args = parser.parse_args()
+    fixed = parse_overrides(args.settings)
+    # Scores of the last epoch alone are of interest.
+    fixed |= {"checkpoint.every": 10_000, "evaluation.every": 10_000}
+    config = load_preset(args.preset, fixed)
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        runs = [{**fixed, **drawn(number, config)} for number in range(args.runs)]
+        rows = list(pool.map(trained, [args.preset] * args.runs, runs))
+    if args.out:
+        varied = [{name: str(value) for name, value in run.items()} for run in runs]
+        joined = [{**run, **row} for run, row in zip(varied, rows, strict=True)]
+        pq.write_table(pa.Table.from_pylist(joined), args.out)
+    accuracies = [row["acc"] for row in rows]
+    print(f"{args.preset}, {args.runs} runs, ACC {min(accuracies):.3f} to {max(accuracies):.3f}\n")
+    print("| score | Spearman with ACC | with NMI | ACC of the run it chooses |")
+    print("| --- | --- | --- | --- |")
+    for name in LABEL_FREE_SCORES:
+        scores = [row[name] for row in rows]
+        with_acc = spearmanr(scores, accuracies).statistic
+        with_nmi = spearmanr(scores, [row["nmi"] for row in rows]).statistic
+        chosen = accuracies[scores.index(max(scores))]
+        print(f"| {name} | {with_acc:.2f} | {with_nmi:.2f} | {chosen:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

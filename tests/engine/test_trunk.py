@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conr_ray.config import RunConfig, field_names
+from conr_ray.data.store import open_images
+from conr_ray.engine import trunk as trunk_module
+from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import (
+    Origin,
+    TrunkStore,
+    shapes_trunk,
+    train_from_trunk,
+    trunk_config,
+    trunk_name,
+)
+from conr_ray.errors import RunFailed
+from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
+from tests.gloo_workers import run_workers
+from tests.tiny_runs import run_here, tiny_config, without_times
+
+
+def store_in(folder: Path, *starts: int) -> TrunkStore:
+    return TrunkStore(str(folder / "trunks"), frozenset(starts), str(folder / "trunks"))
+
+
+def fork(
+    config: RunConfig, store: TrunkStore, folder: Path, observer: Observer | None = None
+) -> list[MetricRow]:
+    images = open_images(config.data)
+    device = torch.device("cpu")
+    return train_from_trunk(
+        config, images, RunDirectory(folder), observer or Observers(), device, store
+    )
+
+
+def the_trunk(store: TrunkStore) -> RunDirectory:
+    (folder,) = (f for f in Path(store.uri).iterdir() if f.is_dir())
+    return RunDirectory(folder)
+
+
+def origin_of(folder: Path) -> Origin:
+    origin = Origin.read(RunDirectory(folder))
+    assert origin is not None
+    return origin
+
+
+# The trunk's epochs are not evaluated when others would have been: every=3 is due at no start.
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("size", [0, 130])
+def test_a_fork_is_bit_for_bit_the_run_from_epoch_0(tmp_path: Path, every: int, size: int) -> None:
+    config = tiny_config(evaluation__every=every, bank__size=size)
+    whole = run_here(config, tmp_path / "whole")
+    store = store_in(tmp_path, 1, 2, 3)
+    # Another run has built the trunk, with other fields of the group stage.
+    other = tiny_config(
+        evaluation__every=every, schedule__group_start=3, neighborhood__k1=5, bank__size=64
+    )
+    fork(other, store, tmp_path / "other")
+    rows = fork(config, store, tmp_path / "fork")
+    assert origin_of(tmp_path / "other").built_epochs == 3
+    assert origin_of(tmp_path / "fork") == Origin(the_trunk(store).uri.rpartition("/")[2], 2)
+    assert without_times(rows) == without_times(whole)
+    assert without_times(RunDirectory(tmp_path / "fork").metric_rows()) == without_times(whole)
+    assert_same_tensors(final_state(tmp_path / "fork"), final_state(tmp_path / "whole"))
+
+
+def test_a_trunk_is_trained_as_far_as_asked_and_keeps_every_start(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 1, 2, 3)
+    starts = {}
+    for start in (2, 3, 1):
+        folder = tmp_path / f"start {start}"
+        fork(tiny_config(schedule__group_start=start), store, folder)
+        starts[start] = origin_of(folder).built_epochs
+    assert starts == {2: 2, 3: 1, 1: 0}
+    assert the_trunk(store).checkpoint_epochs() == [1, 2, 3]
+    # A start that no one had asked for begins at the nearest checkpoint before it.
+    wide = store_in(tmp_path, 5)
+    fork(tiny_config(schedule__epochs=8, schedule__group_start=5), wide, tmp_path / "first")
+    late = tiny_config(schedule__epochs=8, schedule__group_start=7)
+    fork(late, wide, tmp_path / "late")
+    assert origin_of(tmp_path / "late").built_epochs == 2
+    whole = run_here(late, tmp_path / "whole")
+    assert without_times(RunDirectory(tmp_path / "late").metric_rows()) == without_times(whole)
+
+
+def test_a_run_without_a_group_stage_follows_the_trunk_to_its_end(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 1, 3)
+    config = tiny_config(schedule__group_start="never")
+    whole = run_here(config, tmp_path / "whole")
+    assert without_times(fork(config, store, tmp_path / "fork")) == without_times(whole)
+    assert origin_of(tmp_path / "fork").epoch == 3
+
+
+def test_a_run_that_starts_with_the_group_stage_has_no_trunk(tmp_path: Path) -> None:
+    fork(tiny_config(schedule__group_start=0), store_in(tmp_path, 0, 2), tmp_path / "run")
+    assert not (tmp_path / "trunks").exists()
+    assert Origin.read(RunDirectory(tmp_path / "run")) is None
+
+
+def test_a_stopped_fork_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 2)
+    whole = run_here(tiny_config(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fork(tiny_config(), store, tmp_path / "fork", StopAfter(2))
+    assert without_times(fork(tiny_config(), store, tmp_path / "fork")) == without_times(whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_trained_anew_and_this_is_said(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    store = store_in(tmp_path, 1, 2)
+    fork(tiny_config(), store, tmp_path / "first")
+    whole = RunDirectory(tmp_path / "first").metric_rows()
+    trunk = the_trunk(store)
+    for epoch in (1, 2):
+        state = Path(trunk.uri) / trunk.checkpoint_name(epoch) / "state.pt"
+        state.unlink() if damage is None else state.write_bytes(damage)
+    fork(tiny_config(), store, tmp_path / "second")
+    assert without_times(RunDirectory(tmp_path / "second").metric_rows()) == without_times(whole)
+    origin = origin_of(tmp_path / "second")
+    assert origin.built_epochs == 2
+    assert "was damaged" in origin.note
+    assert trunk.checkpoint_epochs() == [1, 2]
+
+
+def test_several_who_ask_at_once_build_it_once(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 2)
+    folders = [tmp_path / f"run {number}" for number in range(3)]
+    with ProcessPoolExecutor(3, get_context("forkserver")) as pool:
+        list(pool.map(_fork_alone, [store] * 3, folders))
+    origins = [origin_of(folder) for folder in folders]
+    assert sorted(origin.built_epochs for origin in origins) == [0, 0, 2]
+    rows = [without_times(RunDirectory(folder).metric_rows()) for folder in folders]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def _fork_alone(store: TrunkStore, folder: Path) -> None:
+    torch.set_num_threads(1)
+    fork(tiny_config(), store, folder)
+
+
+def test_workers_of_one_run_build_the_trunk_together(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 2)
+    for name in ("builds", "finds"):
+        run_workers(_fork_together, 2, store, tmp_path / name)
+    assert [origin_of(tmp_path / name).built_epochs for name in ("builds", "finds")] == [2, 0]
+    rows = [without_times(RunDirectory(tmp_path / n).metric_rows()) for n in ("builds", "finds")]
+    assert rows[0] == rows[1]
+
+
+def _fork_together(store: TrunkStore, folder: Path) -> None:
+    fork(tiny_config(), store, folder)
+
+
+def test_a_trunk_that_fails_fails_all_its_runs_alike(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 2)
+    config = tiny_config(optim__lr=1e30)
+    for name in ("first", "second"):
+        with pytest.raises(RunFailed, match="the loss is"):
+            fork(config, store, tmp_path / name)
+        with pytest.raises(RunFailed, match="the loss is"):
+            RunDirectory(tmp_path / name).raise_failure()
+
+
+CHANGES: dict[str, Any] = {
+    "neighborhood__k1": 5,
+    "bank__size": 0,
+    "boundary__initial_fraction": 0.5,
+    "schedule__group_start": 3,
+    "views__group_stage_strength": 0.5,
+    "optim__group_stage_lr_factor": 0.5,
+    "checkpoint__every": 2,
+    "tracking__project": "mine",
+    "data__placement": "host",
+}
+
+
+def test_runs_share_a_trunk_whatever_their_group_stages_are() -> None:
+    name = trunk_name(tiny_config(), "images")
+    for field, value in CHANGES.items():
+        assert trunk_name(tiny_config(**{field: value}), "images") == name, field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 1),
+        ("optim__lr", 0.2),
+        ("optim__predictor_lr_factor", 2),
+        ("schedule__epochs", 5),
+        ("model__momentum", 0.9),
+        ("views__noise", 0.5),
+        ("clustering__restarts", 1),
+        ("evaluation__every", 2),
+    ],
+)
+def test_runs_that_differ_in_their_instance_stage_share_none(field: str, value: Any) -> None:
+    assert trunk_name(tiny_config(**{field: value}), "images") != trunk_name(
+        tiny_config(), "images"
+    )
+    assert shapes_trunk(field.replace("__", "."))
+
+
+def test_other_images_and_other_code_have_other_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = trunk_name(tiny_config(), "images")
+    assert trunk_name(tiny_config(), "others") != name
+    monkeypatch.setattr(trunk_module, "_code_version", lambda: "another")
+    assert trunk_name(tiny_config(), "images") != name
+
+
+def test_every_field_is_the_trunks_or_the_group_stages() -> None:
+    """A new field shapes the trunk unless it is listed: it can cost time, but not mix runs up."""
+    config = trunk_config(tiny_config())
+    assert config.schedule.group_start == "never"
+    own = {name for name in field_names() if not shapes_trunk(name)}
+    assert {"neighborhood.k1", "bank.size", "boundary.initial_fraction"} <= own
+    assert not own & {"seed", "optim.lr", "model.backbone", "data.limit"}
