@@ -20,6 +20,7 @@ from conr_ray.config import RunConfig, load_config, load_preset, override, parse
 from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import connect, default_resources
 from conr_ray.scaling.train_job import run_here, run_on_workers
@@ -49,12 +50,13 @@ def main(arguments: Sequence[str]) -> None:
     name = directory.uri.rpartition("/")[2]
     wandb = WandbSettings(mode).for_run(name, name=name, group=None, folder=directory.uri)
     done = (directory.checkpoint_epochs() or [0])[-1]
+    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), directory.uri)
     progress = RunProgress(config.schedule.epochs, done, console)
     with resumable(directory.uri), progress:
         if args.local:
-            run_here(config, directory, resources, wandb, progress)
+            run_here(config, directory, resources, wandb, progress, trunks)
         else:
-            for row in run_on_workers(config, directory, resources, wandb):
+            for row in run_on_workers(config, directory, resources, wandb, trunks):
                 progress.epoch(row)
     _print_result(directory, console)
 
@@ -64,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", help="a complete run by name, such as digits or cifar10")
     what.add_argument("--config", help="a config.yaml or best.yaml that a run or search wrote")
+    parser.add_argument(
+        "--trunks",
+        metavar="DIR",
+        help="a search's folder of trunks, or s3://...: go on from the instance stage there; "
+        "where it is not there yet, train it there",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=1, help="Ray Train workers (1)")
     where.add_argument(

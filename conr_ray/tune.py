@@ -17,11 +17,20 @@ from conr_ray.command_line import (
     run_command,
 )
 from conr_ray.config import parse_overrides
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import check_images
+from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import connect, default_resources
-from conr_ray.search.run_search import SearchDirectory, check_search, run_search
+from conr_ray.search.plan import print_plan
+from conr_ray.search.run_search import (
+    SearchDirectory,
+    parameter_importances,
+    run_search,
+    with_metric,
+)
 from conr_ray.search.space import SearchSpace, load_space
-from conr_ray.search.trial_table import Trial, best_trial, to_rich
+from conr_ray.search.trial_table import Cost, Trial, best_trial, to_rich
 from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 
 
@@ -33,27 +42,43 @@ def main(arguments: Sequence[str]) -> None:
     if "data.path" not in space.search:
         space = load_space(args.space, {**fixed, **absolute_data_path(space.config())})
     num_trials = space.trials if args.trials is None else args.trials
-    if num_trials < 1:
-        raise UserError(f"--trials {num_trials}: a search needs 1 or more")
+    num_trials = min(num_trials, space.most_trials or num_trials)
+    for option, count in (("trials", num_trials), ("max-concurrent", args.max_concurrent)):
+        if count is not None and count < 1:
+            raise UserError(f"--{option} {count}: give 1 or more")
     uri = directory_uri(args, Path(args.space).stem)
     if "://" in uri:
         raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
     directory = SearchDirectory(Path(uri))
+    images = open_images(space.config().data)
+    check_images(space.config(), images, args.workers)
+    space = with_metric(space, images)
     directory.check(space, resume=args.resume)
-    check_search(space, args.workers)
+    trunks = None
+    if not args.no_trunks and space.num_trunks is not None:
+        trunks = open_trunks(args.trunks or f"{uri}/trunks", space.group_starts, uri)
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
-    resources = default_resources(args.workers, cpus_per_worker=1)
+    resources = default_resources(args.workers, 1, args.gpus_per_worker)
     connect(resources, dashboard=args.workers > 1)
-    directory.claim(space, resume=args.resume)
-
     console = make_console()
+    if args.plan:
+        print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
+        return
+    directory.claim(space, resume=args.resume)
     console.print(f"search directory: {directory.path}", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
     with resumable(uri):
         trials = run_search(
-            space, directory, resources, WandbSettings(mode), console, num_trials=num_trials
+            space,
+            directory,
+            resources,
+            WandbSettings(mode),
+            console,
+            num_trials=num_trials,
+            trunks=trunks,
+            max_concurrent=args.max_concurrent,
         )
     _print_result(space, directory, trials, console)
 
@@ -62,7 +87,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tune", "Search CoNR's hyper-parameters.")
     parser.add_argument("--space", required=True, help="a file of search_spaces/, or your own")
     parser.add_argument("--trials", type=int, help="number of trials (the space's)")
-    parser.add_argument("--workers", type=int, default=1, help="workers of each trial (1)")
+    parser.add_argument(
+        "--workers-per-trial",
+        "--workers",
+        type=int,
+        default=1,
+        dest="workers",
+        help="workers of each trial (1)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
+    )
+    parser.add_argument("--max-concurrent", type=int, help="trials at once (as many as fit)")
+    trunks = parser.add_mutually_exclusive_group()
+    trunks.add_argument(
+        "--trunks",
+        metavar="DIR",
+        help="where instance stages that trials share are kept, a folder or s3://... (the "
+        "search's); give one for all searches, and train each stage once",
+    )
+    trunks.add_argument("--no-trunks", action="store_true", help="train every trial from epoch 0")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what the search will cost, and run nothing"
+    )
     return parser
 
 
@@ -72,12 +119,19 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    names = ("acc", "nmi", "ari", "silhouette")
+    names = dict.fromkeys([space.metric, "acc", "nmi", "ari", "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
+    importances = parameter_importances(space, directory)
+    if importances:
+        shares = (f"{name} {share:.0%}" for name, share in importances.items())
+        console.print(f"what {space.metric} depends on: {', '.join(shares)}", soft_wrap=True)
     console.print(
+        f"cost: {Cost.of(trials, str(directory.path))}\n"
         f"best: trial {best.number}, {figures}\n"
-        f"train it: python -m conr_ray.train --config {directory.path}/best.yaml",
+        f"train it: python -m conr_ray.train --config {directory.path}/best.yaml\n"
+        f"go on: the same command with --name {directory.name} --resume "
+        f"--trials {2 * len(trials)}",
         soft_wrap=True,
     )
 

@@ -271,7 +271,7 @@ def test_tune_refuses_to_resume_what_is_not_there(refuse: Refuse, storage: Path)
 
 
 def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: Path) -> None:
-    arguments = space_file(tmp_path, {"preset": "digits", "search": SEARCH})
+    arguments = space_file(tmp_path, {"preset": "digits", "metric": "acc", "search": SEARCH})
     directory = SearchDirectory(storage / "first")
     directory.claim(load_space(arguments[1]), resume=False)
     told = refuse(conr_ray.tune, *arguments, "--name", "first")
@@ -363,7 +363,7 @@ def test_a_metric_of_labels_needs_labels(
     fixed = {"data.source": "parquet", "data.path": files["unlabelled"]}
     tree = {"preset": "digits", "metric": metric, "fixed": fixed, "search": SEARCH}
     told = refuse(conr_ray.tune, *space_file(tmp_path, tree))
-    assert told == f"metric={metric} needs labels and the images have none: set metric: silhouette"
+    assert told == f"metric={metric} needs labels and the images have none: set metric: label_free"
 
 
 # The processes themselves

@@ -156,6 +156,23 @@ class TrunkStore:
         return last if start is None else start
 
 
+def open_trunks(place: str | None, starts: frozenset[int], directory_uri: str) -> TrunkStore | None:
+    """The trunks at `place`, a folder or URI; None without one.
+
+    Locks lie with the trunks, or where these are no files, in the folder of the run or search.
+
+    Raises:
+        UserError: the place cannot be used.
+    """
+    if place is None:
+        return None
+    store = RunDirectory(place)
+    locks = store.uri if store.is_local else f"{directory_uri}/trunks"
+    if "://" in locks:
+        raise UserError(f"--trunks {place}: {directory_uri} is no folder, which it needs for locks")
+    return TrunkStore(store.uri, starts, locks)
+
+
 def train_from_trunk(
     config: RunConfig,
     images: ImageSet,

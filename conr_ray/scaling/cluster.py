@@ -39,16 +39,23 @@ class WorkerResources:
         if count < 1:
             wants = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
             has = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in need)
-            raise UserError(f"--workers {self.workers} needs {wants}, the cluster has {has}")
+            raise UserError(
+                f"--workers {self.workers} needs {wants}, the cluster has {has}: ask for less"
+            )
         return count
 
 
-def default_resources(workers: int, cpus_per_worker: int | None = None) -> WorkerResources:
+def default_resources(
+    workers: int, cpus_per_worker: int | None = None, gpus_per_worker: float | None = None
+) -> WorkerResources:
     """A GPU for each worker where this machine has one, else cores: by default all, shared out."""
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
+    if gpus_per_worker is None:
+        gpus_per_worker = 1.0 if torch.cuda.is_available() else 0.0
+    if gpus_per_worker < 0:
+        raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: give 0 or more")
     if cpus_per_worker is None:
-        cpus_per_worker = 1 if gpus else max(1, (os.cpu_count() or 1) // max(1, workers))
-    return WorkerResources(workers, cpus_per_worker, gpus)
+        cpus_per_worker = 1 if gpus_per_worker else max(1, (os.cpu_count() or 1) // max(1, workers))
+    return WorkerResources(workers, cpus_per_worker, gpus_per_worker)
 
 
 def connect(resources: WorkerResources, *, dashboard: bool) -> None:

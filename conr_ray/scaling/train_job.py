@@ -18,9 +18,9 @@ import torch
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import ImageSet, open_images
-from conr_ray.engine.loop import train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.cluster import WorkerResources
@@ -35,8 +35,11 @@ def run_here(
     resources: WorkerResources,
     wandb: WandbSettings,
     observer: Observer,
+    trunks: TrunkStore | None = None,
 ) -> None:
     """Train as the only worker, in this process; `observer` is told after W&B.
+
+    Where `trunks` is given, the run goes on from its trunk.
 
     Raises:
         UserError, RunFailed: as the loop raises them.
@@ -46,7 +49,8 @@ def run_here(
     directory.clear_failure()
     # Opened first: a W&B run that has begun is ended by the loop only.
     images = open_images(config.data)
-    train(config, images, directory, Observers([open_wandb(wandb, config), observer]), device)
+    observers = Observers([open_wandb(wandb, config), observer])
+    train_from_trunk(config, images, directory, observers, device, trunks)
 
 
 def run_on_workers(
@@ -54,18 +58,21 @@ def run_on_workers(
     directory: RunDirectory,
     resources: WorkerResources,
     wandb: WandbSettings,
+    trunks: TrunkStore | None = None,
     *,
     max_failures: int = 3,
 ) -> Iterator[MetricRow]:
     """Train on Ray Train workers; gives each epoch's metrics soon after it has ended.
 
-    Rows of epochs that a resumed run had already trained are left out, but the last of all is not.
+    Rows of epochs that a resumed run had already trained, and those of its trunk, are left out, but
+    the last of all is not.
 
     Args:
         config: the run's.
         directory: claimed for `config`; seen by all nodes.
         resources: number and size of the workers.
         wandb: where to log; only the first worker does.
+        trunks: where given, the run goes on from its trunk.
         max_failures: worker groups that Ray may start anew, after dead processes or nodes.
 
     Raises:
@@ -82,6 +89,7 @@ def run_on_workers(
         "uri": directory.uri,
         "threads": resources.cpus_per_worker,
         "wandb": wandb,
+        "trunks": trunks,
     }
     trainer = ray.train.torch.TorchTrainer(
         _work,
@@ -116,6 +124,8 @@ def run_on_workers(
     running = True
     while running:
         running = thread.is_alive()
+        if not seen and directory.metric_rows() and (origin := Origin.read(directory)):
+            seen = origin.epoch
         for row in directory.metric_rows(from_epoch=seen):
             seen += 1
             yield row
@@ -139,7 +149,7 @@ def _work(job: dict[str, Any]) -> None:
         return
     tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
     with contextlib.suppress(UserError, RunFailed):
-        train(config, images, directory, tracking, device)
+        train_from_trunk(config, images, directory, tracking, device, job["trunks"])
 
 
 def _open_everywhere(

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import optuna.importance
 import ray.tune
 import yaml
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import TrialState
 from rich.console import Console
 
-from conr_ray.data.store import open_images
-from conr_ray.engine.loop import check_images
+from conr_ray.data.store import ImageSet
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.live_display import LiveDisplay
@@ -31,6 +34,8 @@ from conr_ray.search.study import StudyScheduler, StudySearcher, finished, open_
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, read_trials, to_arrow
 from conr_ray.tracking.wandb_run import WandbSettings
+
+_FEWEST_FOR_IMPORTANCES = 4
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,20 @@ def _as_tree(space: SearchSpace) -> Any:
     return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def check_search(space: SearchSpace, workers: int) -> None:
-    """Raise UserError where the images of the space's run, or its workers, do not fit."""
-    config = space.config()
-    images = open_images(config.data)
-    check_images(config, images, workers)
+def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
+    """The space with a metric that its runs on `images` report.
+
+    Raises:
+        UserError: its metric needs labels, and there are none.
+    """
+    if space.metric == "auto":
+        metric = "label_free" if images.labels is None else "nmi"
+        return space.model_copy(update={"metric": metric})
     if space.metric in LABELLED_METRICS and images.labels is None:
         raise UserError(
-            f"metric={space.metric} needs labels and the images have none: set metric: silhouette"
+            f"metric={space.metric} needs labels and the images have none: set metric: label_free"
         )
+    return space
 
 
 def run_search(
@@ -101,6 +111,8 @@ def run_search(
     console: Console,
     *,
     num_trials: int,
+    trunks: TrunkStore | None = None,
+    max_concurrent: int | None = None,
 ) -> list[Trial]:
     """Run the trials that are not run yet, and write the table and the best config.
 
@@ -113,6 +125,8 @@ def run_search(
         wandb: mode of logging; each trial gets a run of its own.
         console: for the live display.
         num_trials: of the whole search, those of earlier calls included.
+        trunks: where trials find, or leave, the instance stages that they share.
+        max_concurrent: trials at once; as many as fit where None.
 
     Raises:
         RunFailed: no trial trained all its epochs.
@@ -121,7 +135,9 @@ def run_search(
     study = open_study(space, directory.journal, directory.name)
     remaining = num_trials - finished(study)
     if remaining > 0:
-        _run_trials(space, study, directory, resources, wandb, console, remaining)
+        runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb, trunks)
+        concurrent = min(remaining, max_concurrent or remaining, resources.fits())
+        _run_trials(runner, study, directory, console, remaining, concurrent)
     trials = write_results(space, study, directory)
     if finished(study) < num_trials:
         raise KeyboardInterrupt
@@ -135,25 +151,24 @@ def run_search(
 
 
 def _run_trials(
-    space: SearchSpace,
+    runner: TrialRunner,
     study: optuna.Study,
     directory: SearchDirectory,
-    resources: WorkerResources,
-    wandb: WandbSettings,
     console: Console,
     count: int,
+    concurrent: int,
 ) -> None:
     """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
-    runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb)
-    searcher = StudySearcher(space, study)
-    display = LiveDisplay(space, count, console)
+    resources = runner.resources
+    searcher = StudySearcher(runner.space, study)
+    display = LiveDisplay(runner.space, count, console)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
         tune_config=ray.tune.TuneConfig(
             num_samples=count,
             search_alg=searcher,
             scheduler=StudyScheduler(searcher),
-            max_concurrent_trials=min(count, resources.fits()),
+            max_concurrent_trials=concurrent,
             # A trial through Ray Train leaves a waiting thread behind when it is stopped.
             reuse_actors=resources.workers == 1,
             trial_dirname_creator=_trial_folder,
@@ -183,6 +198,19 @@ def write_results(
         header = f"# Trial {best.trial_id} of {directory.name}: {space.metric} {best.value:.4f}\n"
         files.write_text("best.yaml", header + space.config(best.point).to_yaml())
     return trials
+
+
+def parameter_importances(space: SearchSpace, directory: SearchDirectory) -> dict[str, float]:
+    """Share of the metric's variance that each field explains, by Optuna; the largest first.
+
+    Empty where too few trials have ended well.
+    """
+    study = open_study(space, directory.journal, directory.name)
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.value for trial in ended}) < 2:
+        return {}
+    evaluator = FanovaImportanceEvaluator(seed=space.seed)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def _trial_bundle(resources: WorkerResources) -> dict[str, float]:

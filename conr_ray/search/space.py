@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -25,11 +25,13 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
+from conr_ray.engine.label_free import LABEL_FREE_SCORES
+from conr_ray.engine.trunk import shapes_trunk
 from conr_ray.errors import UserError
 
 # Metrics that count agreement with labels, and those that need none.
 LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
-LABEL_FREE_METRICS = ("silhouette", "loss")
+LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
 
 Value = bool | int | float | str
 Number = int | float
@@ -109,6 +111,29 @@ class Dimension(_Part):
         steps = (value - low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
+    def values(self, space: SearchSpace) -> list[Any] | None:
+        """All values that it can have in `space`; None for a continuous range."""
+        if self.choice:
+            return list(self.choice)
+        if self.float_bounds and not self.step:
+            return None
+        low, high = self.extremes(space)
+        step = Decimal(str(self.step or 1))
+        count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
+        kind = int if self.int_bounds else float
+        return [kind(Decimal(str(low)) + step * number) for number in range(count)]
+
+    def extremes(self, space: SearchSpace) -> tuple[Any, Any]:
+        """Smallest and largest value that it can have in `space`."""
+        if self.choice:
+            numbers = [v for v in self.choice if not isinstance(v, str)]
+            return min(numbers), max(numbers)
+        low, high = (
+            space.search[end].extremes(space)[place] if isinstance(end, str) else end
+            for place, end in enumerate(self.bounds)
+        )
+        return low, high
+
     def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
         """Numeric bounds, given the fields that they name; the upper one a whole step away."""
         low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)
@@ -136,13 +161,20 @@ class Drawer(Protocol):
     ) -> float: ...
 
 
-class AshaConfig(_Part):
-    """Early stopping by successive halving; its clock counts epochs trained."""
+class SchedulerConfig(_Part):
+    """Early stopping. Its clock starts when the last group stage has, and counts epochs trained.
 
+    Trials that fork at different epochs are so compared where as much of the learning rate's
+    schedule lies behind them, and none before its group stage.
+    """
+
+    kind: Literal["asha", "hyperband", "median"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="no trial is stopped before; where unset, the latest group_start"
+        None,
+        description="no trial is stopped before; where unset, when a quarter of what follows the "
+        "latest group_start is trained",
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="of asha and hyperband")
 
 
 class SearchSpace(_Part):
@@ -152,7 +184,7 @@ class SearchSpace(_Part):
     """
 
     preset: str
-    metric: str = "nmi"
+    metric: str = Field("auto", description="auto is nmi where there are labels, else label_free")
     mode: Literal["max", "min"] | None = None
     trials: Annotated[int, Field(ge=1)] = 20
     seed: Annotated[int, Field(ge=0)] = 0
@@ -161,7 +193,8 @@ class SearchSpace(_Part):
     first: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
         None, description="points tried first; the preset's own values where unset"
     )
-    scheduler: AshaConfig | None = AshaConfig()
+    sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
+    scheduler: SchedulerConfig | None = SchedulerConfig()
 
     @property
     def direction(self) -> Literal["max", "min"]:
@@ -185,24 +218,67 @@ class SearchSpace(_Part):
         return ordered
 
     @property
-    def grace_epochs(self) -> int:
-        """Epochs that every trial trains: as set, else until all group stages have started.
+    def clock_start(self) -> int:
+        """Epochs before which early stopping compares nothing: the latest start of a group stage.
 
-        Without a group stage it is half of the epochs.
+        0 where there is none, or where trials are to be stopped before.
         """
-        asked = self.scheduler and self.scheduler.grace_epochs
-        return asked or self.latest_group_start or max(1, self.config().schedule.epochs // 2)
+        latest, asked = max(self.group_starts, default=0), self.asked_grace
+        return 0 if asked and asked <= latest else latest
 
     @property
-    def latest_group_start(self) -> int | None:
-        """The last epoch, of those that the space can ask for, at which group stages start."""
+    def asked_grace(self) -> int | None:
+        """The grace that the space sets itself."""
+        return self.scheduler.grace_epochs if self.scheduler else None
+
+    @property
+    def grace_epochs(self) -> int:
+        """Epochs that every trial trains."""
+        following = self.config().schedule.epochs - self.clock_start
+        return self.asked_grace or self.clock_start + max(1, following // 4)
+
+    @property
+    def group_starts(self) -> frozenset[int]:
+        """Every epoch at which a trial can begin its group stage."""
         dimension = self.search.get("schedule.group_start")
         if dimension is None:
-            starts: list[Any] = [self.config().schedule.group_start]
+            values: Sequence[Any] = [self.config().schedule.group_start]
         else:
-            starts = list(dimension.choice or dimension.bounds)
-        whole = [start for start in starts if isinstance(start, int)]
-        return max(whole, default=None)
+            values = dimension.values(self) or ()
+        return frozenset(v for v in values if isinstance(v, int) and v > 0)
+
+    @property
+    def num_trunks(self) -> int | None:
+        """How many instance stages the trials can have; None where there is no end of them."""
+        counts = [
+            None if (values := dimension.values(self)) is None else len(values)
+            for name, dimension in self.search.items()
+            if shapes_trunk(name)
+        ]
+        return None if None in counts else math.prod(count for count in counts if count)
+
+    @property
+    def most_trials(self) -> int | None:
+        """Points that there are to try, where there is an end of them: of a grid."""
+        if self.sampler != "grid":
+            return None
+        return math.prod(len(values) for values in self.grid().values()) + len(self.first or ())
+
+    def grid(self) -> dict[str, list[Any]]:
+        """All values of every searched field.
+
+        Raises:
+            UserError: a field has no end of them, or has values that depend on another's.
+        """
+        found = {}
+        for name, dimension in self.search.items():
+            values = dimension.values(self)
+            if values is None or dimension.needs():
+                raise UserError(
+                    f"search.{name}: sampler grid needs a choice, or numbers as bounds and a step"
+                )
+            found[name] = values
+        return found
 
     def __call__(self, trial: Drawer) -> dict[str, Any]:
         """Draw a point."""
@@ -243,6 +319,8 @@ def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> Sear
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
+            reason = f"{first['input']!r}: {first['msg'].removeprefix('Input should be ')}"
         if "choice" in first["loc"]:
             reason = "a choice is a list of numbers, words, true and false"
         raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
@@ -252,7 +330,7 @@ def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> Sear
 
 def _check(space: SearchSpace) -> None:
     known = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
-    if space.metric not in known:
+    if space.metric not in ("auto", *known):
         raise UserError(f"metric={space.metric}: no run reports it; choose from {', '.join(known)}")
     if not space.search:
         raise UserError("search: no field is searched; name one, such as neighborhood.k1")
@@ -275,13 +353,14 @@ def _check(space: SearchSpace) -> None:
                     "instead"
                 )
     _check_first(space)
-    grace = space.scheduler and space.scheduler.grace_epochs
-    latest = space.latest_group_start
-    if grace and latest and "schedule.group_start" in space.search and grace < latest:
+    latest = max(space.group_starts, default=0)
+    if (space.asked_grace or latest) < latest and "schedule.group_start" in space.search:
         raise UserError(
-            f"scheduler.grace_epochs={grace} would compare trials before and after their "
-            f"group_start: raise it to {latest}, or leave it out"
+            f"scheduler.grace_epochs={space.asked_grace} would compare trials before and after "
+            f"their group_start: raise it above {latest}, or leave it out"
         )
+    if space.sampler == "grid":
+        space.grid()
     _check_draws(space)
 
 

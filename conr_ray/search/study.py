@@ -6,17 +6,21 @@ ended and which ones early stopping has compared. A search that was killed goes 
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
+from optuna import pruners, samplers
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -33,7 +37,8 @@ TRIAL_ID, POINT = "trial_id", "point"
 
 def open_study(space: SearchSpace, journal: Path, name: str) -> optuna.Study:
     """The study in the file `journal`, created with the points tried first where there is none."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna warns of each field that it draws alone.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name=name,
@@ -43,8 +48,9 @@ def open_study(space: SearchSpace, journal: Path, name: str) -> optuna.Study:
     )
     num_trials = len(study.get_trials(deepcopy=False))
     # A search that goes on must not draw its first points once more.
-    study.sampler = TPESampler(seed=fold(space.seed, num_trials) % 2**32, n_startup_trials=5)
-    if not num_trials:
+    study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
+    # A grid holds its points already.
+    if not num_trials and (space.first or space.sampler != "grid"):
         for point in space.first_points():
             study.enqueue_trial(point)
     return study
@@ -55,14 +61,75 @@ def finished(study: optuna.Study) -> int:
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
+def _sampler(space: SearchSpace, seed: int) -> BaseSampler:
+    """Optuna's sampler of that name. It draws fields alone whose range depends on others."""
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        match space.sampler:
+            case "tpe":
+                return samplers.TPESampler(
+                    seed=seed, n_startup_trials=5, multivariate=True, constant_liar=True
+                )
+            case "cmaes":
+                return samplers.CmaEsSampler(seed=seed, n_startup_trials=5)
+            case "gp":
+                return samplers.GPSampler(seed=seed, n_startup_trials=5)
+            case "random":
+                return samplers.RandomSampler(seed=seed)
+            case "grid":
+                # The study knows the points that were tried by their place in an order.
+                return _GridSampler(space.grid(), seed=space.seed)
+
+
+class _GridSampler(samplers.GridSampler):
+    """A grid whose end is no error where the study is asked and told by others."""
+
+    def after_trial(self, *_: object, **__: object) -> None:
+        """Nothing: the base class would stop a loop that is not there."""
+
+
 def _pruner(space: SearchSpace) -> BasePruner:
-    """Asynchronous successive halving (ASHA) by epochs trained."""
-    if space.scheduler is None:
-        return NopPruner()
-    return SuccessiveHalvingPruner(
-        min_resource=space.grace_epochs,
-        reduction_factor=space.scheduler.reduction_factor,
-    )
+    """The scheduler of the space, as a pruner of the study."""
+    scheduler, start = space.scheduler, space.clock_start
+    if scheduler is None:
+        return pruners.NopPruner()
+    grace = space.grace_epochs - start
+    match scheduler.kind:
+        case "asha":
+            return _ClockPruner(
+                pruners.SuccessiveHalvingPruner(
+                    min_resource=grace, reduction_factor=scheduler.reduction_factor
+                ),
+                start,
+            )
+        case "hyperband":
+            return _ClockPruner(
+                pruners.HyperbandPruner(
+                    min_resource=grace,
+                    max_resource=space.config().schedule.epochs - start,
+                    reduction_factor=scheduler.reduction_factor,
+                ),
+                start,
+            )
+        case "median":
+            return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=space.grace_epochs)
+
+
+class _ClockPruner(BasePruner):
+    """A pruner whose steps are epochs since `start`."""
+
+    def __init__(self, pruner: BasePruner, start: int) -> None:
+        self._pruner = pruner
+        self._start = start
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is stopped."""
+        shifted = copy.copy(trial)
+        shifted.intermediate_values = {
+            step - self._start: value
+            for step, value in trial.intermediate_values.items()
+            if step > self._start
+        }
+        return bool(shifted.intermediate_values) and self._pruner.prune(study, shifted)
 
 
 class StudySearcher(Searcher):

@@ -11,6 +11,7 @@ import ray.tune
 
 from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.scaling.train_job import run_here, run_on_workers
@@ -32,6 +33,7 @@ class TrialRunner:
     search_name: str
     resources: WorkerResources
     wandb: WandbSettings
+    trunks: TrunkStore | None
 
     def __call__(self, given: dict[str, Any]) -> None:
         trial_id = given[TRIAL_ID]
@@ -44,9 +46,10 @@ class TrialRunner:
         try:
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
-                run_here(config, directory, self.resources, wandb, reporter)
+                run_here(config, directory, self.resources, wandb, reporter, self.trunks)
             else:
-                for row in run_on_workers(config, directory, self.resources, wandb):
+                rows = run_on_workers(config, directory, self.resources, wandb, self.trunks)
+                for row in rows:
                     reporter.epoch(row)
                 reporter.end(None)
         except (UserError, RunFailed) as error:

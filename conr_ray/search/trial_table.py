@@ -10,7 +10,10 @@ import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from conr_ray.engine.label_free import LABEL_FREE_SCORES
+from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import Origin
 from conr_ray.search.space import LABEL_FREE_METRICS, LABELLED_METRICS, SearchSpace
 from conr_ray.search.study import TRIAL_ID
 from conr_ray.tracking.progress import duration
@@ -22,13 +25,16 @@ _STATES = {
     TrialState.RUNNING: "interrupted",
     TrialState.WAITING: "waiting",
 }
-_LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), ("silhouette",)
+_LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), LABEL_FREE_SCORES[:2]
 _FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial's point, how it ended, and the figures of its last evaluated epoch."""
+    """A trial's point, how it ended, and the figures of its last evaluated epoch.
+
+    `epochs` are those of the whole run, `time_s` is that of the ones which it trained itself.
+    """
 
     trial_id: str
     number: int
@@ -37,13 +43,15 @@ class Trial:
     value: float | None
     epochs: int
     time_s: float
+    origin: Origin | None
     figures: dict[str, float | None]
 
     @classmethod
     def read(cls, frozen: FrozenTrial, search_uri: str, metric: str) -> Trial:
         """The trial of an Optuna record."""
         trial_id = str(frozen.user_attrs[TRIAL_ID])
-        rows = RunDirectory(f"{search_uri}/trials/{trial_id}").metric_rows()
+        directory = RunDirectory(f"{search_uri}/trials/{trial_id}")
+        rows, origin = directory.metric_rows(), Origin.read(directory)
         evaluated = next((row for row in reversed(rows) if row.get(metric) is not None), {})
         value = evaluated.get(metric)
         return cls(
@@ -53,9 +61,48 @@ class Trial:
             point=frozen.params,
             value=None if value is None else float(value),
             epochs=len(rows),
-            time_s=sum(float(row["epoch_time_s"] or 0) for row in rows),
+            time_s=sum(_time_s(row) for row in rows[origin.epoch if origin else 0 :]),
+            origin=origin,
             figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
         )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Epochs and seconds that a search has trained, and what it would have without trunks."""
+
+    epochs: int
+    time_s: float
+    unshared_epochs: int
+    unshared_time_s: float
+
+    @classmethod
+    def of(cls, trials: list[Trial], search_uri: str) -> Cost:
+        """Of the trials in `search_uri`, the trunks included that were trained for them."""
+        epochs, time_s, unshared_epochs, unshared_time_s = 0, 0.0, 0, 0.0
+        for trial in trials:
+            unshared_epochs += trial.epochs
+            rows = RunDirectory(f"{search_uri}/trials/{trial.trial_id}").metric_rows()
+            unshared_time_s += sum(_time_s(row) for row in rows)
+            epochs, time_s = epochs + trial.epochs, time_s + trial.time_s
+            if trial.origin is not None:
+                shared, built = trial.origin.epoch, trial.origin.built_epochs
+                epochs -= shared - built
+                time_s += sum(_time_s(row) for row in rows[shared - built : shared])
+        return cls(epochs, time_s, unshared_epochs, unshared_time_s)
+
+    def __str__(self) -> str:
+        text = f"{self.epochs} epochs trained in {duration(self.time_s)}"
+        if self.epochs < self.unshared_epochs:
+            text += (
+                f"; without trunks {self.unshared_epochs} in {duration(self.unshared_time_s)}, "
+                f"{self.unshared_epochs / self.epochs:.1f} times as many"
+            )
+        return text
+
+
+def _time_s(row: MetricRow) -> float:
+    return float(row.get("epoch_time_s") or 0)
 
 
 def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:
@@ -87,6 +134,8 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
     for name in _FIGURES:
         columns[name] = [t.figures[name] for t in trials]
     columns["epochs"] = [t.epochs for t in trials]
+    columns["forked_at"] = [t.origin.epoch if t.origin else 0 for t in trials]
+    columns["trunk"] = [t.origin.trunk if t.origin else None for t in trials]
     columns["time_s"] = [t.time_s for t in trials]
     return pa.table(columns)
 

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 SPACE: dict[str, Any] = {
     "preset": "digits",
+    "metric": "nmi",
     "trials": 3,
     "fixed": {name: v for name, v in TINY.items() if name != "schedule.group_start"},
     "search": {

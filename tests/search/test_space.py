@@ -291,6 +291,10 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
         {},
         f"the space has points that cannot run: {START}=60 is not bef",
     ),
+    # How it is searched
+    ({K1: {"int": [5, 20]}}, {"sampler": "tp"}, "sampler: 'tp': 'tpe', 'cmaes', 'gp', 'random' or"),
+    ({K1: {"int": [5, 20]}}, {"scheduler": {"kind": "pb"}}, "scheduler.kind: 'pb': 'asha', 'hyper"),
+    ({LR: {"float": [0.1, 1]}}, {"sampler": "grid"}, f"search.{LR}: sampler grid needs a choice, "),
     # The rest of the file
     ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: no run reports it; choose from acc, n"),
     ({K1: {"int": [5, 20]}}, {"mode": "maximum"}, "mode: input should be 'max' or 'min'"),
@@ -337,9 +341,10 @@ def test_a_file_that_is_no_space_is_named(
 @pytest.mark.parametrize(
     ("search", "fixed", "grace"),
     [
-        ({"schedule.group_start": {"int": [20, 40]}}, {}, 40),
-        ({"neighborhood.k1": {"int": [5, 20]}}, {}, 30),
-        ({"optim.lr": {"float": [0.01, 0.2]}}, {"schedule.group_start": "never"}, 30),
+        ({"schedule.group_start": {"int": [20, 40]}}, {}, 45),
+        ({"schedule.group_start": {"choice": [30, 36, "never"]}}, {}, 42),
+        ({"neighborhood.k1": {"int": [5, 20]}}, {}, 37),
+        ({"optim.lr": {"float": [0.01, 0.2]}}, {"schedule.group_start": "never"}, 15),
     ],
 )
 def test_no_trial_is_stopped_before_all_group_stages_have_started(
@@ -351,10 +356,26 @@ def test_no_trial_is_stopped_before_all_group_stages_have_started(
     assert load_space(file).grace_epochs == grace
 
 
+def test_the_starts_of_group_stages_and_the_number_of_trunks(tmp_path: Path) -> None:
+    def space(search: Any) -> SearchSpace:
+        return space_of(tmp_path, search, first=[{name: 30 for name in search if name == START}])
+
+    stepped = space({START: {"int": [20, 43], "step": 10}})
+    assert (stepped.group_starts, stepped.num_trunks) == (frozenset({20, 30, 40}), 1)
+    assert space({START: {"choice": [30, "never", 0]}}).group_starts == frozenset({30})
+    assert space({K1: {"int": [5, 20]}}).group_starts == frozenset({30})
+    relax = "schedule.relax_epochs"
+    bound = space({relax: {"int": [0, 25]}, START: {"int": [relax, 30]}})
+    assert bound.group_starts == frozenset(range(1, 31))
+    two = {LR: {"choice": [0.1, 0.2]}, "seed": {"int": [0, 2]}, K1: {"int": [5, 20]}}
+    assert space(two).num_trunks == 6
+    assert space({LR: {"float": [0.1, 0.2]}}).num_trunks is None
+
+
 def test_a_grace_that_ends_before_a_group_stage_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
     search = {"schedule.group_start": {"int": [20, 40]}}
     tree = {"preset": "digits", "search": search, "scheduler": {"grace_epochs": 30}}
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match=r"scheduler\.grace_epochs=30 .* raise it to 40"):
+    with pytest.raises(UserError, match=r"scheduler\.grace_epochs=30 .* raise it above 40"):
         load_space(file)

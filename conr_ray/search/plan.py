@@ -1,0 +1,142 @@
+"""What a search will cost, before anything runs: `python -m conr_ray.tune --plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from conr_ray.data.store import ImageSet
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.trunk import TrunkStore, shapes_trunk, trunk_name
+from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.search.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Epochs of a search, by the mean of what its space can draw; early stopping left out.
+
+    Attributes:
+        num_trials: trials of the search.
+        num_trunks: trunks that the trials share, 0 where they share none.
+        num_checkpoints: checkpoints that each trunk keeps.
+        checkpoint_mib: size of one.
+        unshared_epochs: epochs where each trial trains all of its own.
+        trunk_epochs: epochs of all trunks.
+        fork_epochs: epochs that the trials train themselves.
+    """
+
+    num_trials: int
+    num_trunks: int
+    num_checkpoints: int
+    checkpoint_mib: float
+    unshared_epochs: int
+    trunk_epochs: int
+    fork_epochs: int
+
+    @classmethod
+    def of(cls, space: SearchSpace, images: ImageSet, num_trials: int, *, shared: bool) -> Plan:
+        """Of `num_trials` trials of `space`, with or without shared trunks."""
+        epochs = space.config().schedule.epochs
+        starts = sorted(space.group_starts)
+        num_trunks = min(space.num_trunks or 0, num_trials) if shared and starts else 0
+        dimension = space.search.get("schedule.group_start")
+        drawn = dimension.values(space) if dimension else None
+        # A run without a group stage forks where the trunk ends.
+        forks = [starts[-1] if v == "never" else int(v) for v in drawn or starts[-1:]]
+        mean_fork = sum(forks) / len(forks) if num_trunks else 0.0
+        return cls(
+            num_trials=num_trials,
+            num_trunks=num_trunks,
+            num_checkpoints=len(starts),
+            checkpoint_mib=_checkpoint_mib(space, images),
+            unshared_epochs=num_trials * epochs,
+            trunk_epochs=num_trunks * (starts[-1] if starts else 0),
+            fork_epochs=round(num_trials * (epochs - mean_fork)),
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are trained."""
+        return self.trunk_epochs + self.fork_epochs
+
+    @property
+    def saving(self) -> float:
+        """How many times as many they would be without trunks."""
+        return self.unshared_epochs / self.epochs
+
+
+def print_plan(
+    space: SearchSpace,
+    images: ImageSet,
+    num_trials: int,
+    store: TrunkStore | None,
+    resources: WorkerResources,
+    max_concurrent: int | None,
+    console: Console,
+) -> None:
+    """Print the space, trunks, epochs and resources. Needs a connected Ray cluster."""
+    plan = Plan.of(space, images, num_trials, shared=store is not None)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("field", "values", "first", "stage"):
+        table.add_column(name)
+    first = space.first_points()[0]
+    for name, dimension in space.search.items():
+        stage = "instance" if shapes_trunk(name) else "group"
+        table.add_row(name, str(dimension), str(first[name]), stage)
+    scheduler = space.scheduler
+    stopping = (
+        f"{scheduler.kind} from epoch {space.grace_epochs} on" if scheduler else "no early stopping"
+    )
+    need = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.bundle().items())
+    fits = resources.fits()
+    concurrent = min(fits, num_trials, max_concurrent or fits)
+    lines = [
+        f"search     {num_trials} trials by {space.sampler}, {stopping}; {space.metric} is made "
+        + ("large" if space.direction == "max" else "small"),
+        f"images     {images.num_images:,}, " + _labels(images),
+        "trunks     " + _trunks(space, plan, store, images),
+        f"epochs     {plan.epochs:,} at most ({plan.trunk_epochs:,} of trunks, "
+        f"{plan.fork_epochs:,} of trials); without trunks {plan.unshared_epochs:,}, "
+        f"{plan.saving:.1f} times as many",
+        f"resources  {resources.workers} x ({need}) a trial; {concurrent} trials at once, the "
+        f"cluster has room for {fits}",
+    ]
+    console.print(Group(table, Text(), *(Text(line) for line in lines)), soft_wrap=True)
+
+
+def _labels(images: ImageSet) -> str:
+    return f"{images.num_classes} classes" if images.num_classes else "without labels"
+
+
+def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: ImageSet) -> str:
+    if not plan.num_trunks or store is None:
+        if not space.num_trunks:
+            return "none: a searched field of the instance stage has no end of values"
+        return "none"
+    size_gib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib / 1024
+    text = (
+        f"{plan.num_trunks}, each with {plan.num_checkpoints} checkpoints of "
+        f"{plan.checkpoint_mib:.1f} MiB: {size_gib:.1f} GiB in {store.uri}"
+    )
+    name = trunk_name(space.config(), images.fingerprint)
+    there = store.directory(name).checkpoint_epochs()
+    return text + (f"; the first one is there until epoch {there[-1]}" if there else "")
+
+
+def _checkpoint_mib(space: SearchSpace, images: ImageSet) -> float:
+    """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters."""
+    config = space.config()
+    with torch.device("cpu"):
+        state = TrainingState.create(config, images.num_channels, torch.device("cpu"))
+    trained = sum(p.numel() * p.element_size() for p in state.online.parameters())
+    networks = sum(
+        t.numel() * t.element_size()
+        for network in (state.online, state.target)
+        for t in network.state_dict().values()
+    )
+    return (networks + trained + 8 * images.num_images) / 2**20

@@ -1,0 +1,117 @@
+"""The study behind a search: its samplers and its early stopping, without any training."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.study import open_study
+from tests.search.test_space import FRACTION, K1, K2, START, space_of
+
+NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}
+
+
+def value_at(point: dict[str, Any]) -> float:
+    """Best at k1 = 12 and an initial fraction of 0.9."""
+    return -abs(point[K1] - 12) - 10 * abs(point.get(FRACTION, 0.9) - 0.9)
+
+
+def run_trials(space: SearchSpace, folder: Path, count: int) -> optuna.Study:
+    """Trials without training, by a study that is opened anew for each five."""
+    for number in range(count):
+        if number % 5 == 0:
+            study = open_study(space, folder / "study.journal", "search")
+        trial = study.ask()
+        study.tell(trial, value_at(space(trial)))
+    return study
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
+@pytest.mark.filterwarnings("error")
+def test_a_sampler_goes_on_after_a_restart_and_seldom_repeats_itself(
+    tmp_path: Path, sampler: str
+) -> None:
+    space = space_of(tmp_path, NUMBERS, sampler=sampler)
+    study = run_trials(space, tmp_path, 25)
+    assert study.trials[0].params == {K1: 10, FRACTION: 0.8}
+    points = [tuple(trial.params.values()) for trial in study.trials]
+    # Optuna's Gaussian process does repeat points at the bounds.
+    assert len(set(points)) > (20 if sampler == "gp" else 24)
+    later = [trial.value or 0.0 for trial in study.trials[15:]]
+    if sampler != "random":
+        # At random the mean is -5.7; what has been learnt survives the restarts.
+        assert sum(later) / len(later) > -4.5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
+def test_fields_whose_range_depends_on_others_are_drawn_too(tmp_path: Path, sampler: str) -> None:
+    space = space_of(tmp_path, {K1: {"int": [5, 20]}, K2: {"int": [1, K1]}}, sampler=sampler)
+    study = run_trials(space, tmp_path, 15)
+    assert all(t.params[K2] <= t.params[K1] for t in study.trials)
+    assert len({t.params[K2] for t in study.trials}) > 3
+
+
+def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
+    search = {K1: {"int": [6, 12], "step": 2}, START: {"choice": [20, 30, "never"]}}
+    space = space_of(tmp_path, search, sampler="grid")
+    study = run_trials(space, tmp_path, 12)
+    points = {tuple(trial.params.values()) for trial in study.trials}
+    assert points == {(k1, start) for k1 in (6, 8, 10, 12) for start in (20, 30, "never")}
+
+
+def stopped_at(
+    space: SearchSpace, folder: Path, values: list[float], first: int = 1
+) -> list[int | None]:
+    """The epochs at which trials of constant values are stopped, one after the other."""
+    study = open_study(space, folder / "study.journal", "search")
+    stops: list[int | None] = []
+    for value in values:
+        trial, stop = study.ask(), None
+        space(trial)
+        for epoch in range(first, space.config().schedule.epochs):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                stop = epoch
+                break
+        study.tell(trial, value if stop is None else None, TrialState.PRUNED if stop else None)
+        stops.append(stop)
+    return stops
+
+
+def test_asha_halves_at_rungs_after_the_last_group_stage_has_started(tmp_path: Path) -> None:
+    # Group stages start until epoch 40 of 60: rungs are at 45, 50 and 60.
+    space = space_of(tmp_path, {START: {"int": [20, 40]}}, scheduler={"kind": "asha"})
+    assert stopped_at(space, tmp_path, [0.5, 0.4, 0.6, 0.3, 0.55]) == [None, 45, None, 45, 50]
+
+
+@pytest.mark.parametrize("first", [21, 30])
+def test_trials_that_fork_at_different_epochs_are_compared_alike(
+    tmp_path: Path, first: int
+) -> None:
+    space = space_of(tmp_path, {START: {"int": [20, 40]}}, scheduler={"kind": "asha"})
+    stopped_at(space, tmp_path, [0.5], first=41)
+    assert stopped_at(space, tmp_path, [0.4], first=first) == [45]
+
+
+def test_the_median_rule_and_hyperband_stop_the_worse(tmp_path: Path) -> None:
+    values = [0.5, 0.6, 0.55, 0.45, 0.1, 0.2, 0.7]
+    for kind in ("median", "hyperband"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        space = space_of(folder, {START: {"int": [20, 40]}}, scheduler={"kind": kind})
+        stops = stopped_at(space, folder, values)
+        assert stops[4] is not None or stops[5] is not None
+        assert stops[1] is None and stops[6] is None
+        assert all(stop is None or stop >= 45 for stop in stops)
+
+
+def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {START: {"int": [20, 40]}}, scheduler=None)
+    with warnings.catch_warnings(action="error"):
+        assert stopped_at(space, tmp_path, [0.5, 0.1]) == [None, None]
