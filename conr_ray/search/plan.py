@@ -118,10 +118,10 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Im
         if not space.num_trunks:
             return "none: a searched field of the instance stage has no end of values"
         return "none"
-    size_gib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib / 1024
+    size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
     text = (
         f"{plan.num_trunks}, each with {plan.num_checkpoints} checkpoints of "
-        f"{plan.checkpoint_mib:.1f} MiB: {size_gib:.1f} GiB in {store.uri}"
+        f"{plan.checkpoint_mib:.1f} MiB, {size_mib:,.0f} MiB in {store.uri}"
     )
     name = trunk_name(space.config(), images.fingerprint)
     there = store.directory(name).checkpoint_epochs()
@@ -131,12 +131,11 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Im
 def _checkpoint_mib(space: SearchSpace, images: ImageSet) -> float:
     """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters."""
     config = space.config()
-    with torch.device("cpu"):
-        state = TrainingState.create(config, images.num_channels, torch.device("cpu"))
-    trained = sum(p.numel() * p.element_size() for p in state.online.parameters())
-    networks = sum(
-        t.numel() * t.element_size()
-        for network in (state.online, state.target)
-        for t in network.state_dict().values()
-    )
-    return (networks + trained + 8 * images.num_images) / 2**20
+    state = TrainingState.create(config, images.num_channels, torch.device("cpu"))
+    kept = [
+        *state.online.state_dict().values(),
+        *state.target.state_dict().values(),
+        *state.online.parameters(),
+    ]
+    num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return (num_bytes + 8 * images.num_images) / 2**20
