@@ -36,6 +36,8 @@ from conr_ray.search.trial_table import Trial, best_trial, read_trials, to_arrow
 from conr_ray.tracking.wandb_run import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
+# Deaths of a trial's processes; it goes on from its checkpoint each time.
+_MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _run_trials(
         run_config=ray.tune.RunConfig(
             name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=str(directory.path / "ray"),
-            failure_config=ray.tune.FailureConfig(max_failures=2),
+            failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=[display],
             verbose=0,
         ),

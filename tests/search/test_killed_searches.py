@@ -1,0 +1,133 @@
+"""Real searches whose processes are killed at random moments end as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from conr_ray.engine.run_directory import RunDirectory
+from tests.tiny_runs import TINY
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+EPOCHS, TRIALS = 60, 4
+
+
+class Search:
+    """A `tune` command that is started anew, with --resume, whenever its driver was killed."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        fixed = {**TINY, "schedule.epochs": EPOCHS, "evaluation.neighbors": False}
+        del fixed["schedule.group_start"]
+        space = {
+            "preset": "digits",
+            "metric": "nmi",
+            "trials": TRIALS,
+            "scheduler": None,
+            "fixed": fixed,
+            "search": {
+                "neighborhood.k1": {"int": [5, 20]},
+                "schedule.group_start": {"int": [10, 20], "step": 5},
+            },
+            "first": [{"schedule.group_start": 15}],
+        }
+        (folder / "space.yaml").write_text(yaml.safe_dump(space))
+        self.folder = folder / "search"
+        self._command = [sys.executable, "-m", "conr_ray.tune"]
+        self._command += ["--space", str(folder / "space.yaml"), "--workers", str(workers)]
+        self._command += ["--storage", str(folder), "--name", "search"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [*self._command, "--resume"] if self.folder.exists() else self._command
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def epochs_trained(self) -> int:
+        folders = [*self.folder.glob("trials/*"), *self.folder.glob("trunks/*/")]
+        return sum(len(RunDirectory(folder).metric_rows()) for folder in folders)
+
+    def train_for(self, epochs: int) -> bool:
+        """Wait until so many more epochs are trained; False where the search ends first."""
+        assert self._process is not None
+        goal, deadline = self.epochs_trained() + epochs, time.monotonic() + 180
+        while self.epochs_trained() < goal:
+            assert time.monotonic() < deadline, "the search does not go on"
+            if self._process.poll() is not None:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def kill(self, what: str) -> None:
+        """Kill the driver with all it started, as when its machine is lost, or one process."""
+        assert self._process is not None
+        driver = psutil.Process(self._process.pid)
+        family = driver.children(recursive=True)
+        if what == "driver":
+            for process in [driver, *family]:
+                if process.is_running():
+                    process.send_signal(signal.SIGKILL)
+            self._process.wait(timeout=60)
+            self.start()
+            return
+        named = [p for p in family if p.is_running() and what in " ".join(p.cmdline())]
+        if named:
+            random.choice(named).send_signal(signal.SIGKILL)
+
+    def finish(self) -> None:
+        assert self._process is not None
+        assert self._process.wait(timeout=400) == 0
+
+
+def check_ended_well(folder: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    study = optuna.load_study(study_name="search", storage=storage)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * TRIALS
+    names = [t.user_attrs["trial_id"] for t in study.trials]
+    assert sorted(names) == sorted(f.name for f in (folder / "trials").iterdir())
+    for trial in study.trials:
+        rows: list[Any] = RunDirectory(folder / "trials" / names[trial.number]).metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(EPOCHS))
+        assert trial.value == rows[-1]["nmi"]
+        values = {row["epoch"] + 1: row["nmi"] for row in rows}
+        assert all(values[step] == value for step, value in trial.intermediate_values.items())
+    table = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["state"] for row in table] == ["complete"] * TRIALS
+    # Optuna alone names the same best trial.
+    assert table[0]["trial_id"] == study.best_trial.user_attrs["trial_id"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [
+        (1, ["driver", "ImplicitFunc", "driver", "ImplicitFunc", "ImplicitFunc", "driver"]),
+        (2, ["RayTrainWorker", "driver", "ImplicitFunc", "RayTrainWorker"]),
+    ],
+    ids=["one worker a trial", "two workers a trial"],
+)
+def test_no_trial_is_lost_or_counted_twice(tmp_path: Path, workers: int, kills: list[str]) -> None:
+    search = Search(tmp_path, workers)
+    search.start()
+    for what in kills:
+        if not search.train_for(random.randrange(1, 25)):
+            break
+        search.kill(what)
+    else:
+        what = ""
+    search.finish()
+    assert not what, "the search ended before the last kill"
+    check_ended_well(search.folder)
