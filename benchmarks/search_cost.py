@@ -16,7 +16,6 @@ from pathlib import Path
 
 from conr_ray.search.run_search import SearchDirectory
 from conr_ray.search.space import load_space
-from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, read_trials
 
 
@@ -39,7 +38,7 @@ def main() -> None:
             wall_s = time.perf_counter() - started
             directory = SearchDirectory(Path(root) / name)
             space = load_space(directory.path / "space.yaml")
-            study = open_study(space, directory.journal, name)
+            study = directory.open_study(space)
             trials = read_trials(study, space, str(directory.path))
             cost = Cost.of(trials, str(directory.path))
             best = {

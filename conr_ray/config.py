@@ -8,6 +8,7 @@ between fields are checked when the tree is built, so a `RunConfig` that exists 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -223,6 +224,10 @@ class RunConfig(_Section):
         for problem in _broken_rules(self):
             raise ValueError(problem)
         return self
+
+    def content_hash(self) -> str:
+        """Equal for equal configs, and for no others."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The resolved tree as YAML that `from_yaml` reads back unchanged."""

@@ -49,11 +49,13 @@ def main(arguments: Sequence[str]) -> None:
     uri = directory_uri(args, Path(args.space).stem)
     if "://" in uri:
         raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
-    directory = SearchDirectory(Path(uri))
+    directory = SearchDirectory(Path(uri), args.study)
     images = open_images(space.config().data)
     check_images(space.config(), images, args.workers)
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
+    if args.study:
+        directory.open_study(space)
     trunks = None
     if not args.no_trunks and space.num_trunks is not None:
         trunks = open_trunks(args.trunks or f"{uri}/trunks", space.group_starts, uri)
@@ -99,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
         "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
     )
     parser.add_argument("--max-concurrent", type=int, help="trials at once (as many as fit)")
+    parser.add_argument(
+        "--study",
+        metavar="URL",
+        help="database of the Optuna study (a file in the search's folder)",
+    )
     trunks = parser.add_mutually_exclusive_group()
     trunks.add_argument(
         "--trunks",

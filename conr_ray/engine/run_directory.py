@@ -42,7 +42,7 @@ class RunDirectory:
             try:
                 self._files, root = pafs.FileSystem.from_uri(self.uri)
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"--storage: {self.uri} cannot be opened: {error}") from None
+                raise UserError(f"{self.uri} cannot be opened: {error}") from None
             self._root = root.rstrip("/")
         self.is_local = isinstance(self._files, pafs.LocalFileSystem)
 

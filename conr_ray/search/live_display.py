@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import last_line
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import EPOCHS, FAILURE, POINT
@@ -20,15 +21,20 @@ from conr_ray.tracking.progress import duration
 class LiveDisplay(Callback):
     """Told by Tune of every result; a live panel on a terminal, a line a trial elsewhere."""
 
-    def __init__(self, space: SearchSpace, num_trials: int, console: Console) -> None:
+    def __init__(
+        self, space: SearchSpace, num_trials: int, console: Console, trunks: TrunkStore | None
+    ) -> None:
         self._space = space
+        self._trunks = trunks
         self._num_trials = num_trials
         self._console = console
         self._started = time.monotonic()
         self._states: dict[str, str] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._points: dict[str, dict[str, Any]] = {}
-        self._live = Live(console=console, refresh_per_second=2, transient=True)
+        self._live = Live(
+            console=console, refresh_per_second=1, transient=True, get_renderable=self._panel
+        )
         if console.is_terminal:
             self._live.start()
 
@@ -59,8 +65,6 @@ class LiveDisplay(Callback):
     def _note(self, trial: Any, state: str) -> None:
         self._states[trial.trial_id] = state
         self._points[trial.trial_id] = trial.config[POINT]
-        if self._live.is_started:
-            self._live.update(self._panel())
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {})
@@ -80,14 +84,16 @@ class LiveDisplay(Callback):
         )
 
     def _panel(self) -> Group:
-        counts = Counter(self._states.values())
+        # Called by the thread that refreshes the terminal, while trials come and go.
+        counts = Counter(list(self._states.values()))
         counts["waiting"] = self._num_trials - len(self._states)
         states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         elapsed = time.monotonic() - self._started
         lines = [f"{states}; {duration(elapsed)} so far{self._time_left(elapsed)}"]
+        lines += self._trunk_lines()
         sign = 1 if self._space.direction == "max" else -1
         metric = self._space.metric
-        known = {i: r for i, r in self._last.items() if not r.get(FAILURE)}
+        known = {i: r for i, r in list(self._last.items()) if not r.get(FAILURE)}
         if known:
             best = max(known, key=lambda trial_id: sign * known[trial_id][metric])
             lines.append(
@@ -96,16 +102,27 @@ class LiveDisplay(Callback):
             )
         return Group(*(Text(line) for line in lines))
 
+    def _trunk_lines(self) -> list[str]:
+        """How far the trunk is, as long as trials wait for it."""
+        waiting = [i for i, state in list(self._states.items()) if state == "running"]
+        if self._trunks is None or all(i in self._last for i in waiting):
+            return []
+        return [
+            f"trunk {name}: {epochs} of {max(self._trunks.starts)} epochs"
+            for name, epochs in self._trunks.progress().items()
+        ]
+
     def _time_left(self, elapsed: float) -> str:
         """By epochs trained, as if no further trial were stopped early."""
-        done = sum(result[EPOCHS] for result in self._last.values())
-        ended = sum(state != "running" for state in self._states.values())
+        last, states = dict(self._last), dict(self._states)
+        done = sum(result[EPOCHS] for result in last.values())
+        ended = sum(state != "running" for state in states.values())
         if not done:
             return ""
         each = self._space.config().schedule.epochs
-        running = [i for i, state in self._states.items() if state == "running"]
+        running = [i for i, state in states.items() if state == "running"]
         left = each * (self._num_trials - ended)
-        left -= sum(self._last.get(trial_id, {}).get(EPOCHS, 0) for trial_id in running)
+        left -= sum(last.get(trial_id, {}).get(EPOCHS, 0) for trial_id in running)
         return f", at most {duration(elapsed * left / done)} left"
 
 

@@ -42,9 +42,10 @@ _MAX_FAILURES = 5
 
 @dataclass(frozen=True)
 class SearchDirectory:
-    """The files of a search, on a local path."""
+    """The files of a search, on a local path; the study may lie in a database instead."""
 
     path: Path
+    study_url: str | None = None
 
     @property
     def name(self) -> str:
@@ -79,10 +80,9 @@ class SearchDirectory:
         except OSError as error:
             raise UserError(f"--storage: {self.path} cannot be written: {error}") from None
 
-    @property
-    def journal(self) -> Path:
-        """The Optuna study's file."""
-        return self.path / "study.journal"
+    def open_study(self, space: SearchSpace) -> optuna.Study:
+        """The search's study."""
+        return open_study(space, self.study_url or self.path / "study.journal", self.name)
 
 
 def _as_tree(space: SearchSpace) -> Any:
@@ -134,7 +134,7 @@ def run_search(
         RunFailed: no trial trained all its epochs.
         KeyboardInterrupt: the user stopped it; called again, it goes on.
     """
-    study = open_study(space, directory.journal, directory.name)
+    study = directory.open_study(space)
     remaining = num_trials - finished(study)
     if remaining > 0:
         runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb, trunks)
@@ -163,7 +163,7 @@ def _run_trials(
     """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
-    display = LiveDisplay(runner.space, count, console)
+    display = LiveDisplay(runner.space, count, console, runner.trunks)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
         tune_config=ray.tune.TuneConfig(
@@ -207,7 +207,7 @@ def parameter_importances(space: SearchSpace, directory: SearchDirectory) -> dic
 
     Empty where too few trials have ended well.
     """
-    study = open_study(space, directory.journal, directory.name)
+    study = directory.open_study(space)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.value for trial in ended}) < 2:
         return {}

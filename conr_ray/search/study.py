@@ -18,7 +18,7 @@ from optuna import pruners, samplers
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as TuneTrial
@@ -27,25 +27,43 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from conr_ray.data.keyed_random import fold
+from conr_ray.errors import UserError, last_line
 from conr_ray.search.space import SearchSpace
 
 # Keys of what a trial reports to Tune besides the metric.
 EPOCHS, FAILURE = "epochs", "failure"
 # Keys of what a trial gets from Tune.
 TRIAL_ID, POINT = "trial_id", "point"
+# And what the study knows of it besides its id.
+CONFIG_HASH = "config_hash"
 
 
-def open_study(space: SearchSpace, journal: Path, name: str) -> optuna.Study:
-    """The study in the file `journal`, created with the points tried first where there is none."""
+def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study:
+    """The study called `name`, created with the points tried first where there is none.
+
+    Args:
+        space: what it searches.
+        place: a journal file, or the URL of a database.
+        name: of the study.
+
+    Raises:
+        UserError: the database cannot be used.
+    """
     # Optuna warns of each field that it draws alone.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name=name,
-        direction="maximize" if space.direction == "max" else "minimize",
-        pruner=_pruner(space),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=_storage(place),
+            study_name=name,
+            direction="maximize" if space.direction == "max" else "minimize",
+            pruner=_pruner(space),
+            load_if_exists=True,
+        )
+    # Of the many kinds that database drivers raise.
+    except Exception as error:
+        if isinstance(place, Path):
+            raise
+        raise UserError(f"--study: {place} cannot be opened: {last_line(error)}") from None
     num_trials = len(study.get_trials(deepcopy=False))
     # A search that goes on must not draw its first points once more.
     study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
@@ -54,6 +72,12 @@ def open_study(space: SearchSpace, journal: Path, name: str) -> optuna.Study:
         for point in space.first_points():
             study.enqueue_trial(point)
     return study
+
+
+def _storage(place: Path | str) -> BaseStorage:
+    if isinstance(place, Path):
+        return JournalStorage(JournalFileBackend(str(place)))
+    return get_storage(place)
 
 
 def finished(study: optuna.Study) -> int:
@@ -157,6 +181,7 @@ class StudySearcher(Searcher):
         if name is None:
             name = f"{trial.number:04d}-{trial_id}"
             trial.set_user_attr(TRIAL_ID, name)
+            trial.set_user_attr(CONFIG_HASH, self._space.config(point).content_hash())
         self._trials[trial_id] = trial
         self._num_epochs[trial_id] = self._space.config(point).schedule.epochs
         return {TRIAL_ID: name, POINT: point}

@@ -20,12 +20,13 @@ from rich.console import Console
 
 from conr_ray.config import load_config
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed
 from conr_ray.scaling.cluster import WorkerResources, connect
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace, load_space
 from conr_ray.search.study import open_study
-from conr_ray.search.trial_table import Trial
+from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.tracking.wandb_run import WandbSettings
 from tests.tiny_runs import TINY, run_here, without_times
 
@@ -59,7 +60,7 @@ def _cluster() -> Iterator[None]:
 
 
 def search(
-    folder: Path, space: SearchSpace, num_trials: int, workers: int = 1
+    folder: Path, space: SearchSpace, num_trials: int, workers: int = 1, shared: bool = False
 ) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
     directory = SearchDirectory(folder)
     directory.claim(space, resume=folder.exists())
@@ -70,8 +71,9 @@ def search(
         WandbSettings("off"),
         Console(file=io.StringIO()),
         num_trials=num_trials,
+        trunks=open_trunks(f"{folder}/trunks", space.group_starts, str(folder)) if shared else None,
     )
-    return trials, open_study(space, directory.journal, directory.name), directory
+    return trials, directory.open_study(space), directory
 
 
 def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path: Path) -> None:
@@ -101,6 +103,29 @@ def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path
     assert {t.trial_id for t in trials} < {t.trial_id for t in more}
     points = [tuple(sorted(t.params.items())) for t in study.trials]
     assert len(set(points)) > 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_that_share_a_trunk_are_those_that_do_not(tmp_path: Path, workers: int) -> None:
+    space = load_space(space_file(tmp_path, scheduler=None, sampler="random"))
+    results = {}
+    for shared in (True, False):
+        folder = tmp_path / f"shared {shared}"
+        trials, study, _ = search(folder, space, 3, workers, shared)
+        names = [trial.user_attrs["trial_id"] for trial in study.trials]
+        rows = [RunDirectory(folder / "trials" / name).metric_rows() for name in names]
+        results[shared] = [without_times(r) for r in rows], [t.params for t in study.trials]
+        cost = Cost.of(trials, str(folder))
+        assert cost.unshared_epochs == 12
+        if shared:
+            starts = [trial.params["schedule.group_start"] for trial in study.trials]
+            assert cost.epochs == max(starts) + sum(4 - start for start in starts)
+            assert {trial.origin.trunk for trial in trials if trial.origin} == {
+                path.name for path in (folder / "trunks").iterdir() if path.is_dir()
+            }
+        else:
+            assert cost.epochs == 12
+    assert results[True] == results[False]
 
 
 def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> None:
