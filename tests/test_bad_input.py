@@ -367,7 +367,10 @@ def test_a_metric_of_labels_needs_labels(
     fixed = {"data.source": "parquet", "data.path": files["unlabelled"]}
     tree = {"preset": "digits", "metric": metric, "fixed": fixed, "search": SEARCH}
     told = refuse(conr_ray.tune, *space_file(tmp_path, tree))
-    assert told == f"metric={metric} needs labels and the images have none: set metric: label_free"
+    assert (
+        told
+        == f"metric={metric} needs labels and the images have none: set metric: neighbor_consistency"
+    )
 
 
 # The processes themselves

@@ -96,11 +96,11 @@ def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
         UserError: its metric needs labels, and there are none.
     """
     if space.metric == "auto":
-        metric = "label_free" if images.labels is None else "nmi"
+        metric = "neighbor_consistency" if images.labels is None else "nmi"
         return space.model_copy(update={"metric": metric})
     if space.metric in LABELLED_METRICS and images.labels is None:
         raise UserError(
-            f"metric={space.metric} needs labels and the images have none: set metric: label_free"
+            f"metric={space.metric} needs labels and the images have none: set metric: neighbor_consistency"
         )
     return space
 

@@ -184,7 +184,9 @@ class SearchSpace(_Part):
     """
 
     preset: str
-    metric: str = Field("auto", description="auto is nmi where there are labels, else label_free")
+    metric: str = Field(
+        "auto", description="auto is nmi where there are labels, else neighbor_consistency"
+    )
     mode: Literal["max", "min"] | None = None
     trials: Annotated[int, Field(ge=1)] = 20
     seed: Annotated[int, Field(ge=0)] = 0
