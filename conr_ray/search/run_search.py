@@ -100,7 +100,8 @@ def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
         return space.model_copy(update={"metric": metric})
     if space.metric in LABELLED_METRICS and images.labels is None:
         raise UserError(
-            f"metric={space.metric} needs labels and the images have none: set metric: neighbor_consistency"
+            f"metric={space.metric} needs labels and the images have none: set metric: "
+            "neighbor_consistency"
         )
     return space
 

@@ -88,6 +88,16 @@ class Search:
         if named:
             random.choice(named).send_signal(signal.SIGKILL)
 
+    def end(self) -> None:
+        """Leave no process behind, however the test went."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            driver = psutil.Process(self._process.pid)
+            for process in [*driver.children(recursive=True), driver]:
+                if process.is_running():
+                    process.send_signal(signal.SIGKILL)
+            self._process.wait(timeout=60)
+
     def finish(self) -> None:
         assert self._process is not None
         assert self._process.wait(timeout=400) == 0
@@ -122,12 +132,11 @@ def check_ended_well(folder: Path) -> None:
 def test_no_trial_is_lost_or_counted_twice(tmp_path: Path, workers: int, kills: list[str]) -> None:
     search = Search(tmp_path, workers)
     search.start()
-    for what in kills:
-        if not search.train_for(random.randrange(1, 25)):
-            break
-        search.kill(what)
-    else:
-        what = ""
-    search.finish()
-    assert not what, "the search ended before the last kill"
+    try:
+        for what in kills:
+            assert search.train_for(random.randrange(1, 25)), "it ended before the last kill"
+            search.kill(what)
+        search.finish()
+    finally:
+        search.end()
     check_ended_well(search.folder)
