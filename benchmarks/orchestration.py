@@ -96,11 +96,11 @@ def main() -> None:
         f"search: {search_s:.1f} s, {search_share:.1%} beyond training; Ray's start {ray_s:.1f} s"
     )
     print(f"difference: {search_share - plain_share:.1%}")
-    print(f"from a trial's end to the next one's first step: {', '.join(starts)}")
+    print(f"from a trial's end to the next one's start: {', '.join(starts)}")
 
 
 def trial_starts(directory: SearchDirectory) -> list[str]:
-    """Seconds between a trial's last file and the beginning of the next one's first epoch."""
+    """Seconds between a trial's last file and the writing of the next one's config."""
     runs = sorted((directory.path / "trials").iterdir())
     found = []
     for run, following in itertools.pairwise(runs):
