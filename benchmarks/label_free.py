@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bank_quality import train_in
 from scipy.stats import spearmanr
 
 
@@ -48,20 +49,8 @@ def drawn(number: int, config: Any) -> dict[str, Any]:
 
 def trained(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """The last epoch's metrics of a run."""
-    import torch
-
-    from conr_ray.config import load_preset
-    from conr_ray.data.store import open_images
-    from conr_ray.engine.loop import train
-    from conr_ray.engine.observer import Observers
-    from conr_ray.engine.run_directory import RunDirectory
-
-    torch.set_num_threads(1)
-    config = load_preset(preset, overrides)
     with tempfile.TemporaryDirectory() as folder:
-        directory = RunDirectory(Path(folder))
-        rows = train(config, open_images(config.data), directory, Observers(), torch.device("cpu"))
-    return dict(rows[-1])
+        return train_in(Path(folder), preset, overrides)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def main() -> None:
             space = load_space(directory.path / "space.yaml")
             study = directory.open_study(space)
             trials = read_trials(study, space, str(directory.path))
-            cost = Cost.of(trials, str(directory.path))
+            cost = Cost.of(trials)
             best = {
                 metric: max(t.figures[metric] or 0 for t in trials) for metric in ("acc", "nmi")
             }

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
     check_images(config, open_images(config.data), workers)
+    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), directory.uri)
     mode, note = wandb_mode(config.tracking)
     resources = default_resources(workers)
     if not args.local:
@@ -50,7 +51,6 @@ def main(arguments: Sequence[str]) -> None:
     name = directory.uri.rpartition("/")[2]
     wandb = WandbSettings(mode).for_run(name, name=name, group=None, folder=directory.uri)
     done = (directory.checkpoint_epochs() or [0])[-1]
-    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), directory.uri)
     progress = RunProgress(config.schedule.epochs, done, console)
     with resumable(directory.uri), progress:
         if args.local:

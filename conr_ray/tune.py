@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 def _print_result(
     space: SearchSpace, directory: SearchDirectory, trials: list[Trial], console: Console
 ) -> None:
+    for note in {trial.origin.note for trial in trials if trial.origin and trial.origin.note}:
+        console.print(note, soft_wrap=True)
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
@@ -134,7 +136,7 @@ def _print_result(
         shares = (f"{name} {share:.0%}" for name, share in importances.items())
         console.print(f"what {space.metric} depends on: {', '.join(shares)}", soft_wrap=True)
     console.print(
-        f"cost: {Cost.of(trials, str(directory.path))}\n"
+        f"cost: {Cost.of(trials)}\n"
         f"best: trial {best.number}, {figures}\n"
         f"train it: python -m conr_ray.train --config {directory.path}/best.yaml\n"
         f"go on: the same command with --name {directory.name} --resume "

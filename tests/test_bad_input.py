@@ -342,6 +342,10 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space {space} --gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
         ("--space {space} --study nonsense://x", "--study: nonsense://x cannot be opened: "),
         ("--space {space} --trunks ftp://x/y", "ftp://x/y cannot be opened: "),
+        (
+            "--space {space} --trunks {space}",
+            "--trunks {space}: {space} is no folder that can be wr",
+        ),
         ("--space {space} --workers 0", "--workers 0 is not between 1 and 64, half of optim.batc"),
         ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),
         ("--space {space} --resume", "--resume needs the --name of what was stopped"),
@@ -351,7 +355,19 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
 )
 def test_tune_refuses(refuse: Refuse, arguments: str, message: str) -> None:
     words = arguments.format(space=DIGITS_SPACE).split()
-    assert refuse(conr_ray.tune, *words).startswith(message)
+    assert refuse(conr_ray.tune, *words).startswith(message.format(space=DIGITS_SPACE))
+
+
+def test_a_study_in_a_database_is_not_forgotten(refuse: Refuse, storage: Path) -> None:
+    arguments = ["--space", str(DIGITS_SPACE), "--name", "first", "--resume"]
+    directory = SearchDirectory(storage / "first")
+    directory.claim(load_space(DIGITS_SPACE), resume=False)
+    (directory.path / "trials").mkdir()
+    told = refuse(conr_ray.tune, *arguments)
+    assert told == "--resume: the study of this search is in a database: give its --study"
+    (directory.path / "study.journal").touch()
+    told = refuse(conr_ray.tune, *arguments, "--study", "sqlite:///nowhere.db")
+    assert told.startswith(f"--study: the study of this search is {directory.path}/study.journal")
 
 
 @pytest.mark.parametrize("trials", ["0", "-1"])

@@ -62,8 +62,10 @@ def label_free_scores(
         return shared_information(counts_cc)
 
     views = [embedder.random(subset_m[local], fold(key, "view", view)) for view in (1, 2)]
-    near_mk = euclidean_neighbors(subset_md, k=min(len(subset_md), 1 + _NUM_NEIGHBORS))[1][local]
-    near_mk = clusters_m[near_mk[:, 1:]]
+    _, near_mk = euclidean_neighbors(
+        subset_md[local], num_rows=len(subset_md), k=min(len(subset_md), 1 + _NUM_NEIGHBORS)
+    )
+    others_mk = clusters_m[near_mk[:, 1:]]
     again = spherical_kmeans(
         subset_md[local], len(subset_md), num_clusters, seed=fold(key, "restart"), restarts=1
     )
@@ -72,7 +74,7 @@ def label_free_scores(
     scores = {
         "silhouette": float(all_reduce_sum(total)) / num_rows,
         "view_agreement": shared(*((view_md @ centers_cd.T).argmax(1) for view_md in views)),
-        "neighbor_consistency": shared(clusters_m[local, None].expand_as(near_mk), near_mk),
+        "neighbor_consistency": shared(clusters_m[local, None].expand_as(others_mk), others_mk),
         "restart_agreement": shared(clusters_m[local], again.labels_b),
     }
     return {"label_free": sum(scores.values()) / len(scores), **scores}

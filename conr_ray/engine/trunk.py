@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,20 @@ import torch
 from conr_ray.config import RunConfig, override
 from conr_ray.data import keyed_random, pixels, views
 from conr_ray.data.store import ImageSet
-from conr_ray.engine import embedder, label_free, loop, schedule, training_state
+from conr_ray.engine import embedder, evaluation, label_free, loop, schedule, training_state
 from conr_ray.engine.loop import Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.method import batch_norm, instance_stage, kmeans, metrics, networks, schedules
+from conr_ray.method import (
+    batch_norm,
+    collectives,
+    instance_stage,
+    kmeans,
+    metrics,
+    networks,
+    schedules,
+)
 from conr_ray.method.collectives import broadcast_first, rank
 
 logger = logging.getLogger(__name__)
@@ -59,8 +67,8 @@ _GROUP_STAGE_FIELDS: dict[str, Any] = {
 _NOT_SHAPING = ("data", "checkpoint", "tracking")
 _SHAPING_CODE = (
     *(keyed_random, pixels, views),
-    *(embedder, label_free, loop, schedule, training_state),
-    *(batch_norm, instance_stage, kmeans, metrics, networks, schedules),
+    *(embedder, evaluation, label_free, loop, schedule, training_state),
+    *(batch_norm, collectives, instance_stage, kmeans, metrics, networks, schedules),
 )
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 _READY, _BUILD, _WAIT, _FAILED = range(4)
@@ -178,6 +186,9 @@ def open_trunks(place: str | None, starts: frozenset[int], directory_uri: str) -
     locks = store.uri if store.is_local else f"{directory_uri}/trunks"
     if "://" in locks:
         raise UserError(f"--trunks {place}: {directory_uri} is no folder, which it needs for locks")
+    nearest = next(path for path in (Path(locks), *Path(locks).parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
     return TrunkStore(store.uri, starts, locks)
 
 
@@ -208,6 +219,10 @@ def train_from_trunk(
         observer.end(error)
         raise
     if rank() == 0:
+        before = Origin.read(directory)
+        if before is not None and before.trunk == origin.trunk:
+            # An earlier try of the run trained a part of it.
+            origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
     span = Span(origin=(store.directory(origin.trunk), epoch))
     return train(config, images, directory, observer, device, span)
@@ -241,7 +256,8 @@ def _provide(
         if state == _BUILD:
             shared = trunk_config(config)
             if rank() == 0:
-                trunk.claim(shared, resume=True)
+                # Its name says that it is the same run, wherever the images lie this time.
+                trunk.write_text("config.yaml", shared.to_yaml())
                 built = epoch - max((e for e in trunk.checkpoint_epochs() if e < epoch), default=0)
             span = Span(until=epoch, pinned=store.starts | {epoch})
             train(shared, images, trunk, Observers(), device, span)

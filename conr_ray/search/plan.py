@@ -42,12 +42,13 @@ class Plan:
     def of(cls, space: SearchSpace, images: ImageSet, num_trials: int, *, shared: bool) -> Plan:
         """Of `num_trials` trials of `space`, with or without shared trunks."""
         epochs = space.config().schedule.epochs
-        starts = sorted(space.group_starts)
+        starts = space.group_starts
         num_trunks = min(space.num_trunks or 0, num_trials) if shared and starts else 0
         dimension = space.search.get("schedule.group_start")
-        drawn = dimension.values(space) if dimension else None
+        drawn = dimension.values(space.search) if dimension else None
         # A run without a group stage forks where the trunk ends.
-        forks = [starts[-1] if v == "never" else int(v) for v in drawn or starts[-1:]]
+        latest = max(starts, default=0)
+        forks = [latest if value == "never" else int(value) for value in drawn or [latest]]
         mean_fork = sum(forks) / len(forks) if num_trunks else 0.0
         return cls(
             num_trials=num_trials,
@@ -55,7 +56,7 @@ class Plan:
             num_checkpoints=len(starts),
             checkpoint_mib=_checkpoint_mib(space, images),
             unshared_epochs=num_trials * epochs,
-            trunk_epochs=num_trunks * (starts[-1] if starts else 0),
+            trunk_epochs=num_trunks * latest,
             fork_epochs=round(num_trials * (epochs - mean_fork)),
         )
 

@@ -70,6 +70,11 @@ class SearchDirectory:
             raise UserError(
                 f"{self.path} holds this search: add --resume, or choose another --name"
             )
+        begun = (self.path / "trials").exists()
+        if begun and self.study_url is None and not self._journal.exists():
+            raise UserError("--resume: the study of this search is in a database: give its --study")
+        if self.study_url is not None and self._journal.exists():
+            raise UserError(f"--study: the study of this search is {self._journal}: leave it out")
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
         """`check`, then write space.yaml."""
@@ -82,7 +87,11 @@ class SearchDirectory:
 
     def open_study(self, space: SearchSpace) -> optuna.Study:
         """The search's study."""
-        return open_study(space, self.study_url or self.path / "study.journal", self.name)
+        return open_study(space, self.study_url or self._journal, self.name)
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "study.journal"
 
 
 def _as_tree(space: SearchSpace) -> Any:
@@ -213,7 +222,11 @@ def parameter_importances(space: SearchSpace, directory: SearchDirectory) -> dic
     if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.value for trial in ended}) < 2:
         return {}
     evaluator = FanovaImportanceEvaluator(seed=space.seed)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    try:
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except RuntimeError:
+        # Its trees found no split that explains anything.
+        return {}
 
 
 def _trial_bundle(resources: WorkerResources) -> dict[str, float]:

@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin
 from conr_ray.search.space import LABEL_FREE_METRICS, LABELLED_METRICS, SearchSpace
@@ -33,7 +32,8 @@ _FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
 class Trial:
     """A trial's point, how it ended, and the figures of its last evaluated epoch.
 
-    `epochs` are those of the whole run, `time_s` is that of the ones which it trained itself.
+    `epochs` are those of the whole run. `time_s` is that of the epochs after its trunk,
+    `trunk_time_s` of those in it, `built_time_s` of the part of these that was trained for it.
     """
 
     trial_id: str
@@ -43,6 +43,8 @@ class Trial:
     value: float | None
     epochs: int
     time_s: float
+    trunk_time_s: float
+    built_time_s: float
     origin: Origin | None
     figures: dict[str, float | None]
 
@@ -52,6 +54,9 @@ class Trial:
         trial_id = str(frozen.user_attrs[TRIAL_ID])
         directory = RunDirectory(f"{search_uri}/trials/{trial_id}")
         rows, origin = directory.metric_rows(), Origin.read(directory)
+        times_s = [float(row.get("epoch_time_s") or 0) for row in rows]
+        fork = origin.epoch if origin else 0
+        built = origin.built_epochs if origin else 0
         evaluated = next((row for row in reversed(rows) if row.get(metric) is not None), {})
         value = evaluated.get(metric)
         return cls(
@@ -61,7 +66,9 @@ class Trial:
             point=frozen.params,
             value=None if value is None else float(value),
             epochs=len(rows),
-            time_s=sum(_time_s(row) for row in rows[origin.epoch if origin else 0 :]),
+            time_s=sum(times_s[fork:]),
+            trunk_time_s=sum(times_s[:fork]),
+            built_time_s=sum(times_s[fork - built : fork]),
             origin=origin,
             figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
         )
@@ -77,19 +84,16 @@ class Cost:
     unshared_time_s: float
 
     @classmethod
-    def of(cls, trials: list[Trial], search_uri: str) -> Cost:
-        """Of the trials in `search_uri`, the trunks included that were trained for them."""
-        epochs, time_s, unshared_epochs, unshared_time_s = 0, 0.0, 0, 0.0
-        for trial in trials:
-            unshared_epochs += trial.epochs
-            rows = RunDirectory(f"{search_uri}/trials/{trial.trial_id}").metric_rows()
-            unshared_time_s += sum(_time_s(row) for row in rows)
-            epochs, time_s = epochs + trial.epochs, time_s + trial.time_s
-            if trial.origin is not None:
-                shared, built = trial.origin.epoch, trial.origin.built_epochs
-                epochs -= shared - built
-                time_s += sum(_time_s(row) for row in rows[shared - built : shared])
-        return cls(epochs, time_s, unshared_epochs, unshared_time_s)
+    def of(cls, trials: list[Trial]) -> Cost:
+        """Of the trials of a search, the trunks included that were trained for them."""
+        origins = [trial.origin for trial in trials if trial.origin is not None]
+        unshared_epochs = sum(trial.epochs for trial in trials)
+        return cls(
+            epochs=unshared_epochs - sum(o.epoch - o.built_epochs for o in origins),
+            time_s=sum(trial.time_s + trial.built_time_s for trial in trials),
+            unshared_epochs=unshared_epochs,
+            unshared_time_s=sum(trial.time_s + trial.trunk_time_s for trial in trials),
+        )
 
     def __str__(self) -> str:
         text = f"{self.epochs} epochs trained in {duration(self.time_s)}"
@@ -99,10 +103,6 @@ class Cost:
                 f"{self.unshared_epochs / self.epochs:.1f} times as many"
             )
         return text
-
-
-def _time_s(row: MetricRow) -> float:
-    return float(row.get("epoch_time_s") or 0)
 
 
 def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:

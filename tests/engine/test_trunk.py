@@ -91,6 +91,13 @@ def test_a_trunk_is_trained_as_far_as_asked_and_keeps_every_start(tmp_path: Path
     assert without_times(RunDirectory(tmp_path / "late").metric_rows()) == without_times(whole)
 
 
+def test_a_trunk_grows_for_whoever_names_the_images_differently(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 1, 2)
+    fork(tiny_config(schedule__group_start=1), store, tmp_path / "first")
+    fork(tiny_config(data__placement="host", checkpoint__every=2), store, tmp_path / "second")
+    assert origin_of(tmp_path / "second").built_epochs == 1
+
+
 def test_a_run_without_a_group_stage_follows_the_trunk_to_its_end(tmp_path: Path) -> None:
     store = store_in(tmp_path, 1, 3)
     config = tiny_config(schedule__group_start="never")
@@ -103,6 +110,16 @@ def test_a_run_that_starts_with_the_group_stage_has_no_trunk(tmp_path: Path) -> 
     fork(tiny_config(schedule__group_start=0), store_in(tmp_path, 0, 2), tmp_path / "run")
     assert not (tmp_path / "trunks").exists()
     assert Origin.read(RunDirectory(tmp_path / "run")) is None
+
+
+def test_a_fork_stopped_before_its_first_checkpoint_still_tells_what_it_built(
+    tmp_path: Path,
+) -> None:
+    store, config = store_in(tmp_path, 2), tiny_config(checkpoint__every=4)
+    with pytest.raises(KeyboardInterrupt):
+        fork(config, store, tmp_path / "fork", StopAfter(2))
+    fork(config, store, tmp_path / "fork")
+    assert origin_of(tmp_path / "fork").built_epochs == 2
 
 
 def test_a_stopped_fork_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ class Search:
             self.start()
             return
         named = [p for p in family if p.is_running() and what in " ".join(p.cmdline())]
-        if named:
-            random.choice(named).send_signal(signal.SIGKILL)
+        assert named, f"no {what} to kill"
+        random.choice(named).send_signal(signal.SIGKILL)
 
     def end(self) -> None:
         """Leave no process behind, however the test went."""

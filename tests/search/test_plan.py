@@ -27,7 +27,9 @@ def test_a_plan_counts_the_epochs_of_trunks_and_trials(tmp_path: Path) -> None:
 
 def test_without_trunks_every_trial_trains_all_its_epochs(tmp_path: Path) -> None:
     endless = space_of(tmp_path, {LR: {"float": [0.1, 1.0]}})
+    never = space_of(tmp_path, {START: {"choice": [0, "never"]}}, first=[{START: "never"}])
     for plan in (
+        plan_of(never, 10),
         plan_of(endless, 10),
         plan_of(space_of(tmp_path, {K1: {"int": [5, 20]}}), 10, shared=False),
     ):

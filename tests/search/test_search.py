@@ -115,7 +115,7 @@ def test_trials_that_share_a_trunk_are_those_that_do_not(tmp_path: Path, workers
         names = [trial.user_attrs["trial_id"] for trial in study.trials]
         rows = [RunDirectory(folder / "trials" / name).metric_rows() for name in names]
         results[shared] = [without_times(r) for r in rows], [t.params for t in study.trials]
-        cost = Cost.of(trials, str(folder))
+        cost = Cost.of(trials)
         assert cost.unshared_epochs == 12
         if shared:
             starts = [trial.params["schedule.group_start"] for trial in study.trials]

@@ -1,0 +1,138 @@
+"""The values that a search can give one field, and how Optuna draws from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Value = bool | int | float | str
+Number = int | float
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SpacePart(BaseModel):
+    """A part of a space file: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dimension(SpacePart):
+    """The values of one field: exactly one of `int`, `float` and `choice`."""
+
+    int_bounds: tuple[int | str, int | str] | None = Field(None, alias="int")
+    float_bounds: tuple[Finite | str, Finite | str] | None = Field(None, alias="float")
+    choice: tuple[Value, ...] | None = None
+    step: Annotated[Finite, Field(gt=0)] | None = None
+    log: bool = False
+
+    @property
+    def bounds(self) -> tuple[Number | str, Number | str]:
+        """Smallest and largest value, or the fields that give them; of numeric dimensions."""
+        bounds = self.float_bounds if self.int_bounds is None else self.int_bounds
+        assert bounds is not None
+        return bounds
+
+    def needs(self) -> list[str]:
+        """Fields that the bounds name."""
+        return [] if self.choice else [end for end in self.bounds if isinstance(end, str)]
+
+    def problem(self) -> str | None:
+        """What is wrong with the dimension by itself, with the remedy."""
+        kinds = [kind for kind in (self.int_bounds, self.float_bounds, self.choice) if kind]
+        if len(kinds) != 1:
+            return "give exactly one of int: [low, high], float: [low, high], choice: [...]"
+        if self.log and self.step is not None:
+            return "log and step exclude each other: drop one"
+        if self.choice:
+            return "a choice has no step and no log: drop them" if self.step or self.log else None
+        if self.int_bounds and self.step is not None and self.step != int(self.step):
+            return f"step={self.step} of an int must be whole"
+        low, high = self.bounds
+        if self.log and not isinstance(low, str) and low <= 0:
+            return f"low={low} must be above 0 for log"
+        if isinstance(low, str) or isinstance(high, str):
+            return None
+        return f"[{low}, {high}] is empty: put the smaller bound first" if low > high else None
+
+    def bounds_with(self, other: Dimension) -> bool:
+        """Whether values of this dimension can be bounds of `other`."""
+        if not self.choice:
+            return bool(self.int_bounds) or not other.int_bounds
+        kinds = (int,) if other.int_bounds else (int, float)
+        return all(isinstance(v, kinds) and not isinstance(v, bool) for v in self.choice)
+
+    def draw(self, trial: Drawer, name: str, drawn: Mapping[str, Any]) -> Any:
+        """A value for field `name`, given those of the fields that the bounds name."""
+        if self.choice:
+            return trial.suggest_categorical(name, list(self.choice))
+        low, high = self._resolved(drawn)
+        if self.int_bounds:
+            return trial.suggest_int(name, low, high, step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, low, high, step=self.step, log=self.log)
+
+    def contains(self, value: Any, given: Mapping[str, Any]) -> bool:
+        """Whether `value` can be drawn, given the fields that the bounds name."""
+        if self.choice:
+            return value in self.choice
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if self.int_bounds and not float(value).is_integer():
+            return False
+        low, high = self._resolved(given)
+        if not low <= value <= high:
+            return False
+        steps = (value - low) / self.step if self.step else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-6)
+
+    def values(self, others: Mapping[str, Dimension]) -> list[Any] | None:
+        """All values that it can have, given the space's fields; None for a continuous range."""
+        if self.choice:
+            return list(self.choice)
+        if self.float_bounds and not self.step:
+            return None
+        low, high = self.extremes(others)
+        step = Decimal(str(self.step or 1))
+        count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
+        kind = int if self.int_bounds else float
+        return [kind(Decimal(str(low)) + step * number) for number in range(count)]
+
+    def extremes(self, others: Mapping[str, Dimension]) -> tuple[Any, Any]:
+        """Smallest and largest number that it can be, given the space's fields."""
+        if self.choice:
+            numbers = [v for v in self.choice if not isinstance(v, str)]
+            return min(numbers), max(numbers)
+        low, high = (
+            others[end].extremes(others)[place] if isinstance(end, str) else end
+            for place, end in enumerate(self.bounds)
+        )
+        return low, high
+
+    def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Numeric bounds, given the fields that they name; the upper one a whole step away."""
+        low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)
+        if self.step and low < high:
+            # In decimals as Optuna does it, which otherwise warns and cuts each draw.
+            exact_low, exact_high, step = (Decimal(str(x)) for x in (low, high, self.step))
+            high = type(high)(exact_low + (exact_high - exact_low) // step * step)
+        return low, high
+
+    def __str__(self) -> str:
+        if self.choice:
+            return "one of " + ", ".join(map(str, self.choice))
+        low, high = self.bounds
+        kind = "int" if self.int_bounds else "float"
+        return f"{kind} in [{low}, {high}]" + (f" by {self.step:g}" if self.step else "")
+
+
+class Drawer(Protocol):
+    """What a dimension needs of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float: ...
