@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -81,11 +84,31 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     cores = os.cpu_count() or 1
-    ray.init(
-        address="local",
-        num_cpus=max(cores, resources.workers * resources.cpus_per_worker),
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _own_address():
+        ray.init(
+            address="local",
+            num_cpus=max(cores, resources.workers * resources.cpus_per_worker),
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     resources.fits()
+
+
+@contextmanager
+def _own_address() -> Iterator[None]:
+    """Tell all processes that Ray starts here which cluster is theirs.
+
+    Ray Train asks for the state of its actors from within them; where several clusters run on a
+    machine it would else not know which one to ask, and leave the cores of dead trials taken.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    names = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import optuna
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.scaling.cluster import WorkerResources, connect
 from tests.tiny_runs import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -121,6 +124,15 @@ def check_ended_well(folder: Path) -> None:
     assert table[0]["trial_id"] == study.best_trial.user_attrs["trial_id"]
 
 
+@pytest.fixture
+def another_cluster() -> Iterator[None]:
+    """Someone else's Ray on the same machine."""
+    connect(WorkerResources(), dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("another_cluster")
 @pytest.mark.parametrize(
     ("workers", "kills"),
     [
