@@ -25,7 +25,8 @@ from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.cluster import WorkerResources, connect
 from conr_ray.search.run_search import SearchDirectory, run_search
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.tracking.wandb_run import WandbSettings
 

@@ -29,8 +29,9 @@ from conr_ray.search.run_search import (
     run_search,
     with_metric,
 )
-from conr_ray.search.space import SearchSpace, load_space
-from conr_ray.search.trial_table import Cost, Trial, best_trial, to_rich
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
+from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
 from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 
 
@@ -43,9 +44,15 @@ def main(arguments: Sequence[str]) -> None:
         space = load_space(args.space, {**fixed, **absolute_data_path(space.config())})
     num_trials = space.trials if args.trials is None else args.trials
     num_trials = min(num_trials, space.most_trials or num_trials)
-    for option, count in (("trials", num_trials), ("max-concurrent", args.max_concurrent)):
-        if count is not None and count < 1:
-            raise UserError(f"--{option} {count}: give 1 or more")
+    if space.exchanges:
+        space = space.model_copy(update={"trials": num_trials})
+    least_trials = 2 if space.exchanges else 1
+    for option, count, least in (
+        ("trials", num_trials, least_trials),
+        ("max-concurrent", args.max_concurrent, 1),
+    ):
+        if count is not None and count < least:
+            raise UserError(f"--{option} {count}: give {least} or more")
     uri = directory_uri(args, Path(args.space).stem)
     if "://" in uri:
         raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
@@ -128,21 +135,30 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    names = dict.fromkeys([space.metric, "acc", "nmi", "ari", "label_free"])
+    names = dict.fromkeys([*space.metrics, "acc", "nmi", "ari", "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
-    importances = parameter_importances(space, directory)
-    if importances:
-        shares = (f"{name} {share:.0%}" for name, share in importances.items())
-        console.print(f"what {space.metric} depends on: {', '.join(shares)}", soft_wrap=True)
-    console.print(
-        f"cost: {Cost.of(trials)}\n"
-        f"best: trial {best.number}, {figures}\n"
-        f"train it: python -m conr_ray.train --config {directory.path}/best.yaml\n"
-        f"go on: the same command with --name {directory.name} --resume "
-        f"--trials {2 * len(trials)}",
-        soft_wrap=True,
-    )
+    for metric in space.metrics:
+        if importances := parameter_importances(space, directory, metric):
+            shares = (f"{name} {share:.0%}" for name, share in importances.items())
+            console.print(f"what {metric} depends on: {', '.join(shares)}", soft_wrap=True)
+    lines = [f"cost: {Cost.of(trials)}"]
+    if len(space.metrics) > 1:
+        numbers = [str(trial.number) for trial in trials if trial.in_pareto_set]
+        lines.append(f"Pareto set: trials {', '.join(numbers)}; each is a run in trials/")
+        lines.append(f"best in {space.metric}: trial {best.number}, {figures}")
+    else:
+        lines.append(f"best: trial {best.number}, {figures}")
+    if space.exchanges:
+        legs = " -> ".join(str(leg.number) for leg in lineage(best, trials))
+        lines.append(f"its state went through trials {legs}, and is in {directory.path}/trials/")
+    else:
+        lines.append(f"train it: python -m conr_ray.train --config {directory.path}/best.yaml")
+        lines.append(
+            f"go on: the same command with --name {directory.name} --resume "
+            f"--trials {2 * len(trials)}"
+        )
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from conr_ray.command_line import run_command
 from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory
-from conr_ray.search.space import load_space
+from conr_ray.search.space_file import load_space
 
 Refuse = Callable[..., str]
 DIGITS_SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"

@@ -46,6 +46,10 @@ class RunDirectory:
             self._root = root.rstrip("/")
         self.is_local = isinstance(self._files, pafs.LocalFileSystem)
 
+    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
+        # Each process opens the files itself.
+        return RunDirectory, (self.uri,)
+
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether a run of `config` is here already; nothing is written.
 

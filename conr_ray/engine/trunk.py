@@ -27,7 +27,7 @@ from conr_ray.config import RunConfig, override
 from conr_ray.data import keyed_random, pixels, views
 from conr_ray.data.store import ImageSet
 from conr_ray.engine import embedder, evaluation, label_free, loop, schedule, training_state
-from conr_ray.engine.loop import Span, train
+from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
@@ -199,18 +199,19 @@ def train_from_trunk(
     observer: Observer,
     device: torch.device,
     store: TrunkStore | None,
+    span: Span = WHOLE,
 ) -> list[MetricRow]:
     """`train`, but a run without a checkpoint goes on from its trunk, which is built if need be.
 
     The run is bit for bit the one that trains from epoch 0 on the same number of workers as the
-    trunk. Called by every worker.
+    trunk. Called by every worker. A span with an origin of its own needs no trunk.
     """
     begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
-    if store is None or _agreed(int(begun), device):
-        return train(config, images, directory, observer, device)
+    if store is None or span.origin is not None or _agreed(int(begun), device):
+        return train(config, images, directory, observer, device, span)
     epoch = store.fork_epoch(config)
     if not epoch:
-        return train(config, images, directory, observer, device)
+        return train(config, images, directory, observer, device, span)
     try:
         origin = _provide(store, config, epoch, images, device)
     except BaseException as error:
@@ -224,8 +225,8 @@ def train_from_trunk(
             # An earlier try of the run trained a part of it.
             origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
-    span = Span(origin=(store.directory(origin.trunk), epoch))
-    return train(config, images, directory, observer, device, span)
+    forked = replace(span, origin=(store.directory(origin.trunk), epoch))
+    return train(config, images, directory, observer, device, forked)
 
 
 def _provide(

@@ -30,9 +30,9 @@ from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.space import LABELLED_METRICS, SearchSpace
-from conr_ray.search.study import StudyScheduler, StudySearcher, finished, open_study
+from conr_ray.search.study import StudyScheduler, StudySearcher, num_left, open_study
 from conr_ray.search.trial import TrialRunner
-from conr_ray.search.trial_table import Trial, best_trial, read_trials, to_arrow
+from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
 from conr_ray.tracking.wandb_run import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
@@ -60,8 +60,9 @@ class SearchDirectory:
                 raise UserError(f"--resume: {self.path} holds no search: check --storage, --name")
             return
         old, new = yaml.safe_load(text), _as_tree(space)
-        # The number of trials is no part of what a search is: more may be added.
-        changed = [k for k in {**old, **new} if k != "trials" and old.get(k) != new.get(k)]
+        # More trials may be added, unless they are a population.
+        free = () if space.exchanges else ("trials",)
+        changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
         if changed:
             raise UserError(
                 f"{self.path} holds another search ({changed[0]} differs): choose another --name"
@@ -104,15 +105,15 @@ def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
     Raises:
         UserError: its metric needs labels, and there are none.
     """
-    if space.metric == "auto":
-        metric = "neighbor_consistency" if images.labels is None else "nmi"
-        return space.model_copy(update={"metric": metric})
-    if space.metric in LABELLED_METRICS and images.labels is None:
-        raise UserError(
-            f"metric={space.metric} needs labels and the images have none: set metric: "
-            "neighbor_consistency"
-        )
-    return space
+    auto = "neighbor_consistency" if images.labels is None else "nmi"
+    metrics = tuple(auto if metric == "auto" else metric for metric in space.metrics)
+    for metric in metrics:
+        if metric in LABELLED_METRICS and images.labels is None:
+            raise UserError(
+                f"metric={metric} needs labels and the images have none: set metric: "
+                "neighbor_consistency"
+            )
+    return space.model_copy(update={"metrics": metrics})
 
 
 def run_search(
@@ -145,13 +146,12 @@ def run_search(
         KeyboardInterrupt: the user stopped it; called again, it goes on.
     """
     study = directory.open_study(space)
-    remaining = num_trials - finished(study)
-    if remaining > 0:
+    if (remaining := num_left(space, study, num_trials)) > 0:
         runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb, trunks)
         concurrent = min(remaining, max_concurrent or remaining, resources.fits())
         _run_trials(runner, study, directory, console, remaining, concurrent)
     trials = write_results(space, study, directory)
-    if finished(study) < num_trials:
+    if num_left(space, study, num_trials):
         raise KeyboardInterrupt
     if best_trial(trials) is None:
         reasons = sorted({trial.state for trial in trials})
@@ -207,23 +207,34 @@ def write_results(
     files = RunDirectory(directory.path)
     files.write_table("trials.parquet", to_arrow(trials, space))
     if best := best_trial(trials):
-        header = f"# Trial {best.trial_id} of {directory.name}: {space.metric} {best.value:.4f}\n"
+        assert best.values is not None
+        figures = zip(space.metrics, best.values, strict=True)
+        named = ", ".join(f"{metric} {value:.4f}" for metric, value in figures)
+        header = f"# Trial {best.trial_id} of {directory.name}: {named}\n"
+        for leg in lineage(best, trials)[:-1]:
+            header += f"# until epoch {leg.epochs} as in trials/{leg.trial_id}/config.yaml\n"
         files.write_text("best.yaml", header + space.config(best.point).to_yaml())
     return trials
 
 
-def parameter_importances(space: SearchSpace, directory: SearchDirectory) -> dict[str, float]:
-    """Share of the metric's variance that each field explains, by Optuna; the largest first.
+def parameter_importances(
+    space: SearchSpace, directory: SearchDirectory, metric: str
+) -> dict[str, float]:
+    """Share of a metric's variance that each field explains, by Optuna; the largest first.
 
     Empty where too few trials have ended well.
     """
-    study = directory.open_study(space)
+    study, place = directory.open_study(space), space.metrics.index(metric)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.value for trial in ended}) < 2:
+    if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.values[place] for trial in ended}) < 2:
         return {}
     evaluator = FanovaImportanceEvaluator(seed=space.seed)
     try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        return dict(
+            optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=lambda trial: trial.values[place]
+            )
+        )
     except RuntimeError:
         # Its trees found no split that explains anything.
         return {}

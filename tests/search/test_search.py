@@ -14,17 +14,22 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
 from conr_ray.config import load_config
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import Span, train
+from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed
 from conr_ray.scaling.cluster import WorkerResources, connect
 from conr_ray.search.run_search import SearchDirectory, run_search
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.tracking.wandb_run import WandbSettings
@@ -32,14 +37,17 @@ from tests.tiny_runs import TINY, run_here, without_times
 
 pytestmark = pytest.mark.slow
 
+K_FIELDS: dict[str, Any] = {
+    "neighborhood.k1": {"int": [5, 20]},
+    "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+}
 SPACE: dict[str, Any] = {
     "preset": "digits",
     "metric": "nmi",
     "trials": 3,
     "fixed": {name: v for name, v in TINY.items() if name != "schedule.group_start"},
     "search": {
-        "neighborhood.k1": {"int": [5, 20]},
-        "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+        **K_FIELDS,
         "schedule.group_start": {"int": [1, 3]},
     },
     "first": [{"schedule.group_start": 2}],
@@ -179,6 +187,55 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(RunFailed, match="no trial trained all its epochs"):
         search(tmp_path / "search", space, 1)
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("pbt", 1), ("pb2", 1), ("pbt", 2)])
+def test_a_population_hands_states_on(tmp_path: Path, kind: str, workers: int) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={**K_FIELDS, "optim.group_stage_lr_factor": {"float": [0.01, 1], "log": True}},
+            first=None,
+            fixed={**TINY, "schedule.epochs": 5, "evaluation.neighbors": False},
+            scheduler={"kind": kind, "grace_epochs": 3, "interval_epochs": 1},
+            trials=4,
+        )
+    )
+    trials, study, directory = search(tmp_path / "search", space, 4, workers, shared=True)
+    assert len(trials) == 12
+    assert [trial.state for trial in trials[:4]] == ["complete"] * 4
+    by_number = {trial.number: trial for trial in trials}
+    runs = {t.number: RunDirectory(directory.path / "trials" / t.trial_id) for t in trials}
+    crossed = 0
+    for trial in trials:
+        rows = runs[trial.number].metric_rows()
+        begin, epochs = trial.inherited_epochs, trial.epochs
+        assert [row["epoch"] for row in rows] == list(range(epochs))
+        assert trial.values == (rows[-1]["nmi"],)
+        if trial.parent is None:
+            assert (begin, epochs) == (0, 3)
+            assert trial.origin is not None and trial.origin.epoch == 2
+            continue
+        assert (begin, epochs) in ((3, 4), (4, 5))
+        assert by_number[trial.parent].state == "continued"
+        assert rows[:begin] == runs[trial.parent].metric_rows()
+        crossed += trial.point != by_number[trial.parent].point
+        if workers == 1:
+            # What the leg trained is what anyone trains from the parent's checkpoint.
+            alone = RunDirectory(tmp_path / f"alone {trial.number}")
+            config = space.config(trial.point)
+            span = Span((runs[trial.parent], begin), None if epochs == 5 else epochs)
+            images = open_images(config.data)
+            again = train(config, images, alone, Observers(), torch.device("cpu"), span)
+            assert without_times(again) == without_times(rows)
+    # One of four at each of two exchanges.
+    assert crossed == 2
+    assert Cost.of(trials).epochs == 2 + 4 * 3
+    assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
+
+    # Nothing is left to do, and nothing is done again.
+    again, _, _ = search(tmp_path / "search", space, 4, workers, shared=True)
+    assert again == trials
 
 
 def test_cifar20_trials_of_two_workers_run_on_real_images(
