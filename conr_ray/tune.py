@@ -32,6 +32,7 @@ from conr_ray.search.run_search import (
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
+from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     console.print(f"search directory: {directory.path}", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(uri):
+    with resumable(uri), library_logs(directory.path / "library.log"):
         trials = run_search(
             space,
             directory,

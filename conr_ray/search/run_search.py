@@ -5,6 +5,7 @@ study.journal       the Optuna study
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
 best.yaml           the config of the best trial; `train --config` runs it
+library.log         what Ray and Optuna have logged
 ray/                Tune's own state
 """
 

@@ -189,8 +189,9 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
         search(tmp_path / "search", space, 1)
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("pbt", 1), ("pb2", 1), ("pbt", 2)])
-def test_a_population_hands_states_on(tmp_path: Path, kind: str, workers: int) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "size", "workers"), [("pbt", 4, 1), ("pb2", 4, 1), ("pbt", 2, 2)])
+def test_a_population_hands_states_on(tmp_path: Path, kind: str, size: int, workers: int) -> None:
     space = load_space(
         space_file(
             tmp_path,
@@ -198,12 +199,12 @@ def test_a_population_hands_states_on(tmp_path: Path, kind: str, workers: int) -
             first=None,
             fixed={**TINY, "schedule.epochs": 5, "evaluation.neighbors": False},
             scheduler={"kind": kind, "grace_epochs": 3, "interval_epochs": 1},
-            trials=4,
+            trials=size,
         )
     )
-    trials, study, directory = search(tmp_path / "search", space, 4, workers, shared=True)
-    assert len(trials) == 12
-    assert [trial.state for trial in trials[:4]] == ["complete"] * 4
+    trials, study, directory = search(tmp_path / "search", space, size, workers, shared=True)
+    assert len(trials) == 3 * size
+    assert [trial.state for trial in trials[:size]] == ["complete"] * size
     by_number = {trial.number: trial for trial in trials}
     runs = {t.number: RunDirectory(directory.path / "trials" / t.trial_id) for t in trials}
     crossed = 0
@@ -228,14 +229,14 @@ def test_a_population_hands_states_on(tmp_path: Path, kind: str, workers: int) -
             images = open_images(config.data)
             again = train(config, images, alone, Observers(), torch.device("cpu"), span)
             assert without_times(again) == without_times(rows)
-    # One of four at each of two exchanges.
+    # One at each of two exchanges.
     assert crossed == 2
-    assert Cost.of(trials).epochs == 2 + 4 * 3
+    assert Cost.of(trials).epochs == 2 + size * 3
     assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
 
     # Nothing is left to do, and nothing is done again.
-    again, _, _ = search(tmp_path / "search", space, 4, workers, shared=True)
-    assert again == trials
+    repeated, _, _ = search(tmp_path / "search", space, size, workers, shared=True)
+    assert repeated == trials
 
 
 def test_cifar20_trials_of_two_workers_run_on_real_images(
