@@ -22,8 +22,10 @@ import yaml
 from ray.util.state import list_placement_groups
 from rich.console import Console
 
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space_file import load_space
 from conr_ray.tracking.wandb_run import WandbSettings
@@ -84,14 +86,14 @@ def main() -> None:
         "search": {"neighborhood.k1": {"int": [5, 20]}, "neighborhood.k": {"int": [2, 60]}},
     }
     resources = WorkerResources(workers=2)
-    connect(resources, dashboard=True)
+    start(resources, dashboard=True)
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         (folder / "space.yaml").write_text(yaml.safe_dump(tree))
         space = load_space(folder / "space.yaml")
-        directory = SearchDirectory(folder / "search")
+        directory = SearchDirectory(RunDirectory(folder / "search"))
         directory.claim(space, resume=False)
-        trunks = open_trunks(f"{directory.path}/trunks", space.group_starts, str(directory.path))
+        trunks = open_trunks(f"{directory.uri}/trunks", space.group_starts, ActorLocks())
         watch, started = CoreWatch(needed=2), time.perf_counter()
         trials = run_search(
             space,

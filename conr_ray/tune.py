@@ -10,6 +10,8 @@ from rich.console import Console
 
 from conr_ray.command_line import (
     absolute_data_path,
+    add_cluster_options,
+    cluster_options,
     directory_uri,
     make_console,
     make_parser,
@@ -19,9 +21,12 @@ from conr_ray.command_line import (
 from conr_ray.config import parse_overrides
 from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
-from conr_ray.scaling.cluster import connect, default_resources
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import connect
+from conr_ray.scaling.preflight import check_storage
 from conr_ray.search.plan import print_plan
 from conr_ray.search.run_search import (
     SearchDirectory,
@@ -54,10 +59,9 @@ def main(arguments: Sequence[str]) -> None:
     ):
         if count is not None and count < least:
             raise UserError(f"--{option} {count}: give {least} or more")
-    uri = directory_uri(args, Path(args.space).stem)
-    if "://" in uri:
-        raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
-    directory = SearchDirectory(Path(uri), args.study)
+    directory = SearchDirectory(
+        RunDirectory(directory_uri(args, Path(args.space).stem)), args.study
+    )
     images = open_images(space.config().data)
     check_images(space.config(), images, args.workers)
     space = with_metric(space, images)
@@ -66,20 +70,21 @@ def main(arguments: Sequence[str]) -> None:
         directory.open_study(space)
     trunks = None
     if not args.no_trunks and space.num_trunks is not None:
-        trunks = open_trunks(args.trunks or f"{uri}/trunks", space.group_starts, uri)
+        place = args.trunks or f"{directory.uri}/trunks"
+        trunks = open_trunks(place, space.group_starts, ActorLocks())
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
-    resources = default_resources(args.workers, 1, args.gpus_per_worker)
-    connect(resources, dashboard=args.workers > 1)
+    resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
+    check_storage(directory.files)
     console = make_console()
     if args.plan:
         print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
         return
     directory.claim(space, resume=args.resume)
-    console.print(f"search directory: {directory.path}", soft_wrap=True)
+    console.print(f"search directory: {directory.uri}", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(uri), library_logs(directory.path / "library.log"):
+    with resumable(directory.uri), library_logs(directory.files):
         trials = run_search(
             space,
             directory,
@@ -105,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="workers",
         help="workers of each trial (1)",
     )
-    parser.add_argument(
-        "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
-    )
+    add_cluster_options(parser)
     parser.add_argument("--max-concurrent", type=int, help="trials at once (as many as fit)")
     parser.add_argument(
         "--study",
@@ -152,9 +155,9 @@ def _print_result(
         lines.append(f"best: trial {best.number}, {figures}")
     if space.exchanges:
         legs = " -> ".join(str(leg.number) for leg in lineage(best, trials))
-        lines.append(f"its state went through trials {legs}, and is in {directory.path}/trials/")
+        lines.append(f"its state went through trials {legs}, and is in {directory.uri}/trials/")
     else:
-        lines.append(f"train it: python -m conr_ray.train --config {directory.path}/best.yaml")
+        lines.append(f"train it: python -m conr_ray.train --config {directory.uri}/best.yaml")
         lines.append(
             f"go on: the same command with --name {directory.name} --resume "
             f"--trials {2 * len(trials)}"

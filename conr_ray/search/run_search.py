@@ -1,17 +1,15 @@
 """A search from its space to its table: Ray Tune runs the trials, Optuna draws them.
 
 space.yaml          the space as it was read, with what the command line fixed
-study.journal       the Optuna study
+study.journal       the Optuna study; in a bucket a folder of pieces
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
 best.yaml           the config of the best trial; `train --config` runs it
-library.log         what Ray and Optuna have logged
-ray/                Tune's own state
 """
 
 from __future__ import annotations
 
-import time
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import optuna.importance
 import ray.tune
 import yaml
 from optuna.importance import FanovaImportanceEvaluator
+from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -29,6 +28,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.space import LABELLED_METRICS, SearchSpace
 from conr_ray.search.study import StudyScheduler, StudySearcher, num_left, open_study
@@ -37,28 +37,34 @@ from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials,
 from conr_ray.tracking.wandb_run import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
+_JOURNAL = "study.journal"
 # Deaths of a trial's processes; it goes on from its checkpoint each time.
 _MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
 class SearchDirectory:
-    """The files of a search, on a local path; the study may lie in a database instead."""
+    """The files of a search, on any file system; the study may lie in a database instead."""
 
-    path: Path
+    files: RunDirectory
     study_url: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it is, a local path or a URI such as s3://bucket/folder."""
+        return self.files.uri
 
     @property
     def name(self) -> str:
         """Name of the search: the study's, and the group in W&B."""
-        return self.path.name
+        return self.uri.rpartition("/")[2]
 
     def check(self, space: SearchSpace, *, resume: bool) -> None:
         """Raise UserError where another search is here, or `resume` does not fit what is here."""
-        text = RunDirectory(self.path).read_text("space.yaml")
+        text = self.files.read_text("space.yaml")
         if text is None:
             if resume:
-                raise UserError(f"--resume: {self.path} holds no search: check --storage, --name")
+                raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
             return
         old, new = yaml.safe_load(text), _as_tree(space)
         # More trials may be added, unless they are a population.
@@ -66,34 +72,35 @@ class SearchDirectory:
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
         if changed:
             raise UserError(
-                f"{self.path} holds another search ({changed[0]} differs): choose another --name"
+                f"{self.uri} holds another search ({changed[0]} differs): choose another --name"
             )
         if not resume:
-            raise UserError(
-                f"{self.path} holds this search: add --resume, or choose another --name"
-            )
-        begun = (self.path / "trials").exists()
-        if begun and self.study_url is None and not self._journal.exists():
+            raise UserError(f"{self.uri} holds this search: add --resume, or choose another --name")
+        has_journal = self.files.has(_JOURNAL)
+        if self.study_url is None and self.files.has("trials") and not has_journal:
             raise UserError("--resume: the study of this search is in a database: give its --study")
-        if self.study_url is not None and self._journal.exists():
-            raise UserError(f"--study: the study of this search is {self._journal}: leave it out")
+        if self.study_url is not None and has_journal:
+            raise UserError(
+                f"--study: the study of this search is {self.uri}/{_JOURNAL}: leave it out"
+            )
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
         """`check`, then write space.yaml."""
         self.check(space, resume=resume)
         text = yaml.safe_dump(_as_tree(space), sort_keys=False)
         try:
-            RunDirectory(self.path).write_text("space.yaml", text)
+            self.files.write_text("space.yaml", text)
         except OSError as error:
-            raise UserError(f"--storage: {self.path} cannot be written: {error}") from None
+            raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
 
     def open_study(self, space: SearchSpace) -> optuna.Study:
         """The search's study."""
-        return open_study(space, self.study_url or self._journal, self.name)
-
-    @property
-    def _journal(self) -> Path:
-        return self.path / "study.journal"
+        if self.study_url is not None:
+            return open_study(space, self.study_url, self.name)
+        if self.files.is_local:
+            return open_study(space, Path(self.uri) / _JOURNAL, self.name)
+        storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
+        return open_study(space, storage, self.name)
 
 
 def _as_tree(space: SearchSpace) -> Any:
@@ -148,9 +155,9 @@ def run_search(
     """
     study = directory.open_study(space)
     if (remaining := num_left(space, study, num_trials)) > 0:
-        runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb, trunks)
+        runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
         concurrent = min(remaining, max_concurrent or remaining, resources.fits())
-        _run_trials(runner, study, directory, console, remaining, concurrent)
+        _run_trials(runner, study, console, remaining, concurrent)
     trials = write_results(space, study, directory)
     if num_left(space, study, num_trials):
         raise KeyboardInterrupt
@@ -158,7 +165,7 @@ def run_search(
         reasons = sorted({trial.state for trial in trials})
         raise RunFailed(
             f"no trial trained all its epochs ({', '.join(reasons)}): see failure.json in "
-            f"{directory.path}/trials"
+            f"{directory.uri}/trials"
         )
     return trials
 
@@ -166,7 +173,6 @@ def run_search(
 def _run_trials(
     runner: TrialRunner,
     study: optuna.Study,
-    directory: SearchDirectory,
     console: Console,
     count: int,
     concurrent: int,
@@ -175,6 +181,8 @@ def _run_trials(
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
     display = LiveDisplay(runner.space, count, console, runner.trunks)
+    # All that has to last is in the search's directory.
+    scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
         tune_config=ray.tune.TuneConfig(
@@ -187,8 +195,8 @@ def _run_trials(
             trial_dirname_creator=_trial_folder,
         ),
         run_config=ray.tune.RunConfig(
-            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(directory.path / "ray"),
+            name="search",
+            storage_path=scratch.name,
             failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=[display],
             verbose=0,
@@ -198,14 +206,14 @@ def _run_trials(
         tuner.fit()
     finally:
         display.close()
+        scratch.cleanup()
 
 
 def write_results(
     space: SearchSpace, study: optuna.Study, directory: SearchDirectory
 ) -> list[Trial]:
     """Write trials.parquet, and best.yaml where a trial is complete; all trials, the best first."""
-    trials = read_trials(study, space, str(directory.path))
-    files = RunDirectory(directory.path)
+    trials, files = read_trials(study, space, directory.uri), directory.files
     files.write_table("trials.parquet", to_arrow(trials, space))
     if best := best_trial(trials):
         assert best.values is not None

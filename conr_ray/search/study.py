@@ -39,12 +39,12 @@ TRIAL_ID, POINT, LEG = "trial_id", "point", "leg"
 CONFIG_HASH = "config_hash"
 
 
-def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study:
+def open_study(space: SearchSpace, place: Path | str | BaseStorage, name: str) -> optuna.Study:
     """The study called `name`, created with the points tried first where there is none.
 
     Args:
         space: what it searches.
-        place: a journal file, or the URL of a database.
+        place: a journal file, the URL of a database, or an open storage.
         name: of the study.
 
     Raises:
@@ -62,7 +62,7 @@ def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study
         )
     # Of the many kinds that database drivers raise.
     except Exception as error:
-        if isinstance(place, Path):
+        if not isinstance(place, str):
             raise
         raise UserError(f"--study: {place} cannot be opened: {last_line(error)}") from None
     num_trials = len(study.get_trials(deepcopy=False))
@@ -75,7 +75,9 @@ def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study
     return study
 
 
-def _storage(place: Path | str) -> BaseStorage:
+def _storage(place: Path | str | BaseStorage) -> BaseStorage:
+    if isinstance(place, BaseStorage):
+        return place
     if isinstance(place, Path):
         return JournalStorage(JournalFileBackend(str(place)))
     return get_storage(place)

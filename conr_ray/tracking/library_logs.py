@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from conr_ray.engine.run_directory import RunDirectory
+
 
 @contextmanager
-def library_logs(path: Path) -> Iterator[None]:
-    """Append what is logged, and Python's warnings, to the file at `path` instead of the terminal.
+def library_logs(directory: RunDirectory) -> Iterator[None]:
+    """Keep what is logged, and Python's warnings, in library.log instead of on the terminal.
 
     Loggers with handlers of their own, as Ray and Optuna have, write to the file alone meanwhile.
+    It grows in `directory`, or where this is in a bucket, on this machine until all is done.
     """
+    path = Path(directory.uri) / "library.log"
+    if not directory.is_local:
+        path = Path(tempfile.mkdtemp(prefix="conr_ray_log_")) / "library.log"
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -31,3 +38,5 @@ def library_logs(path: Path) -> Iterator[None]:
         for one, handlers, propagate in before:
             one.handlers, one.propagate = handlers, propagate
         handler.close()
+        if not directory.is_local and path.exists():
+            directory.write_text("library.log", path.read_text())

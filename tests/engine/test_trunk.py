@@ -11,6 +11,7 @@ import torch
 from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_images
 from conr_ray.engine import trunk as trunk_module
+from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import (
@@ -29,7 +30,7 @@ from tests.tiny_runs import run_here, tiny_config, without_times
 
 
 def store_in(folder: Path, *starts: int) -> TrunkStore:
-    return TrunkStore(str(folder / "trunks"), frozenset(starts), str(folder / "trunks"))
+    return TrunkStore(str(folder / "trunks"), frozenset(starts), FileLocks(str(folder / "trunks")))
 
 
 def fork(
@@ -96,7 +97,7 @@ def test_a_trunk_in_a_bucket_serves_runs_in_folders_and_in_the_bucket(
     tmp_path: Path, s3_bucket: str
 ) -> None:
     expected = without_times(run_here(tiny_config(), tmp_path / "whole"))
-    store = open_trunks(f"{s3_bucket}/trunks", frozenset({2}), str(tmp_path))
+    store = open_trunks(f"{s3_bucket}/trunks", frozenset({2}), FileLocks(f"{tmp_path}/trunks"))
     assert store is not None
     for place, built in ((str(tmp_path / "first"), 2), (f"{s3_bucket}/runs/second", 0)):
         rows = fork(tiny_config(), store, place)

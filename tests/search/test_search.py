@@ -26,7 +26,8 @@ from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
@@ -62,7 +63,7 @@ def space_file(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    connect(WorkerResources(workers=2), dashboard=True)
+    start(WorkerResources(workers=2), dashboard=True)
     yield
     ray.shutdown()
 
@@ -70,8 +71,10 @@ def _cluster() -> Iterator[None]:
 def search(
     folder: Path, space: SearchSpace, num_trials: int, workers: int = 1, shared: bool = False
 ) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
-    directory = SearchDirectory(folder)
+    directory = SearchDirectory(RunDirectory(folder))
     directory.claim(space, resume=folder.exists())
+    place = f"{folder}/trunks" if shared else None
+    trunks = open_trunks(place, space.group_starts, ActorLocks())
     trials = run_search(
         space,
         directory,
@@ -79,7 +82,7 @@ def search(
         WandbSettings("off"),
         Console(file=io.StringIO()),
         num_trials=num_trials,
-        trunks=open_trunks(f"{folder}/trunks", space.group_starts, str(folder)) if shared else None,
+        trunks=trunks,
     )
     return trials, directory.open_study(space), directory
 
@@ -91,19 +94,19 @@ def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path
     first = study.trials[0].params
     assert (first["neighborhood.k1"], first["neighborhood.k2"]) == (10, 2)
 
-    table = pq.read_table(directory.path / "trials.parquet").to_pylist()
+    table = pq.read_table(Path(directory.uri) / "trials.parquet").to_pylist()
     assert [row["trial_id"] for row in table] == [trial.trial_id for trial in trials]
     assert [row["nmi"] for row in table] == sorted((row["nmi"] for row in table), reverse=True)
     assert {row["epochs"] for row in table} == {4}
     assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
     assert study.best_value == table[0]["nmi"]
 
-    best = load_config(directory.path / "best.yaml")
+    best = load_config(Path(directory.uri) / "best.yaml")
     rows = run_here(best, tmp_path / "again")
-    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    run = RunDirectory(Path(directory.uri) / "trials" / trials[0].trial_id)
     assert run.read_config() == best
     assert without_times(rows) == without_times(run.metric_rows())
-    assert (directory.path / "trials" / trials[0].trial_id / "assignments.parquet").exists()
+    assert (Path(directory.uri) / "trials" / trials[0].trial_id / "assignments.parquet").exists()
 
     # More trials on a finished search: the old ones stay, new ones are drawn.
     more, study, _ = search(tmp_path / "search", space, 5)
@@ -171,7 +174,7 @@ def test_a_trial_that_fails_is_told_fail_and_the_search_goes_on(tmp_path: Path) 
     trials, study, directory = search(tmp_path / "search", space, 2)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [t.state for t in trials] == ["complete", "failed"]
-    failed = RunDirectory(directory.path / "trials" / trials[1].trial_id)
+    failed = RunDirectory(Path(directory.uri) / "trials" / trials[1].trial_id)
     with pytest.raises(RunFailed, match="the loss is"):
         failed.raise_failure()
 
@@ -206,7 +209,7 @@ def test_a_population_hands_states_on(tmp_path: Path, kind: str, size: int, work
     assert len(trials) == 3 * size
     assert [trial.state for trial in trials[:size]] == ["complete"] * size
     by_number = {trial.number: trial for trial in trials}
-    runs = {t.number: RunDirectory(directory.path / "trials" / t.trial_id) for t in trials}
+    runs = {t.number: RunDirectory(Path(directory.uri) / "trials" / t.trial_id) for t in trials}
     crossed = 0
     for trial in trials:
         rows = runs[trial.number].metric_rows()
@@ -267,9 +270,11 @@ def test_cifar20_trials_of_two_workers_run_on_real_images(
     trials, _, directory = search(tmp_path / "search", space, 2, workers=2)
     assert [t.epochs for t in trials if t.state == "complete"]
     assert all(0 < (t.figures["nmi"] or 0) < 1 for t in trials)
-    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    run = RunDirectory(Path(directory.uri) / "trials" / trials[0].trial_id)
     assert [row["stage"] for row in run.metric_rows()] == ["instance", "group"]
-    summary = next((directory.path / "trials").glob("*/checkpoints/*/summary.json")).read_text()
+    summary = next(
+        (Path(directory.uri) / "trials").glob("*/checkpoints/*/summary.json")
+    ).read_text()
     assert '"workers": 2' in summary
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.tracking.library_logs import library_logs
 
 
@@ -17,7 +18,7 @@ def test_messages_go_to_the_file_meanwhile_and_nowhere_else(
     own = logging.StreamHandler(sys.stderr)
     library.addHandler(own)
     library.propagate = False
-    with library_logs(tmp_path / "library.log"):
+    with library_logs(RunDirectory(tmp_path)):
         library.error("first")
         logging.getLogger("another.library").warning("second")
         with warnings.catch_warnings():
@@ -34,6 +35,6 @@ def test_messages_go_to_the_file_meanwhile_and_nowhere_else(
 
 
 def test_a_quiet_command_leaves_no_file(tmp_path: Path) -> None:
-    with library_logs(tmp_path / "library.log"):
+    with library_logs(RunDirectory(tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []
