@@ -12,6 +12,7 @@ import argparse
 import ipaddress
 import json
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bucket", required=True, help="of searches and data; made if it is new")
     parser.add_argument(
-        "--ssh-from", metavar="CIDR", help="who may use SSH, such as 203.0.113.7/32 (you)"
+        "--ssh-from",
+        nargs="+",
+        metavar="CIDR",
+        help="who may use SSH, such as 203.0.113.7/32 (your address alone)",
     )
     parser.add_argument("--remove", action="store_true", help="remove all but the bucket")
     args = parser.parse_args()
@@ -49,9 +53,11 @@ def main() -> None:
         account.remove()
         print("removed; the bucket is still there: aws s3 rb --force s3://" + args.bucket)
         return
-    source = str(ipaddress.ip_network(args.ssh_from or f"{_own_address()}/32"))
-    account.make(source)
-    print(f"ready: s3://{args.bucket}, SSH from {source}; next: ray up clusters/aws.yaml")
+    sources = [str(ipaddress.ip_network(cidr)) for cidr in args.ssh_from or [_own_address()]]
+    account.make(sources)
+    print(
+        f"ready: s3://{args.bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml"
+    )
 
 
 class Account:
@@ -70,7 +76,7 @@ class Account:
         self._iam = boto3.client("iam")
         self._s3 = boto3.client("s3", self._region)
 
-    def make(self, ssh_from: str) -> None:
+    def make(self, ssh_from: Sequence[str]) -> None:
         """Make what is missing, and set what is there to what it should be."""
         self._make_bucket()
         storage = {"storage": self._policy("aws-s3-policy.json")}
@@ -126,7 +132,7 @@ class Account:
             self._iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
         return str(self._iam.get_role(RoleName=role)["Role"]["Arn"])
 
-    def _make_group(self, ssh_from: str) -> None:
+    def _make_group(self, ssh_from: Sequence[str]) -> None:
         vpc = self._default_vpc()
         group = self._group(vpc)
         if group is None:
@@ -145,7 +151,7 @@ class Account:
             GroupId=own,
             IpPermissions=[
                 {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": own}]},
-                {**ssh, "IpRanges": [{"CidrIp": ssh_from, "Description": "who made it"}]},
+                {**ssh, "IpRanges": [{"CidrIp": cidr} for cidr in ssh_from]},
             ],
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 
+from tests.clusters import moto_server
 from tests.clusters.namespaces import GATEWAY, Host, Sandbox
 
 URL = f"http://{GATEWAY}:5000"
@@ -32,13 +33,15 @@ class Ec2:
     def __init__(self, sandbox: Sandbox, host_variables: Mapping[str, str]) -> None:
         self.hosts: dict[str, Host] = {}
         self.error: Exception | None = None
+        # While this file is there, no spot instance is to be had.
+        self.spot_shortage = sandbox.folder / "spot_shortage"
         self._sandbox = sandbox
         self._host_variables = host_variables
         self._stop = threading.Event()
 
     def __enter__(self) -> Ec2:
         self._sandbox.start(
-            [sys.executable, "-m", "moto.server", "-H", GATEWAY, "-p", "5000"],
+            [sys.executable, moto_server.__file__, GATEWAY, "5000", str(self.spot_shortage)],
             self._sandbox.folder / "moto.log",
             {**os.environ, **VARIABLES},
         )

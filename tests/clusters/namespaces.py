@@ -22,6 +22,7 @@ from types import TracebackType
 TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "sudo")
 # Of the sandbox itself, as its hosts see it.
 GATEWAY = "10.77.0.1"
+_NEW_NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
 _CLONE_NEWNET = 0x40000000
 # Where Debian has sshd and ip, which a user's PATH leaves out.
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -34,7 +35,7 @@ def missing() -> str | None:
     absent = [tool for tool in TOOLS if shutil.which(tool, path=_PATH) is None]
     if absent:
         return f"needs {', '.join(absent)}: apt-get install iproute2 openssh-server rsync sudo"
-    tried = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], check=False)
+    tried = subprocess.run([*_NEW_NAMESPACES, "true"], check=False)
     return None if tried.returncode == 0 else "namespaces are not permitted here"
 
 
@@ -49,7 +50,7 @@ class Sandbox:
         # The first process of the tree reads from a pipe that only this process can write to. When
         # this one is gone, it ends, and the kernel ends the tree with it.
         self._keeper = subprocess.Popen(
-            ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "cat"],
+            [*_NEW_NAMESPACES, "cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
@@ -150,8 +151,7 @@ class Host:
             folder.mkdir(parents=True)
         self._write_files(authorized_keys, variables)
         self._process = sandbox.start(
-            ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
-            + ["bash", "-euc", self._boot()],
+            [*_NEW_NAMESPACES, "bash", "-euc", self._boot()],
             self.folder / "sshd.log",
         )
         self._first = _descendant(self._process.pid, "bash")
@@ -179,6 +179,11 @@ class Host:
             timeout=timeout_s,
             check=False,
         )
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self._process.poll() is not None
 
     def end(self) -> None:
         """Cut its power."""
