@@ -70,7 +70,7 @@ class Account:
         self._bucket = bucket
         self._head, self._worker = (
             cluster["available_node_types"][kind]["node_config"]["IamInstanceProfile"]["Name"]
-            for kind in ("head", "gpu_spot")
+            for kind in ("head", "gpu")
         )
         self._ec2 = boto3.client("ec2", self._region)
         self._iam = boto3.client("iam")

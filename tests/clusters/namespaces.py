@@ -159,6 +159,8 @@ class Host:
         ip(f"link set {name} master hosts up")
         for address in self.addresses:
             ip(f"route add {address}/32 dev hosts")
+        # The boot script ends by becoming it.
+        _descendant(self._process.pid, "sshd")
 
     def run(self, script: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a bash script on the host, as its user does who is logged in."""

@@ -19,7 +19,10 @@ import pytest
 import yaml
 from botocore.model import ListShape, Shape, StructureShape
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.providers import _NODE_PROVIDERS
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from conr_ray.scaling.spot import SpotThenOnDemand
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
@@ -85,12 +88,23 @@ def local_aws() -> Iterator[None]:
             yield
 
 
+def aws_provider(cluster: Mapping[str, Any]) -> type[AWSNodeProvider] | None:
+    """The class that starts the instances, where they are AWS's."""
+    provider = cluster["provider"]
+    if provider["type"] not in ("aws", "external"):
+        return None
+    found = _NODE_PROVIDERS[provider["type"]](provider)
+    assert issubclass(found, AWSNodeProvider)
+    return found
+
+
 def check_ray_accepts(cluster: dict[str, Any]) -> None:
     """Ray's own schema and rules. For AWS, with what Ray looks up about the instance types."""
     cluster = prepare_config(copy.deepcopy(cluster))
-    if cluster["provider"]["type"] == "aws":
+    provider = aws_provider(cluster)
+    if provider is not None:
         with local_aws():
-            cluster = AWSNodeProvider.fillout_available_node_types_resources(cluster)
+            cluster = provider.fillout_available_node_types_resources(cluster)
     validate_config(cluster)
 
 
@@ -144,15 +158,12 @@ def check_aws_rights(cluster: dict[str, Any]) -> None:
     assert cluster["provider"]["security_group"]["GroupName"] == "conr-ray"
 
 
-def check_fallback(cluster: dict[str, Any]) -> None:
-    """Spot and on-demand differ in nothing that a task may ask for, and spot is tried first."""
-    names = sorted(cluster["available_node_types"], reverse=True)
-    assert names == ["head", "gpu_spot", "gpu_on_demand"], "the autoscaler tries them in this order"
-    spot, on_demand = (cluster["available_node_types"][name] for name in names[1:])
-    assert any("RAY_enable_autoscaler_v2=0" in c for c in cluster["head_start_ray_commands"])
-    assert spot.get("resources") == on_demand.get("resources")
-    for field in ("InstanceType", "machineType"):
-        assert spot["node_config"].get(field) == on_demand["node_config"].get(field)
+def check_aws_market(cluster: dict[str, Any]) -> None:
+    """Workers are spot, the head is not, and the provider knows what to do without spot."""
+    configs = node_configs(cluster)
+    spot = {name for name, config in configs.items() if "InstanceMarketOptions" in config}
+    assert spot == set(configs) - {cluster["head_node_type"]}
+    assert aws_provider(cluster) is SpotThenOnDemand
 
 
 def check_gcp(cluster: dict[str, Any]) -> None:
@@ -291,7 +302,9 @@ def test_ray_up_files(name: str, check: Callable[[dict[str, Any]], None]) -> Non
     check(load(name))
 
 
-@pytest.mark.parametrize("check", [check_aws_parameters, check_aws_region, check_aws_rights])
+@pytest.mark.parametrize(
+    "check", [check_aws_parameters, check_aws_region, check_aws_rights, check_aws_market]
+)
 def test_aws(check: Callable[[dict[str, Any]], None]) -> None:
     check(load("aws.yaml"))
 
@@ -302,17 +315,12 @@ def test_aws_with_the_commented_blocks() -> None:
     assert block
     uncommented = re.sub(r"(?m)^( +)# ", r"\1", block.group())
     cluster = yaml.safe_load(text.replace(block.group(), uncommented))
-    assert cluster["available_node_types"]["gpu_spot"]["node_config"]["NetworkInterfaces"]
+    assert cluster["available_node_types"]["gpu"]["node_config"]["NetworkInterfaces"]
     check_aws_parameters(cluster)
 
 
 def test_gcp() -> None:
     check_gcp(load("gcp.yaml"))
-
-
-@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
-def test_spot_before_on_demand(name: str) -> None:
-    check_fallback(load(name))
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
@@ -366,6 +374,7 @@ def _with(name: str, *path: str, value: Any) -> dict[str, Any]:
     return cluster
 
 
+_GPU = ("available_node_types", "gpu")
 _SPOT = ("available_node_types", "gpu_spot")
 
 
@@ -374,22 +383,22 @@ _SPOT = ("available_node_types", "gpu_spot")
     [
         (check_ray_accepts, _with("aws.yaml", "idle_timeout", value=10)),
         (check_ray_accepts, _with("aws.yaml", "head_node_type", value="haed")),
-        (check_ray_accepts, _with("aws.yaml", *_SPOT, "node_config", "InstanceType", value="g5.x")),
+        (check_ray_accepts, _with("aws.yaml", *_GPU, "node_config", "InstanceType", value="g5.x")),
         (check_ray_accepts, _with("gcp.yaml", *_SPOT, "resources", value={"GPU": "one"})),
-        (check_aws_parameters, _with("aws.yaml", *_SPOT, "node_config", "ImageID", value="ami-0")),
+        (check_aws_parameters, _with("aws.yaml", *_GPU, "node_config", "ImageID", value="ami-0")),
         (
             check_aws_parameters,
-            _with("aws.yaml", *_SPOT, "node_config", "InstanceMarketOptions", "Type", value="spot"),
+            _with("aws.yaml", *_GPU, "node_config", "InstanceMarketOptions", "Type", value="spot"),
         ),
         (
             check_aws_parameters,
             _with(
-                "aws.yaml", *_SPOT, "node_config", "MetadataOptions", "HttpTokens", value="needed"
+                "aws.yaml", *_GPU, "node_config", "MetadataOptions", "HttpTokens", value="needed"
             ),
         ),
         (check_aws_region, _with("aws.yaml", "provider", "region", value="us-west-9")),
         (check_aws_region, _with("aws.yaml", "provider", "region", value="us-east-1")),
-        (check_aws_region, _with("aws.yaml", *_SPOT, "node_config", "ImageId", value="latest")),
+        (check_aws_region, _with("aws.yaml", *_GPU, "node_config", "ImageId", value="latest")),
         (
             check_aws_region,
             _with("aws.yaml", "provider", "availability_zone", value="us-west-2a,us-west-2b"),

@@ -65,7 +65,7 @@ def _for_here(cluster: dict[str, Any]) -> dict[str, Any]:
 
     - An idle node goes after half a minute, not ten.
     - Each node says that it has one core: three share those of this machine. So the two workers of
-      a trial are never on one node. The GPUs are what AWS says of the instance type; there are none.
+      a trial are never on one node. Its GPUs are AWS's word for the type; there are none.
     - Nodes find the packages of this test's environment, of which there is no second copy: the
       package itself is installed for real.
     """
@@ -129,6 +129,7 @@ class Caller:
             **VARIABLES,
             "HOME": str(self.home),
             "PATH": path,
+            "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
             "RAY_UP_enable_autoscaler_v2": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -212,7 +213,7 @@ def test_demand_brings_two_spot_workers_with_this_checkout(caller: Caller) -> No
     caller.demand(num_gpus=2)
     paths = _until(lambda: _package_on_gpus(caller, 2), timeout_s=300)
     print(f"two workers: {time.monotonic() - began:.0f} s")
-    workers = {name: host for name, host in caller.nodes().items() if "gpu_spot" in name}
+    workers = {name: host for name, host in caller.nodes().items() if name.startswith("gpu ")}
     assert len(workers) == 2, caller.nodes()
     homes = {str(host.home) for host in workers.values()}
     assert {path.partition("/conr_ray/.venv/")[0] for path in paths} == homes
@@ -220,6 +221,7 @@ def test_demand_brings_two_spot_workers_with_this_checkout(caller: Caller) -> No
     for name in workers:
         instance = instances[name.split()[1]]
         assert instance["InstanceType"] == "g5.xlarge"
+        assert instance["InstanceLifecycle"] == "spot"
         assert instance["Placement"]["AvailabilityZone"] == "us-west-2a"
         assert instance["IamInstanceProfile"]["Arn"].endswith("/conr-ray-worker")
 
@@ -337,7 +339,9 @@ def test_without_spot_capacity_an_on_demand_worker_comes(caller: Caller) -> None
     caller.demand(num_gpus=1)
     _until(lambda: _package_on_gpus(caller, 1), timeout_s=300)
     print(f"on-demand worker: {time.monotonic() - began:.0f} s")
-    assert sorted(name.split()[0] for name in caller.nodes()) == ["gpu_on_demand", "head"]
+    running = [i for i in caller.ec2.instances() if i["State"]["Name"] == "running"]
+    assert sorted(i["InstanceType"] for i in running) == ["g5.xlarge", "m6i.xlarge"]
+    assert not any("InstanceLifecycle" in instance for instance in running)
 
 
 def test_down_leaves_nothing(caller: Caller) -> None:
