@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "sudo")
+# Who may log in to a host.
+USERS = ("ubuntu", "conr")
 # Of the sandbox itself, as its hosts see it.
 GATEWAY = "10.77.0.1"
 _NEW_NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
@@ -118,7 +120,7 @@ class Sandbox:
 
         Args:
             addresses: the first is where its own connections come from.
-            authorized_keys: who may log in, as the user ubuntu.
+            authorized_keys: public keys with which USERS may log in.
             variables: environment of whoever logs in.
         """
         self._num_hosts += 1
@@ -131,7 +133,7 @@ class Sandbox:
 class Host:
     """A machine of the sandbox. It shares the file system but for the places named above.
 
-    Its user ubuntu is root: only root may mount, and no user is added to this machine.
+    Its users are root by another name: only root may mount, and no user is added to this machine.
     """
 
     def __init__(
@@ -199,13 +201,14 @@ class Host:
         exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
         (self.home / ".bashrc").write_text(exports)
         (self.folder / "authorized_keys").write_text(authorized_keys)
-        user = f"ubuntu:x:0:0::{self.home}:/bin/bash\n"
-        (self.folder / "passwd").write_text(user + Path("/etc/passwd").read_text())
-        # sudo asks whether the account is valid. As in a cloud's image it has no password, and may
-        # do anything.
-        (self.folder / "shadow").write_text("root:*:20000::::::\nubuntu:*:20000::::::\n")
+        users = "".join(f"{name}:x:0:0::{self.home}:/bin/bash\n" for name in USERS)
+        (self.folder / "passwd").write_text(users + Path("/etc/passwd").read_text())
+        # sudo asks whether the account is valid. As in a cloud image, it has no password and may do
+        # anything.
+        names = ("root", *USERS)
+        (self.folder / "shadow").write_text("".join(f"{name}:*:20000::::::\n" for name in names))
         sudoers = self.folder / "sudoers"
-        sudoers.write_text("ubuntu ALL=(ALL) NOPASSWD: ALL\n")
+        sudoers.write_text("".join(f"{name} ALL=(ALL) NOPASSWD: ALL\n" for name in USERS))
         sudoers.chmod(0o440)
         key = self.folder / "host_key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)

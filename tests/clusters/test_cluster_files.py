@@ -93,7 +93,7 @@ def aws_provider(cluster: Mapping[str, Any]) -> type[AWSNodeProvider] | None:
     provider = cluster["provider"]
     if provider["type"] not in ("aws", "external"):
         return None
-    found = _NODE_PROVIDERS[provider["type"]](provider)
+    found: type[AWSNodeProvider] = _NODE_PROVIDERS[provider["type"]](provider)
     assert issubclass(found, AWSNodeProvider)
     return found
 

@@ -1,32 +1,37 @@
 """clusters/aws.yaml, really brought up: moto is AWS, and each instance a host with an SSH server.
 
 The steps of docs/clusters.md, in its order and with its commands. What is not as shipped stands in
-`_for_here` and `_host_variables`, and nowhere else.
+`_for_here` and in caller.py, and nowhere else.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import shlex
-import site
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 import yaml
 
 from tests.clusters import namespaces
+from tests.clusters.caller import (
+    ROOT,
+    Caller,
+    host_variables,
+    until,
+    with_packages_of_the_test,
+)
 from tests.clusters.ec2 import VARIABLES, Ec2
 from tests.clusters.namespaces import GATEWAY, Host, Sandbox
 from tests.tiny_runs import TINY, as_settings
@@ -37,8 +42,6 @@ pytestmark = [
     pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing())),
 ]
 
-_T = TypeVar("_T")
-ROOT = Path(__file__).parents[2]
 BUCKET = "conr-ray-test"
 WANDB_KEY = secrets.token_hex(20)
 # The search that is submitted: each trial on two nodes, results to S3.
@@ -66,93 +69,25 @@ def _for_here(cluster: dict[str, Any]) -> dict[str, Any]:
     - An idle node goes after half a minute, not ten.
     - Each node says that it has one core: three share those of this machine. So the two workers of
       a trial are never on one node. Its GPUs are AWS's word for the type; there are none.
-    - Nodes find the packages of this test's environment, of which there is no second copy: the
-      package itself is installed for real.
+    - Nodes find the packages of this test's environment.
     """
     cluster["idle_timeout_minutes"] = 0.5
     for kind in cluster["available_node_types"].values():
         kind["resources"] = {"CPU": 1}
-    [after] = [
-        n for n, c in enumerate(cluster["setup_commands"]) if "-m venv" in c and "apt" not in c
-    ]
-    cluster["setup_commands"].insert(after + 1, _link_packages())
-    return cluster
-
-
-def _link_packages() -> str:
-    """A shell command that lets the environment of a node import what this one has."""
-    packages = [path for path in site.getsitepackages() if path.endswith("site-packages")]
-    # First, since the setuptools of a new environment may be too old. Plain lines would come last.
-    path = f"import sys; sys.path[1:1] = {packages}"
-    ray = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
-    return (
-        "cd ~/conr_ray/.venv && "
-        f"echo {shlex.quote(path)} > $(echo lib/python3*/site-packages)/of_the_test.pth && "
-        f"(echo '#!'$PWD/bin/python; echo {shlex.quote(ray)}) > bin/ray && chmod +x bin/ray"
-    )
-
-
-def _host_variables(folder: Path) -> dict[str, str]:
-    """The environment of a host.
-
-    - Moto's address and keys; on AWS the role of the instance brings keys.
-    - `python3` is the one that this environment was made with.
-    - pip has no registry, and builds with this environment's setuptools.
-    """
-    binaries = folder / "bin"
-    binaries.mkdir()
-    (binaries / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (binaries / "python3").chmod(0o755)
-    return {
-        **VARIABLES,
-        "PATH": f"{binaries}:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    return with_packages_of_the_test(cluster)
 
 
 @dataclass
-class Caller:
-    """Who brings the cluster up: in the sandbox, at the gateway's address."""
+class AwsCaller(Caller):
+    """Who has an account at moto."""
 
-    sandbox: Sandbox
-    home: Path
     ec2: Ec2
-    file: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-        # RAY_UP_...: as Ray has it by default, without a note about it.
-        return {
-            **VARIABLES,
-            "HOME": str(self.home),
-            "PATH": path,
-            "PYTHONPATH": str(ROOT),
-            "RAY_AUTH_MODE": "token",
-            "RAY_UP_enable_autoscaler_v2": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "WANDB_API_KEY": WANDB_KEY,
-        }
-
-    def run(self, *command: str, timeout_s: float = 120) -> str:
-        """A command in the root of the checkout."""
-        return self.sandbox.run(command, self.env, ROOT, timeout_s)
-
-    def on_head(self, command: str, timeout_s: float = 120) -> str:
-        """`ray exec`; gives what the command printed."""
-        return self.run(
-            "ray", "exec", "--no-config-cache", str(self.file), command, timeout_s=timeout_s
-        )
 
     def demand(self, num_gpus: int) -> None:
         """Ask the autoscaler for nodes with that many GPUs, from now on."""
-        self.on_head(
-            _python(
-                "import ray; from ray.autoscaler.sdk import request_resources; ray.init('auto'); "
-                f"request_resources(bundles=[{{'GPU': 1}}] * {num_gpus})"
-            )
+        self.python_on_head(
+            "import ray; from ray.autoscaler.sdk import request_resources; ray.init('auto'); "
+            f"request_resources(bundles=[{{'GPU': 1}}] * {num_gpus})"
         )
 
     def nodes(self) -> dict[str, Host]:
@@ -171,27 +106,28 @@ class Caller:
 
 
 @pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsCaller]:
     folder = tmp_path_factory.mktemp("aws")
     cluster = _for_here(yaml.safe_load((ROOT / "clusters" / "aws.yaml").read_text()))
     file = folder / "aws.yaml"
     file.write_text(yaml.safe_dump(cluster, sort_keys=False))
     home = folder / "caller"
     home.mkdir()
-    with Sandbox(folder) as sandbox, Ec2(sandbox, _host_variables(folder)) as ec2:
-        caller = Caller(sandbox, home, ec2, file)
+    # The hosts have moto's address and keys; on AWS the role of an instance brings keys.
+    with Sandbox(folder) as sandbox, Ec2(sandbox, host_variables(folder, VARIABLES)) as ec2:
+        caller = AwsCaller(sandbox, home, file, VARIABLES, ec2)
         account = str(ROOT / "clusters" / "aws_account.py")
         began = time.monotonic()
-        print(caller.run("python", account, "--bucket", BUCKET, "--ssh-from", f"{GATEWAY}/32"))
+        caller.run("python", account, "--bucket", BUCKET, "--ssh-from", f"{GATEWAY}/32")
         caller.run("ray", "get-auth-token", "--generate")
         print(f"account: {time.monotonic() - began:.0f} s")
         began = time.monotonic()
-        print(caller.run("ray", "up", "-y", "--no-config-cache", str(file), timeout_s=400))
+        caller.ray("up", "-y", timeout_s=400)
         print(f"ray up: {time.monotonic() - began:.0f} s")
         yield caller
 
 
-def test_only_the_caller_may_use_ssh(caller: Caller) -> None:
+def test_only_the_caller_may_use_ssh(caller: AwsCaller) -> None:
     groups = caller.ec2.client("ec2").describe_security_groups(GroupNames=["conr-ray"])
     [group] = groups["SecurityGroups"]
     ssh, own = sorted(
@@ -203,15 +139,15 @@ def test_only_the_caller_may_use_ssh(caller: Caller) -> None:
     assert [pair["GroupId"] for pair in own["UserIdGroupPairs"]] == [group["GroupId"]]
 
 
-def test_the_head_has_this_checkout(caller: Caller) -> None:
-    printed = caller.on_head(_python("import conr_ray; print('at', conr_ray.__file__)"))
+def test_the_head_has_this_checkout(caller: AwsCaller) -> None:
+    printed = caller.python_on_head("import conr_ray; print('at', conr_ray.__file__)")
     assert f"at {caller.head().home}/conr_ray/.venv/lib" in printed
 
 
-def test_demand_brings_two_spot_workers_with_this_checkout(caller: Caller) -> None:
+def test_demand_brings_two_spot_workers_with_this_checkout(caller: AwsCaller) -> None:
     began = time.monotonic()
     caller.demand(num_gpus=2)
-    paths = _until(lambda: _package_on_gpus(caller, 2), timeout_s=300)
+    paths = until(lambda: caller.packages("GPU", 2), timeout_s=300)
     print(f"two workers: {time.monotonic() - began:.0f} s")
     workers = {name: host for name, host in caller.nodes().items() if name.startswith("gpu ")}
     assert len(workers) == 2, caller.nodes()
@@ -227,7 +163,7 @@ def test_demand_brings_two_spot_workers_with_this_checkout(caller: Caller) -> No
 
 
 @pytest.fixture(scope="module")
-def job_api(caller: Caller) -> Iterator[str]:
+def job_api(caller: AwsCaller) -> Iterator[str]:
     """`ray dashboard` in the background: the head's job API on the caller's localhost."""
     log = caller.sandbox.folder / "dashboard.log"
     command = ["ray", "dashboard", "--no-config-cache", str(caller.file)]
@@ -243,13 +179,13 @@ def job_api(caller: Caller) -> Iterator[str]:
             return False
         return True
 
-    _until(answers, timeout_s=60)
+    until(answers, timeout_s=60)
     yield url
     process.terminate()
     process.wait()
 
 
-def test_a_key_of_wandb_reaches_the_job_and_no_file(caller: Caller, job_api: str) -> None:
+def test_a_key_of_wandb_reaches_the_job_and_no_file(caller: AwsCaller, job_api: str) -> None:
     # A job begins in the home of the node's user, from where the docs name the search spaces.
     space = "conr_ray/search_spaces/cifar10.yaml"
     code = f"import os; print(len(os.environ['WANDB_API_KEY']), os.path.exists('{space}'))"
@@ -262,7 +198,7 @@ def test_a_key_of_wandb_reaches_the_job_and_no_file(caller: Caller, job_api: str
     assert found.stdout == ""
 
 
-def test_a_run_ends_with_its_results_in_s3(caller: Caller, job_api: str) -> None:
+def test_a_run_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
     began = time.monotonic()
     _submit(caller, job_api, RUN)
     print(f"run: {time.monotonic() - began:.0f} s")
@@ -270,8 +206,8 @@ def test_a_run_ends_with_its_results_in_s3(caller: Caller, job_api: str) -> None
     assert metrics.num_rows == TINY["schedule.epochs"]
 
 
-def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: Caller, job_api: str) -> None:
-    if "--address" not in caller.on_head("python -m conr_ray.tune --help"):
+def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
+    if "--address" not in caller.ray("exec", "python -m conr_ray.tune --help"):
         pytest.skip("conr_ray.tune has no --address yet")
     folder = caller.sandbox.folder / "space"
     folder.mkdir()
@@ -285,7 +221,7 @@ def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: Caller, job_a
     assert best["data"]["limit"] == TINY["data.limit"]
 
 
-def test_strangers_are_refused(caller: Caller) -> None:
+def test_strangers_are_refused(caller: AwsCaller) -> None:
     """From a host beside the cluster, and from the head itself for what listens only there."""
     head = caller.head()
     address = head.addresses[0]
@@ -325,29 +261,29 @@ def test_strangers_are_refused(caller: Caller) -> None:
     stranger.end()
 
 
-def test_idle_workers_are_taken_down(caller: Caller) -> None:
+def test_idle_workers_are_taken_down(caller: AwsCaller) -> None:
     began = time.monotonic()
     caller.demand(num_gpus=0)
-    _until(lambda: len(caller.nodes()) == 1, timeout_s=240)
+    until(lambda: len(caller.nodes()) == 1, timeout_s=240)
     print(f"idle workers gone: {time.monotonic() - began:.0f} s")
     assert next(iter(caller.nodes())).startswith("head ")
 
 
-def test_without_spot_capacity_an_on_demand_worker_comes(caller: Caller) -> None:
+def test_without_spot_capacity_an_on_demand_worker_comes(caller: AwsCaller) -> None:
     caller.ec2.spot_shortage.touch()
     began = time.monotonic()
     caller.demand(num_gpus=1)
-    _until(lambda: _package_on_gpus(caller, 1), timeout_s=300)
+    until(lambda: caller.packages("GPU", 1), timeout_s=300)
     print(f"on-demand worker: {time.monotonic() - began:.0f} s")
     running = [i for i in caller.ec2.instances() if i["State"]["Name"] == "running"]
     assert sorted(i["InstanceType"] for i in running) == ["g5.xlarge", "m6i.xlarge"]
     assert not any("InstanceLifecycle" in instance for instance in running)
 
 
-def test_down_leaves_nothing(caller: Caller) -> None:
-    caller.run("ray", "down", "-y", str(caller.file))
+def test_down_leaves_nothing(caller: AwsCaller) -> None:
+    caller.ray("down", "-y")
     assert caller.nodes() == {}
-    _until(lambda: all(host.ended for host in caller.ec2.hosts.values()), timeout_s=10)
+    until(lambda: all(host.ended for host in caller.ec2.hosts.values()), timeout_s=10)
     volumes = caller.ec2.client("ec2").describe_volumes()["Volumes"]
     assert volumes == []
     assert caller.ec2.error is None
@@ -367,31 +303,8 @@ ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(
 """
 
 
-def _python(code: str) -> str:
-    """A shell command that runs `code`."""
-    return f"python -c {shlex.quote(code)}"
-
-
-def _package_on_gpus(caller: Caller, num_gpus: int) -> list[str]:
-    """Where each GPU's node has the package; empty until the cluster has that many."""
-    code = f"""
-import json, time, ray
-ray.init("auto")
-@ray.remote(num_gpus=1, scheduling_strategy="SPREAD")
-def where():
-    import conr_ray
-    time.sleep(2)
-    return conr_ray.__file__
-there = ray.cluster_resources().get("GPU", 0) == {num_gpus}
-print("found:" + json.dumps(ray.get([where.remote() for _ in range({num_gpus} * there)])))
-"""
-    printed = caller.on_head(_python(code)).split("\n")
-    [line] = [line for line in printed if line.startswith("found:")]
-    return list(json.loads(line.removeprefix("found:")))
-
-
 def _submit(
-    caller: Caller, job_api: str, command: list[str], working_directory: Path | None = None
+    caller: AwsCaller, job_api: str, command: list[str], working_directory: Path | None = None
 ) -> str:
     """Submit a job as the docs do, and follow it to its end; gives what it printed."""
     environment = {"env_vars": {"WANDB_API_KEY": WANDB_KEY, "WANDB_MODE": "offline"}}
@@ -401,15 +314,6 @@ def _submit(
     return caller.run("ray", "job", "submit", *options, "--", *command, timeout_s=400)
 
 
-def _stored(caller: Caller, key: str) -> bytes:
+def _stored(caller: AwsCaller, key: str) -> bytes:
     """What is in the bucket."""
     return bytes(caller.ec2.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read())
-
-
-def _until(ask: Callable[[], _T], timeout_s: float) -> _T:
-    """The first true answer."""
-    deadline = time.monotonic() + timeout_s
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(1)
-    return answer
