@@ -94,25 +94,26 @@ class Caller:
         cache = ("--no-config-cache",) if verb in ("up", "exec") else ()
         return self.run("ray", verb, *cache, str(self.file), *arguments, timeout_s=timeout_s)
 
-    def python_on_head(self, code: str) -> str:
+    def python_on_head(self, code: str, timeout_s: float = 120) -> str:
         """Gives what it printed."""
-        return self.ray("exec", f"python -c {shlex.quote(code)}")
+        return self.ray("exec", f"python -c {shlex.quote(code)}", timeout_s=timeout_s)
 
-    def packages(self, resource: str, count: int) -> list[str]:
-        """Where each node with a resource has the package; none until `count` nodes have it."""
+    def packages(self, resource: str, num_nodes: int, timeout_s: float) -> list[str]:
+        """Where `num_nodes` nodes with a resource have the package; waits for them, as tasks do."""
         code = f"""
 import json, ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as In
 ray.init("auto")
 @ray.remote(num_cpus=0)
 def where():
     import conr_ray
     return conr_ray.__file__
-nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("{resource}")]
-asked = [where.options(scheduling_strategy=On(node, soft=False)).remote() for node in nodes]
-print("found:" + json.dumps(ray.get(asked) if len(nodes) == {count} else []))
+group = ray.util.placement_group([{{"{resource}": 1}}] * {num_nodes}, strategy="STRICT_SPREAD")
+ray.get(group.ready(), timeout={timeout_s})
+asked = [where.options(scheduling_strategy=In(group, n)).remote() for n in range({num_nodes})]
+print("found:" + json.dumps(ray.get(asked)))
 """
-        printed = self.python_on_head(code).split("\n")
+        printed = self.python_on_head(code, timeout_s + 60).split("\n")
         [line] = [line for line in printed if line.startswith("found:")]
         return list(json.loads(line.removeprefix("found:")))
 

@@ -1,8 +1,8 @@
 """Linux namespaces for tests: a network with hosts of its own that nothing leaves, and that ends.
 
 Sandbox     a network without a way out, a process tree and a view of mounts
-Host        inside a sandbox: an address, a process tree, a home, /dev/shm and /tmp/ray of its own,
-            and an SSH server
+Host        inside a sandbox: a name, addresses, processes, a home, /dev/shm and /tmp/ray of its
+            own, and an SSH server
 
 All processes of a sandbox end with the process that made it, however that ends.
 """
@@ -24,7 +24,7 @@ TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsyn
 USERS = ("ubuntu", "conr")
 # Of the sandbox itself, as its hosts see it.
 GATEWAY = "10.77.0.1"
-_NEW_NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
+_NEW_NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc"]
 _CLONE_NEWNET = 0x40000000
 # Where Debian has sshd and ip, which a user's PATH leaves out.
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -201,6 +201,9 @@ class Host:
         exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
         (self.home / ".bashrc").write_text(exports)
         (self.folder / "authorized_keys").write_text(authorized_keys)
+        # As in a cloud, a name means an address that others reach: gloo tells them its own.
+        hosts = f"127.0.0.1 localhost\n{self.addresses[0]} {self.name}\n"
+        (self.folder / "hosts").write_text(hosts)
         users = "".join(f"{name}:x:0:0::{self.home}:/bin/bash\n" for name in USERS)
         (self.folder / "passwd").write_text(users + Path("/etc/passwd").read_text())
         # sudo asks whether the account is valid. As in a cloud image, it has no password and may do
@@ -229,6 +232,8 @@ class Host:
             export PATH={_PATH}
             mkdir -p /tmp/ray /run/sshd
             mount --bind {self.ray} /tmp/ray
+            hostname {self.name}
+            mount --bind {self.folder}/hosts /etc/hosts
             mount --bind {self.folder}/passwd /etc/passwd
             mount --bind {self.folder}/shadow /etc/shadow
             mount --bind {self.folder}/sudoers /etc/sudoers
@@ -266,7 +271,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _enter_command(pid: int) -> list[str]:
-    return ["nsenter", f"--target={pid}", "--net", "--pid", "--mount"]
+    return ["nsenter", f"--target={pid}", "--net", "--pid", "--mount", "--uts"]
 
 
 def _enter_network(descriptor: int) -> None:

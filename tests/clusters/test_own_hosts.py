@@ -14,7 +14,6 @@ from tests.clusters.caller import (
     ROOT,
     Caller,
     host_variables,
-    until,
     with_packages_of_the_test,
 )
 from tests.clusters.namespaces import Sandbox
@@ -41,7 +40,7 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         caller.run("ray", "get-auth-token", "--generate")
         began = time.monotonic()
         caller.ray("up", "-y", timeout_s=400)
-        paths = until(lambda: caller.packages("CPU", len(hosts)), timeout_s=300)
+        paths = caller.packages("CPU", len(hosts), timeout_s=300)
         print(f"all hosts: {time.monotonic() - began:.0f} s")
         homes = {path.partition("/conr_ray/.venv/")[0] for path in paths}
         assert homes == {str(host.home) for host in hosts}

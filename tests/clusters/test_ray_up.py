@@ -83,13 +83,6 @@ class AwsCaller(Caller):
 
     ec2: Ec2
 
-    def demand(self, num_gpus: int) -> None:
-        """Ask the autoscaler for nodes with that many GPUs, from now on."""
-        self.python_on_head(
-            "import ray; from ray.autoscaler.sdk import request_resources; ray.init('auto'); "
-            f"request_resources(bundles=[{{'GPU': 1}}] * {num_gpus})"
-        )
-
     def nodes(self) -> dict[str, Host]:
         """The host of each node that runs, by the name of its type and its instance's id."""
         named = {}
@@ -146,8 +139,7 @@ def test_the_head_has_this_checkout(caller: AwsCaller) -> None:
 
 def test_demand_brings_two_spot_workers_with_this_checkout(caller: AwsCaller) -> None:
     began = time.monotonic()
-    caller.demand(num_gpus=2)
-    paths = until(lambda: caller.packages("GPU", 2), timeout_s=300)
+    paths = caller.packages("GPU", 2, timeout_s=300)
     print(f"two workers: {time.monotonic() - began:.0f} s")
     workers = {name: host for name, host in caller.nodes().items() if name.startswith("gpu ")}
     assert len(workers) == 2, caller.nodes()
@@ -263,7 +255,6 @@ def test_strangers_are_refused(caller: AwsCaller) -> None:
 
 def test_idle_workers_are_taken_down(caller: AwsCaller) -> None:
     began = time.monotonic()
-    caller.demand(num_gpus=0)
     until(lambda: len(caller.nodes()) == 1, timeout_s=240)
     print(f"idle workers gone: {time.monotonic() - began:.0f} s")
     assert next(iter(caller.nodes())).startswith("head ")
@@ -272,8 +263,7 @@ def test_idle_workers_are_taken_down(caller: AwsCaller) -> None:
 def test_without_spot_capacity_an_on_demand_worker_comes(caller: AwsCaller) -> None:
     caller.ec2.spot_shortage.touch()
     began = time.monotonic()
-    caller.demand(num_gpus=1)
-    until(lambda: caller.packages("GPU", 1), timeout_s=300)
+    caller.packages("GPU", 1, timeout_s=300)
     print(f"on-demand worker: {time.monotonic() - began:.0f} s")
     running = [i for i in caller.ec2.instances() if i["State"]["Name"] == "running"]
     assert sorted(i["InstanceType"] for i in running) == ["g5.xlarge", "m6i.xlarge"]
