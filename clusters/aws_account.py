@@ -1,0 +1,202 @@
+"""`python clusters/aws_account.py --bucket NAME`: what aws.yaml expects of an AWS account.
+
+A bucket that is closed to the public; the roles of head and workers with the two policies beside
+this file; a security group that lets SSH in from one address and the nodes talk among themselves.
+Called again it brings all of it up to date, such as after your address has changed. `--remove`
+removes all but the bucket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from botocore.exceptions import ClientError
+
+_HERE = Path(__file__).parent
+_TRUST = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "ec2.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+            }
+        ],
+    }
+)
+
+
+def main() -> None:
+    """Parse, then make or remove."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bucket", required=True, help="of searches and data; made if it is new")
+    parser.add_argument(
+        "--ssh-from",
+        nargs="+",
+        metavar="CIDR",
+        help="who may use SSH, such as 203.0.113.7/32 (your address alone)",
+    )
+    parser.add_argument("--remove", action="store_true", help="remove all but the bucket")
+    args = parser.parse_args()
+    cluster = yaml.safe_load((_HERE / "aws.yaml").read_text())
+    account = Account(cluster, args.bucket)
+    if args.remove:
+        account.remove()
+        print("removed; the bucket is still there: aws s3 rb --force s3://" + args.bucket)
+        return
+    sources = [str(ipaddress.ip_network(cidr)) for cidr in args.ssh_from or [_own_address()]]
+    account.make(sources)
+    print(
+        f"ready: s3://{args.bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml"
+    )
+
+
+class Account:
+    """The parts of an account that a cluster file names."""
+
+    def __init__(self, cluster: dict[str, Any], bucket: str) -> None:
+        self._name: str = cluster["cluster_name"]
+        self._region: str = cluster["provider"]["region"]
+        self._group_name: str = cluster["provider"]["security_group"]["GroupName"]
+        self._bucket = bucket
+        self._head, self._worker = (
+            cluster["available_node_types"][kind]["node_config"]["IamInstanceProfile"]["Name"]
+            for kind in ("head", "gpu")
+        )
+        self._ec2 = boto3.client("ec2", self._region)
+        self._iam = boto3.client("iam")
+        self._s3 = boto3.client("s3", self._region)
+
+    def make(self, ssh_from: Sequence[str]) -> None:
+        """Make what is missing, and set what is there to what it should be."""
+        self._make_bucket()
+        storage = {"storage": self._policy("aws-s3-policy.json")}
+        arn = self._make_role(self._worker, storage)
+        nodes = {"nodes": self._policy("aws-head-policy.json", WORKER_ROLE_ARN=arn)}
+        self._make_role(self._head, storage | nodes)
+        self._make_group(ssh_from)
+
+    def remove(self) -> None:
+        """Remove roles and security group, where they are."""
+        for role in (self._head, self._worker):
+            with _missing_is_fine():
+                self._iam.remove_role_from_instance_profile(InstanceProfileName=role, RoleName=role)
+            with _missing_is_fine():
+                self._iam.delete_instance_profile(InstanceProfileName=role)
+            with _missing_is_fine():
+                for name in self._iam.list_role_policies(RoleName=role)["PolicyNames"]:
+                    self._iam.delete_role_policy(RoleName=role, PolicyName=name)
+                self._iam.delete_role(RoleName=role)
+        group = self._group(self._default_vpc())
+        if group is not None:
+            self._ec2.delete_security_group(GroupId=group["GroupId"])
+
+    def _make_bucket(self) -> None:
+        where: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+        if self._region == "us-east-1":
+            where = {}
+        with _existing_is_fine():
+            self._s3.create_bucket(Bucket=self._bucket, **where)
+        closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy")
+        self._s3.put_public_access_block(
+            Bucket=self._bucket,
+            PublicAccessBlockConfiguration=dict.fromkeys((*closed, "RestrictPublicBuckets"), True),
+        )
+
+    def _policy(self, file: str, **values: str) -> str:
+        text = (_HERE / file).read_text()
+        known = {"BUCKET": self._bucket, "REGION": self._region, "CLUSTER": self._name}
+        for name, value in (known | values).items():
+            text = text.replace(name, value)
+        return text
+
+    def _make_role(self, role: str, policies: dict[str, str]) -> str:
+        """The role and the instance profile of the same name; gives the role's ARN."""
+        with _existing_is_fine():
+            self._iam.create_role(RoleName=role, AssumeRolePolicyDocument=_TRUST)
+        for name, document in policies.items():
+            self._iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=document)
+        with _existing_is_fine():
+            self._iam.create_instance_profile(InstanceProfileName=role)
+        profile = self._iam.get_instance_profile(InstanceProfileName=role)["InstanceProfile"]
+        if not profile["Roles"]:
+            self._iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        return str(self._iam.get_role(RoleName=role)["Role"]["Arn"])
+
+    def _make_group(self, ssh_from: Sequence[str]) -> None:
+        vpc = self._default_vpc()
+        group = self._group(vpc)
+        if group is None:
+            self._ec2.create_security_group(
+                GroupName=self._group_name, Description="Nodes of conr_ray", VpcId=vpc
+            )
+            group = self._group(vpc)
+            assert group is not None
+        own = group["GroupId"]
+        if group["IpPermissions"]:
+            self._ec2.revoke_security_group_ingress(
+                GroupId=own, IpPermissions=group["IpPermissions"]
+            )
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+        self._ec2.authorize_security_group_ingress(
+            GroupId=own,
+            IpPermissions=[
+                {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": own}]},
+                {**ssh, "IpRanges": [{"CidrIp": cidr} for cidr in ssh_from]},
+            ],
+        )
+
+    def _default_vpc(self) -> str:
+        found = self._ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])
+        if not found["Vpcs"]:
+            raise SystemExit(
+                f"error: {self._region} has no default VPC: aws ec2 create-default-vpc makes one"
+            )
+        return str(found["Vpcs"][0]["VpcId"])
+
+    def _group(self, vpc: str) -> dict[str, Any] | None:
+        filters = [
+            {"Name": "group-name", "Values": [self._group_name]},
+            {"Name": "vpc-id", "Values": [vpc]},
+        ]
+        found = self._ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
+        return dict(found[0]) if found else None
+
+
+class _Expected:
+    """Lets errors of the given codes pass."""
+
+    def __init__(self, *codes: str) -> None:
+        self._codes = codes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, ClientError) and error.response["Error"]["Code"] in self._codes
+
+
+def _existing_is_fine() -> _Expected:
+    return _Expected("EntityAlreadyExists", "BucketAlreadyOwnedByYou")
+
+
+def _missing_is_fine() -> _Expected:
+    return _Expected("NoSuchEntity")
+
+
+def _own_address() -> str:
+    with urllib.request.urlopen("https://checkip.amazonaws.com", timeout=10) as answer:
+        return str(answer.read().decode().strip())
+
+
+if __name__ == "__main__":
+    main()

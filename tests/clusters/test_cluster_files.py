@@ -1,0 +1,466 @@
+"""The cluster files, without a cloud: every check below is shown to fail on a broken copy."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.session
+import kubernetes_validate
+import moto
+import pytest
+import yaml
+from botocore.model import ListShape, Shape, StructureShape
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.providers import _NODE_PROVIDERS
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from conr_ray.scaling.spot import SpotThenOnDemand
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = ROOT / "clusters"
+RAY_UP = ("aws.yaml", "gcp.yaml", "onprem.yaml")
+KUBERNETES_VERSION = "1.31"
+# What KubeRay 1.5 documents of its two kinds, pod templates and the like left to Kubernetes' own
+# schema: no package of a registry holds the operator's.
+KUBERAY_FIELDS: dict[str, set[str]] = {
+    "RayCluster.spec": {
+        *(
+            "authOptions",
+            "autoscalerOptions",
+            "enableInTreeAutoscaling",
+            "gcsFaultToleranceOptions",
+        ),
+        *("headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend"),
+        "workerGroupSpecs",
+    },
+    "authOptions": {"mode"},
+    "autoscalerOptions": {
+        *("env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources"),
+        *("securityContext", "upscalingMode", "version", "volumeMounts"),
+    },
+    "headGroupSpec": {
+        *("enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType"),
+        "template",
+    },
+    "workerGroupSpecs": {
+        *("groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts"),
+        *("rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template"),
+    },
+    "RayJob.spec": {
+        *("activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy"),
+        *("entrypoint", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId"),
+        *("managedBy", "metadata", "preRunningDeadlineSeconds", "rayClusterSpec", "runtimeEnvYAML"),
+        *("shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate"),
+        *("suspend", "ttlSecondsAfterFinished"),
+    },
+    "submitterConfig": {"backoffLimit"},
+}
+# Ray's provider replaces it by one of them.
+RAY_NODE_CONFIG = {"SubnetIds"}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A file for `ray up`."""
+    return dict(yaml.safe_load((CLUSTERS / name).read_text()))
+
+
+def node_configs(cluster: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: kind["node_config"] for name, kind in cluster["available_node_types"].items()}
+
+
+# Checks. Each takes what is to be checked, and raises.
+
+
+@contextlib.contextmanager
+def local_aws() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        with moto.mock_aws():
+            yield
+
+
+def aws_provider(cluster: Mapping[str, Any]) -> type[AWSNodeProvider] | None:
+    """The class that starts the instances, where they are AWS's."""
+    provider = cluster["provider"]
+    if provider["type"] not in ("aws", "external"):
+        return None
+    found: type[AWSNodeProvider] = _NODE_PROVIDERS[provider["type"]](provider)
+    assert issubclass(found, AWSNodeProvider)
+    return found
+
+
+def check_ray_accepts(cluster: dict[str, Any]) -> None:
+    """Ray's own schema and rules. For AWS, with what Ray looks up about the instance types."""
+    cluster = prepare_config(copy.deepcopy(cluster))
+    provider = aws_provider(cluster)
+    if provider is not None:
+        with local_aws():
+            cluster = provider.fillout_available_node_types_resources(cluster)
+    validate_config(cluster)
+
+
+def check_aws_parameters(cluster: dict[str, Any]) -> None:
+    """Names and types of all that goes to EC2's RunInstances, which Ray hands on unread."""
+    model = botocore.session.get_session().get_service_model("ec2")
+    shape = model.operation_model("RunInstances").input_shape
+    for name, config in node_configs(cluster).items():
+        known = {key: value for key, value in config.items() if key not in RAY_NODE_CONFIG}
+        check_shape(known, shape, name)
+
+
+def check_shape(value: Any, shape: Shape | None, path: str) -> None:
+    """`value` against a shape of botocore's service models."""
+    if isinstance(shape, StructureShape):
+        assert isinstance(value, dict), f"{path}: not a mapping"
+        for key, inner in value.items():
+            assert key in shape.members, f"{path}: {key} is unknown"
+            check_shape(inner, shape.members[key], f"{path}.{key}")
+    elif isinstance(shape, ListShape):
+        assert isinstance(value, list), f"{path}: not a list"
+        for inner in value:
+            check_shape(inner, shape.member, f"{path}[]")
+    else:
+        assert shape is not None
+        python = {"integer": int, "long": int, "boolean": bool, "string": str}[shape.type_name]
+        assert type(value) is python, f"{path}: {value!r} is no {shape.type_name}"
+        assert not getattr(shape, "enum", ()) or value in shape.enum, f"{path}: {value!r}"
+
+
+def check_aws_region(cluster: dict[str, Any]) -> None:
+    """The region exists, the zone is one of it, images are pinned by id, disks are gp3."""
+    region = cluster["provider"]["region"]
+    assert region in boto3.Session().get_available_regions("ec2"), region
+    assert re.fullmatch(rf"{region}[a-f]", cluster["provider"]["availability_zone"]), "one zone"
+    text = (CLUSTERS / "aws.yaml").read_text()
+    for name, config in node_configs(cluster).items():
+        image = config["ImageId"]
+        assert re.fullmatch(r"ami-[0-9a-f]{17}", image), f"{name}: {image}"
+        assert f"{region} {image}" in text, f"{name}: {image} is not the one of {region}"
+        for disk in config["BlockDeviceMappings"]:
+            assert disk["Ebs"]["VolumeType"] == "gp3", name
+
+
+def check_aws_rights(cluster: dict[str, Any]) -> None:
+    """Every node has a role of ours, and the security group is ours: Ray's are open."""
+    roles = {name: c["IamInstanceProfile"]["Name"] for name, c in node_configs(cluster).items()}
+    head = roles.pop(cluster["head_node_type"])
+    assert head == "conr-ray-head"
+    assert set(roles.values()) == {"conr-ray-worker"}
+    assert cluster["provider"]["security_group"]["GroupName"] == "conr-ray"
+
+
+def check_aws_market(cluster: dict[str, Any]) -> None:
+    """Workers are spot, the head is not, and the provider knows what to do without spot."""
+    configs = node_configs(cluster)
+    spot = {name for name, config in configs.items() if "InstanceMarketOptions" in config}
+    assert spot == set(configs) - {cluster["head_node_type"]}
+    assert aws_provider(cluster) is SpotThenOnDemand
+
+
+def check_gcp(cluster: dict[str, Any]) -> None:
+    """Forms of machine types, images and zones, and that all name one region."""
+    provider = cluster["provider"]
+    assert re.fullmatch(r"[a-z]+-[a-z]+\d", provider["region"])
+    zone = provider["availability_zone"]
+    assert re.fullmatch(rf"{provider['region']}-[a-f]", zone), zone
+    for name, config in node_configs(cluster).items():
+        assert re.fullmatch(r"[a-z]\d[a-z]?-[a-z]+-\d+", config["machineType"]), name
+        for disk in config["disks"]:
+            image = disk["initializeParams"]["sourceImage"]
+            assert "/family/" not in image, f"{name}: a family is not pinned"
+            assert re.fullmatch(r"projects/[\w-]+/global/images/[\w-]+-v\d{8}", image), name
+            assert disk["initializeParams"]["diskType"].startswith(f"zones/{zone}/"), name
+        for interface in config["networkInterfaces"]:
+            assert f"/regions/{provider['region']}/" in interface["subnetwork"], name
+        if name != cluster["head_node_type"]:
+            [account] = config["serviceAccounts"]
+            assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
+
+
+def check_starts(cluster: dict[str, Any]) -> None:
+    """Token on every node, dashboard on the head's localhost, secrets out of Ray's logs."""
+    for kind in ("head", "worker"):
+        [start] = [c for c in cluster[f"{kind}_start_ray_commands"] if "ray start" in c]
+        assert "ulimit -n 65536;" in start
+        before, _, options = start.partition("ray start")
+        assert "RAY_AUTH_MODE=token" in before, "no token"
+        assert "RAY_LOGGER_LEVEL=warning" in before, "jobs' environments are logged"
+        assert ("--dashboard-host=127.0.0.1" in options) == (kind == "head"), "dashboard is open"
+        assert "0.0.0.0" not in options, "listens for all"
+    assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def check_ships_the_package(cluster: dict[str, Any]) -> None:
+    """All that pip needs of the checkout is mounted, and nothing large."""
+    mounts = {k: v for k, v in cluster["file_mounts"].items() if k.startswith("~/conr_ray/")}
+    for remote, local in mounts.items():
+        assert remote == f"~/conr_ray/{local}"
+        assert (ROOT / local).exists(), local
+    assert {"conr_ray", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= set(
+        mounts.values()
+    )
+    assert any("-c ~/conr_ray/constraints.txt ~/conr_ray" in c for c in cluster["setup_commands"])
+
+
+def check_ceiling(text: str) -> None:
+    """The price at the top is the sum that it says, of as many workers as there can be."""
+    cluster = yaml.safe_load(text)
+    money = r"(\d+\.\d+)"
+    pattern = rf"At most \${money} an hour: head {money} \+ (\d+) workers x {money} \+ "
+    found = re.search(pattern + rf"(\d+) disks x {money}", text)
+    assert found, "no ceiling"
+    total, head, workers, worker, disks, disk = map(float, found.groups())
+    assert workers == cluster["max_workers"], "the ceiling is of another number of workers"
+    assert disks == workers + 1
+    sum_ = head + workers * worker + disks * disk
+    assert abs(total - sum_) < 0.01, f"{total} is not {sum_:.2f}"
+    types = cluster["available_node_types"]
+    assert types[cluster["head_node_type"]]["max_workers"] == 0
+    assert not any(kind.get("min_workers") for kind in types.values()), "costs without work"
+
+
+def check_no_secret(text: str) -> None:
+    """No key, token or password by its form, nor a variable that is set to one."""
+    forms = {
+        "an AWS key": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",
+        "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+        "a key of W&B or a token": r"(?<![\w-])[0-9a-f]{40,64}(?![\w-])",
+        "a secret": r"(?i)(API_KEY|AUTH_TOKEN|SECRET_ACCESS_KEY|PASSWORD)[\"']?\s*[:=]\s*[\"']?\w",
+    }
+    for what, form in forms.items():
+        found = re.search(form, text)
+        assert not found, f"{what}: {found}"
+
+
+def check_kubernetes(documents: list[dict[str, Any]]) -> None:
+    """Kubernetes' published schema for what is its own, KubeRay's documented fields else."""
+    for document in documents:
+        kind = document["kind"]
+        if not document["apiVersion"].startswith("ray.io/"):
+            validate_kubernetes(document)
+            continue
+        assert document["apiVersion"] == "ray.io/v1"
+        assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+        spec = document["spec"]
+        check_fields(spec, f"{kind}.spec")
+        if kind == "RayCluster":
+            check_ray_cluster(spec)
+        else:
+            assert kind == "RayJob"
+            check_fields(spec.get("submitterConfig", {}), "submitterConfig")
+
+
+def check_ray_cluster(spec: dict[str, Any]) -> None:
+    assert spec["authOptions"] == {"mode": "token"}
+    constraints = (ROOT / "constraints.txt").read_text().split()
+    assert f"ray=={spec['rayVersion']}" in constraints
+    assert f":{spec['rayVersion']}-" in (CLUSTERS / "Dockerfile").read_text()
+    check_fields(spec["autoscalerOptions"], "autoscalerOptions")
+    groups = [("headGroupSpec", spec["headGroupSpec"])]
+    groups += [("workerGroupSpecs", group) for group in spec["workerGroupSpecs"]]
+    for where, group in groups:
+        check_fields(group, where)
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        # As a pod of its own, a template is validated like any other.
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
+        validate_kubernetes({**pod, "spec": group["template"]["spec"]})
+        [container] = group["template"]["spec"]["containers"]
+        names = {variable["name"] for variable in container["env"]}
+        assert names == {"RAY_LOGGER_LEVEL", "WANDB_API_KEY"}
+        assert "/dev/shm" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+def check_fields(value: Mapping[str, Any], where: str) -> None:
+    unknown = set(value) - KUBERAY_FIELDS[where]
+    assert not unknown, f"{where}: {unknown} are unknown"
+
+
+def validate_kubernetes(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def check_bash(text: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# The files as they are.
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+@pytest.mark.parametrize("check", [check_ray_accepts, check_starts, check_ships_the_package])
+def test_ray_up_files(name: str, check: Callable[[dict[str, Any]], None]) -> None:
+    check(load(name))
+
+
+@pytest.mark.parametrize(
+    "check", [check_aws_parameters, check_aws_region, check_aws_rights, check_aws_market]
+)
+def test_aws(check: Callable[[dict[str, Any]], None]) -> None:
+    check(load("aws.yaml"))
+
+
+def test_aws_with_the_commented_blocks() -> None:
+    text = (CLUSTERS / "aws.yaml").read_text()
+    block = re.search(r"(?m)^ +# Placement:(.*\n)(?: +# .*\n)+", text)
+    assert block
+    uncommented = re.sub(r"(?m)^( +)# ", r"\1", block.group())
+    cluster = yaml.safe_load(text.replace(block.group(), uncommented))
+    assert cluster["available_node_types"]["gpu"]["node_config"]["NetworkInterfaces"]
+    check_aws_parameters(cluster)
+
+
+def test_gcp() -> None:
+    check_gcp(load("gcp.yaml"))
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_the_ceiling_at_the_top(name: str) -> None:
+    check_ceiling((CLUSTERS / name).read_text())
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.iterdir()), ids=lambda path: path.name)
+def test_no_secret(path: Path) -> None:
+    if path.is_file():
+        check_no_secret(path.read_text())
+
+
+def test_kuberay() -> None:
+    documents = list(yaml.safe_load_all((CLUSTERS / "kuberay.yaml").read_text()))
+    assert [d["kind"] for d in documents] == ["RayCluster", "RayJob", "NetworkPolicy"]
+    check_kubernetes(documents)
+    # What the policy lets in is this cluster, the operator and the job's own pod.
+    sources = [source for rule in documents[2]["spec"]["ingress"] for source in rule["from"]]
+    assert all(sources)
+
+
+def test_slurm() -> None:
+    check_bash((CLUSTERS / "slurm.sh").read_text())
+
+
+@pytest.mark.parametrize("name", ["aws-s3-policy.json", "aws-head-policy.json"])
+def test_policies_allow_no_more(name: str) -> None:
+    policy = yaml.safe_load((CLUSTERS / name).read_text())
+    actions = set()
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        listed = statement["Action"]
+        actions |= set([listed] if isinstance(listed, str) else listed)
+    assert not any("*" in action for action in actions)
+    if name == "aws-s3-policy.json":
+        resources = {statement["Resource"] for statement in policy["Statement"]}
+        assert resources == {"arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"}
+        assert {action.partition(":")[0] for action in actions} == {"s3"}
+
+
+# Broken copies: each check can fail.
+
+
+def _with(name: str, *path: str, value: Any) -> dict[str, Any]:
+    cluster = load(name)
+    inner = cluster
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return cluster
+
+
+_GPU = ("available_node_types", "gpu")
+_SPOT = ("available_node_types", "gpu_spot")
+
+
+@pytest.mark.parametrize(
+    ("check", "broken"),
+    [
+        (check_ray_accepts, _with("aws.yaml", "idle_timeout", value=10)),
+        (check_ray_accepts, _with("aws.yaml", "head_node_type", value="haed")),
+        (check_ray_accepts, _with("aws.yaml", *_GPU, "node_config", "InstanceType", value="g5.x")),
+        (check_ray_accepts, _with("gcp.yaml", *_SPOT, "resources", value={"GPU": "one"})),
+        (check_aws_parameters, _with("aws.yaml", *_GPU, "node_config", "ImageID", value="ami-0")),
+        (
+            check_aws_parameters,
+            _with("aws.yaml", *_GPU, "node_config", "InstanceMarketOptions", "Type", value="spot"),
+        ),
+        (
+            check_aws_parameters,
+            _with(
+                "aws.yaml", *_GPU, "node_config", "MetadataOptions", "HttpTokens", value="needed"
+            ),
+        ),
+        (check_aws_region, _with("aws.yaml", "provider", "region", value="us-west-9")),
+        (check_aws_region, _with("aws.yaml", "provider", "region", value="us-east-1")),
+        (check_aws_region, _with("aws.yaml", *_GPU, "node_config", "ImageId", value="latest")),
+        (
+            check_aws_region,
+            _with("aws.yaml", "provider", "availability_zone", value="us-west-2a,us-west-2b"),
+        ),
+        (
+            check_aws_rights,
+            _with("aws.yaml", "provider", "security_group", value={"GroupName": ""}),
+        ),
+        (check_gcp, _with("gcp.yaml", *_SPOT, "node_config", "machineType", value="g2")),
+        (check_gcp, _with("gcp.yaml", "provider", "availability_zone", value="us-east1-b")),
+        (check_starts, _with("onprem.yaml", "head_start_ray_commands", value=["ray start --head"])),
+        (check_ships_the_package, _with("onprem.yaml", "file_mounts", value={})),
+    ],
+)
+def test_broken_ray_up_files(
+    check: Callable[[dict[str, Any]], None], broken: dict[str, Any]
+) -> None:
+    with pytest.raises((Exception, SystemExit)):
+        check(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "check"),
+    [
+        ("aws.yaml", "max_workers: 4\nupscaling", "max_workers: 40\nupscaling", check_ceiling),
+        ("aws.yaml", "$4.30", "$3.40", check_ceiling),
+        ("gcp.yaml", "min_workers: 0", "min_workers: 1", check_ceiling),
+        ("gcp.yaml", "RAY_AUTH_MODE=token", "WANDB_API_KEY=x", check_no_secret),
+        ("onprem.yaml", "~/.ssh/conr_ray", "0123456789abcdef" * 4, check_no_secret),
+        ("slurm.sh", "trap stop EXIT", "trap 'stop EXIT", check_bash),
+    ],
+)
+def test_broken_text(name: str, old: str, new: str, check: Callable[[str], None]) -> None:
+    text = (CLUSTERS / name).read_text()
+    assert old in text
+    with pytest.raises(AssertionError):
+        check(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("mode: token", "mode: disabled"),
+        ("maxReplicas:", "maxReplica:"),
+        ("containerPort: 6379", "containerPort: gcs"),
+        ("mountPath:", "path:"),
+        ("entrypoint:", "command:"),
+        ("policyTypes:", "types:"),
+        ("rayVersion: 2.60.0", "rayVersion: 2.59.0"),
+        ('num-cpus: "0"', "num-cpus: 0"),
+    ],
+)
+def test_broken_kuberay(old: str, new: str) -> None:
+    text = (CLUSTERS / "kuberay.yaml").read_text()
+    assert old in text
+    with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
+        check_kubernetes(list(yaml.safe_load_all(text.replace(old, new))))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_slurm_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        ["bash", CLUSTERS / "slurm.sh"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr[:6]) == (2, "usage:")

@@ -1,0 +1,54 @@
+"""clusters/onprem.yaml, really brought up on three hosts with the addresses that stand in it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.clusters import namespaces
+from tests.clusters.caller import (
+    ROOT,
+    Caller,
+    host_variables,
+    with_packages_of_the_test,
+)
+from tests.clusters.namespaces import Sandbox
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
+def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) -> None:
+    shipped = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text())
+    file = tmp_path / "onprem.yaml"
+    file.write_text(yaml.safe_dump(with_packages_of_the_test(shipped), sort_keys=False))
+    home = tmp_path / "caller"
+    key = home / ".ssh" / "conr_ray"
+    key.parent.mkdir(parents=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    provider = shipped["provider"]
+    addresses = [provider["head_ip"], *provider["worker_ips"]]
+    variables = host_variables(tmp_path, {})
+    with Sandbox(tmp_path) as sandbox:
+        public = key.with_suffix(".pub").read_text()
+        hosts = [sandbox.add_host([address], public, variables) for address in addresses]
+        caller = Caller(sandbox, home, file, {})
+        caller.run("ray", "get-auth-token", "--generate")
+        began = time.monotonic()
+        caller.ray("up", "-y", timeout_s=400)
+        paths = caller.packages("CPU", len(hosts), timeout_s=300)
+        print(f"all hosts: {time.monotonic() - began:.0f} s")
+        homes = {path.partition("/conr_ray/.venv/")[0] for path in paths}
+        assert homes == {str(host.home) for host in hosts}
+
+        caller.ray("down", "-y")
+        for host in hosts:
+            assert not host.ended
+            running = host.run("ps -eo comm").stdout.split()
+            assert "sshd" in running
+            assert "raylet" not in running
+            assert "gcs_server" not in running
