@@ -15,6 +15,7 @@ from rich.console import Console
 from conr_ray.config import RunConfig
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import ClusterOptions
+from conr_ray.scaling.remote_command import run_on_head
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +73,14 @@ def cluster_options(args: argparse.Namespace) -> ClusterOptions:
     return ClusterOptions(
         args.address, args.autoscaling, args.cpus_per_worker, args.gpus_per_worker
     )
+
+
+def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace) -> bool:
+    """Run the command on the cluster instead where --address is elsewhere; whether it did."""
+    if not (args.address or "").startswith("ray://"):
+        return False
+    run_on_head(module, arguments, args.address)
+    return True
 
 
 def make_console() -> Console:

@@ -18,6 +18,7 @@ from conr_ray.command_line import (
     make_parser,
     resumable,
     run_command,
+    sent_to_head,
 )
 from conr_ray.config import (
     RunConfig,
@@ -44,6 +45,8 @@ from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 def main(arguments: Sequence[str]) -> None:
     """Parse, train, print the result."""
     args = _parser().parse_args(arguments)
+    if sent_to_head("conr_ray.train", arguments, args):
+        return
     if args.check:
         _check(args)
         return
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         resources = local_resources(cluster_options(args), 1)
     else:
         resources = connect(cluster_options(args), workers)
-        check_storage(directory)
+        check_storage(directory, more_to_come=resources.more_to_come)
     directory.claim(config, resume=args.resume)
 
     console = make_console()

@@ -17,6 +17,7 @@ from conr_ray.command_line import (
     make_parser,
     resumable,
     run_command,
+    sent_to_head,
 )
 from conr_ray.config import parse_overrides
 from conr_ray.data.store import open_images
@@ -44,6 +45,8 @@ from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 def main(arguments: Sequence[str]) -> None:
     """Parse, search, print the table."""
     args = _parser().parse_args(arguments)
+    if sent_to_head("conr_ray.tune", arguments, args):
+        return
     fixed = parse_overrides(args.settings)
     space = load_space(args.space, fixed)
     if "data.path" not in space.search:
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
-    check_storage(directory.files)
+    check_storage(directory.files, more_to_come=resources.more_to_come)
     console = make_console()
     if args.plan:
         print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)

@@ -15,10 +15,13 @@ import ray
 import torch
 import yaml
 
+import conr_ray
 from conr_ray.errors import UserError, last_line
 
 # Where `ray up` leaves its cluster file on a head node.
 _CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+# Runs that a cluster holds which starts who knows how many nodes.
+_UNKNOWN = 10_000
 # Of Ray, in the command and all processes that it starts.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -34,11 +37,19 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What each worker of a run gets."""
+    """What each worker of a run gets.
+
+    Attributes:
+        workers: of a run.
+        cpus_per_worker: cores of each.
+        gpus_per_worker: GPUs of each.
+        more_to_come: the cluster starts nodes when there is work.
+    """
 
     workers: int = 1
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
+    more_to_come: bool = False
 
     def bundle(self) -> dict[str, float]:
         """One worker's resources in Ray's words."""
@@ -53,7 +64,9 @@ class WorkerResources:
         Raises:
             UserError: not even one.
         """
-        have = _room()
+        if self.more_to_come and not _CLUSTER_FILE.expanduser().exists():
+            return _UNKNOWN
+        have = _room(self.more_to_come)
         need = {kind: amount * self.workers for kind, amount in self.bundle().items()}
         count = min(int(have.get(kind, 0) / amount) for kind, amount in need.items() if amount)
         if count < 1:
@@ -89,6 +102,7 @@ class ClusterOptions:
         Raises:
             UserError: an amount that cannot be.
         """
+        more_to_come = self.address is not None and (self.autoscaling or _grows())
         gpus, cpus = self.gpus_per_worker, self.cpus_per_worker or cpus_per_worker
         if gpus is None:
             gpus = 1.0 if has_gpus else 0.0
@@ -98,7 +112,7 @@ class ClusterOptions:
             raise UserError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more")
         if cpus is None:
             cpus = 1 if gpus else max(1, num_cpus // max(1, workers))
-        return WorkerResources(workers, cpus, gpus)
+        return WorkerResources(workers, cpus, gpus, more_to_come)
 
 
 def local_resources(
@@ -137,15 +151,14 @@ def connect(
         start(resources, dashboard=dashboard)
         return resources
     _join(options.address)
-    room = _room()
+    room = _room(_grows())
     resources = options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,
         num_cpus=int(room.get("CPU", 1)),
         has_gpus=room.get("GPU", 0) > 0,
     )
-    if not options.autoscaling:
-        resources.fits()
+    resources.fits()
     return resources
 
 
@@ -161,8 +174,10 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     Raises:
         UserError: this machine has too few GPUs for the run.
     """
-    # A name left over from a killed cluster would else be tried first, for minutes.
-    os.environ.pop("RAY_ADDRESS", None)
+    # A name left over from a killed cluster would else be tried first, for minutes; and what
+    # `ray up` says of a node is not meant for another Ray on it.
+    for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
+        os.environ.pop(name, None)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     cores = os.cpu_count() or 1
@@ -185,21 +200,25 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {name: os.environ[name] for name in _SETTINGS}},
+            # All nodes run the code that this process runs.
+            runtime_env={
+                "py_modules": [conr_ray],
+                "env_vars": {name: os.environ[name] for name in _SETTINGS},
+            },
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
 
 
-def can_grow() -> bool:
+def _grows() -> bool:
     """Whether `ray up` has made this node the head of a cluster that starts others."""
     return _CLUSTER_FILE.expanduser().exists()
 
 
-def _room() -> dict[str, float]:
+def _room(more_to_come: bool) -> dict[str, float]:
     """Resources of the connected cluster by kind, with those of nodes that it can start."""
     room: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    if can_grow():
+    if more_to_come:
         cluster = yaml.safe_load(_CLUSTER_FILE.expanduser().read_text())
         types = cluster.get("available_node_types") or {}
         for kind in {kind for one in types.values() for kind in one.get("resources") or {}}:

@@ -21,7 +21,7 @@ from ray.util.state import list_nodes
 import conr_ray
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, last_line
-from conr_ray.scaling.cluster import WorkerResources, can_grow
+from conr_ray.scaling.cluster import WorkerResources
 
 _NODE_TIMEOUT_S = 60.0
 _MOST_SKEW_S = 1.0
@@ -44,12 +44,15 @@ class Finding:
     detail: str
 
 
-def check_storage(directory: RunDirectory) -> None:
-    """Raise UserError where a node of the connected cluster cannot read what is written here."""
+def check_storage(directory: RunDirectory, *, more_to_come: bool) -> None:
+    """Raise UserError where a node of the connected cluster cannot read what is written here.
+
+    Where there is one node, a folder of its own will do, unless `more_to_come`.
+    """
     nodes = _nodes()
     remedy = "give s3://bucket/folder, or a folder that all nodes mount"
     if directory.is_local and len(nodes) == 1:
-        if can_grow():
+        if more_to_come:
             raise UserError(
                 f"--storage: {directory.uri} is on this node, others that come later would not "
                 f"see it: {remedy}"
@@ -69,7 +72,7 @@ def preflight(directory: RunDirectory, resources: WorkerResources) -> list[Findi
         ("state API", _state_api),
         ("versions", lambda: _versions(nodes)),
         ("clocks", lambda: _clocks(nodes)),
-        ("storage", lambda: _storage(directory, nodes)),
+        ("storage", lambda: _storage(directory, nodes, resources.more_to_come)),
         ("GPUs", lambda: _gpus(nodes)),
         ("all-reduce", lambda: _all_reduce(directory, resources)),
     ]
@@ -185,8 +188,8 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
     return f"at most {worst * 1000:.0f} ms apart"
 
 
-def _storage(directory: RunDirectory, nodes: dict[str, dict[str, Any]]) -> str:
-    check_storage(directory)
+def _storage(directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
+    check_storage(directory, more_to_come=more_to_come)
     started = time.perf_counter()
     _all_well(_seen_from(directory, nodes))
     return f"{directory.uri} is read from every node, {time.perf_counter() - started:.1f} s"

@@ -167,22 +167,28 @@ class Host:
     def run(self, script: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a bash script on the host, as its user does who is logged in."""
         return subprocess.run(
-            [
-                *_enter_command(self._first),
-                "--",
-                "env",
-                "-i",
-                f"HOME={self.home}",
-                "bash",
-                "-c",
-                f". ~/.bashrc; {script}",
-            ],
+            self._logged_in(script),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
+
+    def start(self, script: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start a bash script on the host; what it prints goes to `log`."""
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                self._logged_in(script),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _logged_in(self, script: str) -> list[str]:
+        script = f". ~/.bashrc; {script}"
+        shell = ["env", "-i", f"HOME={self.home}", "bash", "-c", script]
+        return [*_enter_command(self._first), "--", *shell]
 
     @property
     def ended(self) -> bool:

@@ -1,0 +1,95 @@
+"""A command that is called on one machine and runs on the head of a cluster, by ray://."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+import conr_ray
+from conr_ray.errors import RunFailed, UserError, last_line
+
+# Arguments that name a file of the caller's.
+_FILES = ("--space", "--config")
+
+
+def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
+    """Run `python -m module` with this package and these arguments on the head of a cluster.
+
+    Space and config files go with it; other paths are the cluster's. What it prints is printed
+    here. It ends with the connection.
+
+    Raises:
+        UserError: there is no cluster.
+        RunFailed: the command did not end well; it has said why.
+    """
+    wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    try:
+        ray.init(
+            address,
+            runtime_env={"py_modules": [conr_ray], "env_vars": wandb},
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
+    sent = [*arguments]
+    sent[sent.index(address)] = "auto"
+    files = {
+        place: (Path(sent[place]).name, _read(sent[place]))
+        for place in range(1, len(sent))
+        if sent[place - 1] in _FILES and "://" not in sent[place]
+    }
+    on_head = ray.remote(num_cpus=0, max_retries=0, resources={"node:__internal_head__": 0.001})
+    command = on_head(_run).remote(module, sent, files)
+    try:
+        status = ray.get(command)
+    except KeyboardInterrupt:
+        ray.cancel(command)
+        raise
+    if status:
+        raise RunFailed(f"the command has ended with status {status} on the cluster")
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _run(module: str, arguments: list[str], files: dict[int, tuple[str, bytes]]) -> int:
+    """On the head: the command as a process of its own, whose lines go to the caller."""
+    with tempfile.TemporaryDirectory(prefix="conr_ray_") as folder:
+        for place, (name, content) in files.items():
+            file = Path(folder, name)
+            file.write_bytes(content)
+            arguments[place] = str(file)
+        package = str(Path(conr_ray.__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths),
+                "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise

@@ -1,0 +1,175 @@
+"""Runs on clusters of several nodes, which are hosts of a sandbox with addresses of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from conr_ray.engine.run_directory import RunDirectory
+from tests.clusters import namespaces
+from tests.clusters.caller import ROOT, until
+from tests.clusters.namespaces import Host, Sandbox
+from tests.tiny_runs import TINY, as_settings, without_times
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing())),
+]
+RUN = {**TINY, "evaluation.neighbors": False}
+
+
+class Nodes:
+    """A Ray cluster of hosts."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self.hosts: list[Host] = []
+
+    def add(self, num_cpus: int) -> Host:
+        """A node with so many cores; the first one is the head."""
+        number = len(self.hosts) + 10
+        variables = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "CONR_RAY_CACHE": str(self._sandbox.folder / "cache"),
+            "WANDB_MODE": "disabled",
+        }
+        host = self._sandbox.add_host([f"10.77.0.{number}"], "", variables)
+        head = self.hosts[0].addresses[0] if self.hosts else None
+        alone = "--head --port=6379 --ray-client-server-port=10001"
+        where = f"--address={head}:6379" if head else alone
+        done = host.run(
+            f"ray start {where} --node-ip-address={host.addresses[0]} --num-cpus={num_cpus} "
+            "--object-store-memory=200000000 --disable-usage-stats"
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.hosts.append(host)
+        return host
+
+    def stranger(self) -> Host:
+        """A host that is no node."""
+        variables = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+        }
+        return self._sandbox.add_host(["10.77.0.200"], "", variables)
+
+    def train(self, folder: Path, name: str, settings: dict[str, Any], workers: int = 2) -> str:
+        """The command of a run that writes to `folder`/`name`."""
+        words = ["python -m conr_ray.train --preset digits --address auto"]
+        words += [f"--workers {workers} --cpus-per-worker 1 --storage {folder} --name {name}"]
+        return " ".join([*words, *as_settings(settings)])
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with Sandbox(tmp_path) as sandbox:
+        yield Nodes(sandbox)
+
+
+def test_one_node_of_two_workers_and_two_of_one_give_the_same_run(tmp_path: Path) -> None:
+    found = []
+    for name, cores in (("one", [0, 2]), ("two", [0, 1, 1])):
+        folder = tmp_path / name
+        folder.mkdir()
+        with Sandbox(folder) as sandbox:
+            nodes = Nodes(sandbox)
+            for count in cores:
+                nodes.add(count)
+            done = nodes.hosts[0].run(nodes.train(tmp_path, f"run {name}", RUN), timeout_s=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+        found.append(without_times(RunDirectory(tmp_path / f"run {name}").metric_rows()))
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
+
+
+def test_a_run_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(0)
+    first, _, _ = nodes.add(1), nodes.add(1), nodes.add(1)
+    run = RunDirectory(tmp_path / "runs" / "one")
+    settings = {**RUN, "schedule.epochs": 400, "data.limit": 1200}
+    process = nodes.hosts[0].start(
+        nodes.train(tmp_path / "runs", "one", settings), tmp_path / "train.log"
+    )
+    until(lambda: len(run.metric_rows()) > 10, timeout_s=120)
+    first.end()
+    lost = time.monotonic()
+    seen = len(run.metric_rows())
+    until(lambda: len(run.metric_rows()) > seen + 1, timeout_s=90)
+    print(f"trains on after {time.monotonic() - lost:.0f} s")
+    summary = run.read_text(f"{run.checkpoint_name(run.checkpoint_epochs()[-1])}/summary.json")
+    assert json.loads(summary or "")["workers"] == 2
+    process.terminate()
+    process.wait()
+    rows = run.metric_rows()
+    assert [row["epoch"] for row in rows] == list(range(len(rows)))
+
+
+def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(0)
+    nodes.add(2)
+    elsewhere = nodes.stranger()
+    space = {"preset": "digits", "trials": 2, "fixed": RUN, "search": {"seed": {"int": [0, 9]}}}
+    (elsewhere.home / "mine.yaml").write_text(yaml.safe_dump(space))
+    tune = "python -m conr_ray.tune --address ray://10.77.0.10:10001 --space ~/mine.yaml"
+    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one", timeout_s=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best: trial" in done.stdout
+    table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
+    assert [row["state"] for row in table] == ["complete"] * 2
+    # An error there is an error here.
+    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one", timeout_s=120)
+    assert done.returncode == 1
+    assert "holds this search: add --resume, or choose another --name" in done.stdout
+
+    check = "python -m conr_ray.train --check --workers 2 --cpus-per-worker 1"
+    check += " --address ray://10.77.0.10:10001"
+    done = elsewhere.run(f"{check} --storage {tmp_path}/runs", timeout_s=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if "ok " in line]
+    assert len(found) == 7
+    # Each host has a /dev/shm of its own: a folder that the others do not see.
+    done = elsewhere.run(f"{check} --storage /dev/shm/runs", timeout_s=240)
+    assert done.returncode == 1
+    assert "does not see /dev/shm/runs" in done.stdout
+
+
+def test_a_search_loses_nothing_with_a_node(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(0)
+    lost, _ = nodes.add(1), nodes.add(1)
+    space = {
+        "preset": "digits",
+        "metric": "nmi",
+        "trials": 4,
+        "scheduler": None,
+        "fixed": {**RUN, "schedule.epochs": 60, "schedule.group_start": 30},
+        "search": {"neighborhood.k1": {"int": [5, 20]}},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(space))
+    tune = f"python -m conr_ray.tune --address auto --space {tmp_path}/mine.yaml"
+    process = nodes.hosts[0].start(
+        f"{tune} --storage {tmp_path}/runs --name one", tmp_path / "tune.log"
+    )
+    trials = tmp_path / "runs" / "one" / "trials"
+
+    def trained() -> int:
+        return sum(len(RunDirectory(folder).metric_rows()) for folder in trials.glob("*"))
+
+    until(lambda: trained() > 70, timeout_s=180)
+    lost.end()
+    assert process.wait(timeout=300) == 0, (tmp_path / "tune.log").read_text()
+    table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
+    assert [row["state"] for row in table] == ["complete"] * 4
+    for folder in trials.glob("*"):
+        rows = RunDirectory(folder).metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(60))
