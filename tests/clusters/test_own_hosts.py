@@ -24,10 +24,13 @@ from tests.clusters.namespaces import Sandbox
 @pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
 def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) -> None:
     shipped = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text())
-    file = tmp_path / "onprem.yaml"
-    file.write_text(yaml.safe_dump(with_packages_of_the_test(shipped), sort_keys=False))
     home = tmp_path / "caller"
     key = home / ".ssh" / "conr_ray"
+    # Where the file says, but ssh takes ~ for the home of this machine's user, not of the caller.
+    assert shipped["auth"]["ssh_private_key"] == "~/.ssh/conr_ray"
+    shipped["auth"]["ssh_private_key"] = str(key)
+    file = tmp_path / "onprem.yaml"
+    file.write_text(yaml.safe_dump(with_packages_of_the_test(shipped), sort_keys=False))
     key.parent.mkdir(parents=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     provider = shipped["provider"]
