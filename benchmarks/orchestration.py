@@ -23,9 +23,10 @@ from conr_ray.data.store import open_images
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.tracking.wandb_run import WandbSettings
 
@@ -72,9 +73,9 @@ def main() -> None:
 
         started = time.perf_counter()
         resources = WorkerResources()
-        connect(resources, dashboard=False)
+        start(resources, dashboard=False)
         ray_s = time.perf_counter() - started
-        directory = SearchDirectory(folder / "search")
+        directory = SearchDirectory(RunDirectory(folder / "search"))
         directory.claim(space, resume=False)
         trials = run_search(
             space,
@@ -101,7 +102,7 @@ def main() -> None:
 
 def trial_starts(directory: SearchDirectory) -> list[str]:
     """Seconds between a trial's last file and the writing of the next one's config."""
-    runs = sorted((directory.path / "trials").iterdir())
+    runs = sorted((Path(directory.uri) / "trials").iterdir())
     found = []
     for run, following in itertools.pairwise(runs):
         ended = max(file.stat().st_mtime for file in run.rglob("*") if file.is_file())

@@ -14,8 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory
-from conr_ray.search.space import load_space
+from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, read_trials
 
 
@@ -36,10 +37,10 @@ def main() -> None:
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             wall_s = time.perf_counter() - started
-            directory = SearchDirectory(Path(root) / name)
-            space = load_space(directory.path / "space.yaml")
+            directory = SearchDirectory(RunDirectory(Path(root) / name))
+            space = load_space(Path(directory.uri) / "space.yaml")
             study = directory.open_study(space)
-            trials = read_trials(study, space, str(directory.path))
+            trials = read_trials(study, space, directory.uri)
             cost = Cost.of(trials)
             best = {
                 metric: max(t.figures[metric] or 0 for t in trials) for metric in ("acc", "nmi")

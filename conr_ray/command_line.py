@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from conr_ray.config import RunConfig
 from conr_ray.errors import RunFailed, UserError
+from conr_ray.scaling.cluster import ClusterOptions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,13 +36,42 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="override a field, such as optim.lr=0.1; may be repeated",
     )
     parser.add_argument(
-        "--storage", default="runs", metavar="DIR", help="folder of run directories (runs)"
+        "--storage",
+        default=os.environ.get("CONR_RAY_STORAGE", "runs"),
+        metavar="DIR",
+        help="folder of run directories, or s3://bucket/folder ($CONR_RAY_STORAGE, else runs)",
     )
     parser.add_argument("--name", help="its folder there (what is run, and the time)")
     parser.add_argument(
         "--resume", action="store_true", help="go on where what has that --name was stopped"
     )
     return parser
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say where a command runs, and on what."""
+    parser.add_argument(
+        "--address",
+        help="of a Ray cluster: auto on one of its nodes or in a job, ray://host:10001 from "
+        "elsewhere (a Ray of the command's own)",
+    )
+    parser.add_argument(
+        "--autoscaling",
+        action="store_true",
+        help="the cluster starts nodes when there is work, so do not ask whether it has room now "
+        "(known by itself on a head node of `ray up`)",
+    )
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of each worker")
+    parser.add_argument(
+        "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
+    )
+
+
+def cluster_options(args: argparse.Namespace) -> ClusterOptions:
+    """What the arguments of `add_cluster_options` say."""
+    return ClusterOptions(
+        args.address, args.autoscaling, args.cpus_per_worker, args.gpus_per_worker
+    )
 
 
 def make_console() -> Console:

@@ -7,22 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from conr_ray.command_line import (
     absolute_data_path,
+    add_cluster_options,
+    cluster_options,
     directory_uri,
     make_console,
     make_parser,
     resumable,
     run_command,
 )
-from conr_ray.config import RunConfig, load_config, load_preset, override, parse_overrides
+from conr_ray.config import (
+    RunConfig,
+    from_yaml,
+    load_config,
+    load_preset,
+    override,
+    parse_overrides,
+)
 from conr_ray.data.store import open_images
+from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.loop import check_images
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
-from conr_ray.errors import UserError
-from conr_ray.scaling.cluster import connect, default_resources
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import connect, local_resources
+from conr_ray.scaling.preflight import check_storage, preflight
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.tracking.progress import RunProgress
 from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
@@ -31,17 +44,25 @@ from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 def main(arguments: Sequence[str]) -> None:
     """Parse, train, print the result."""
     args = _parser().parse_args(arguments)
+    if args.check:
+        _check(args)
+        return
+    if not args.preset and not args.config:
+        raise UserError("one of --preset, --config and --check is required; see --help")
     config = _config(args)
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
     check_images(config, open_images(config.data), workers)
-    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), directory.uri)
+    locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
+    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
     mode, note = wandb_mode(config.tracking)
-    resources = default_resources(workers)
-    if not args.local:
-        connect(resources, dashboard=False)
+    if args.local:
+        resources = local_resources(cluster_options(args), 1)
+    else:
+        resources = connect(cluster_options(args), workers)
+        check_storage(directory)
     directory.claim(config, resume=args.resume)
 
     console = make_console()
@@ -63,9 +84,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("train", "Train CoNR.")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--preset", help="a complete run by name, such as digits or cifar10")
     what.add_argument("--config", help="a config.yaml or best.yaml that a run or search wrote")
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="look whether a run could go on here: versions, storage, GPUs, network; train nothing",
+    )
     parser.add_argument(
         "--trunks",
         metavar="DIR",
@@ -77,7 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--local", action="store_true", help="train in this process, without Ray, for debugging"
     )
+    add_cluster_options(parser)
     return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Print what was found; raise RunFailed where a run would fail."""
+    resources = connect(cluster_options(args), args.workers, dashboard=True)
+    directory = RunDirectory(directory_uri(args, "check")).parent
+    console = make_console()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    findings = preflight(directory, resources)
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "FAILS", finding.subject, finding.detail)
+    console.print(table)
+    if failed := [finding.subject for finding in findings if not finding.ok]:
+        raise RunFailed(f"a run would fail here: {', '.join(failed)}")
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -85,7 +126,12 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:
-        config = load_config(args.config, overrides)
+        folder, _, name = args.config.rpartition("/")
+        text = RunDirectory(folder).read_text(name) if "://" in args.config else None
+        if text is not None:
+            config = from_yaml(text, f"--config {args.config}", overrides)
+        else:
+            config = load_config(args.config, overrides)
     return override(config, absolute_data_path(config))
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from conr_ray.command_line import (
     absolute_data_path,
+    add_cluster_options,
+    cluster_options,
     directory_uri,
     make_console,
     make_parser,
@@ -19,9 +21,12 @@ from conr_ray.command_line import (
 from conr_ray.config import parse_overrides
 from conr_ray.data.store import open_images
 from conr_ray.engine.loop import check_images
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
-from conr_ray.scaling.cluster import connect, default_resources
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import connect
+from conr_ray.scaling.preflight import check_storage
 from conr_ray.search.plan import print_plan
 from conr_ray.search.run_search import (
     SearchDirectory,
@@ -29,8 +34,10 @@ from conr_ray.search.run_search import (
     run_search,
     with_metric,
 )
-from conr_ray.search.space import SearchSpace, load_space
-from conr_ray.search.trial_table import Cost, Trial, best_trial, to_rich
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
+from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
+from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 
 
@@ -43,13 +50,18 @@ def main(arguments: Sequence[str]) -> None:
         space = load_space(args.space, {**fixed, **absolute_data_path(space.config())})
     num_trials = space.trials if args.trials is None else args.trials
     num_trials = min(num_trials, space.most_trials or num_trials)
-    for option, count in (("trials", num_trials), ("max-concurrent", args.max_concurrent)):
-        if count is not None and count < 1:
-            raise UserError(f"--{option} {count}: give 1 or more")
-    uri = directory_uri(args, Path(args.space).stem)
-    if "://" in uri:
-        raise UserError(f"--storage {args.storage}: a search needs a folder that all nodes see")
-    directory = SearchDirectory(Path(uri), args.study)
+    if space.exchanges:
+        space = space.model_copy(update={"trials": num_trials})
+    least_trials = 2 if space.exchanges else 1
+    for option, count, least in (
+        ("trials", num_trials, least_trials),
+        ("max-concurrent", args.max_concurrent, 1),
+    ):
+        if count is not None and count < least:
+            raise UserError(f"--{option} {count}: give {least} or more")
+    directory = SearchDirectory(
+        RunDirectory(directory_uri(args, Path(args.space).stem)), args.study
+    )
     images = open_images(space.config().data)
     check_images(space.config(), images, args.workers)
     space = with_metric(space, images)
@@ -58,20 +70,21 @@ def main(arguments: Sequence[str]) -> None:
         directory.open_study(space)
     trunks = None
     if not args.no_trunks and space.num_trunks is not None:
-        trunks = open_trunks(args.trunks or f"{uri}/trunks", space.group_starts, uri)
+        place = args.trunks or f"{directory.uri}/trunks"
+        trunks = open_trunks(place, space.group_starts, ActorLocks())
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
-    resources = default_resources(args.workers, 1, args.gpus_per_worker)
-    connect(resources, dashboard=args.workers > 1)
+    resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
+    check_storage(directory.files)
     console = make_console()
     if args.plan:
         print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
         return
     directory.claim(space, resume=args.resume)
-    console.print(f"search directory: {directory.path}", soft_wrap=True)
+    console.print(f"search directory: {directory.uri}", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(uri):
+    with resumable(directory.uri), library_logs(directory.files):
         trials = run_search(
             space,
             directory,
@@ -97,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="workers",
         help="workers of each trial (1)",
     )
-    parser.add_argument(
-        "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
-    )
+    add_cluster_options(parser)
     parser.add_argument("--max-concurrent", type=int, help="trials at once (as many as fit)")
     parser.add_argument(
         "--study",
@@ -128,21 +139,30 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    names = dict.fromkeys([space.metric, "acc", "nmi", "ari", "label_free"])
+    names = dict.fromkeys([*space.metrics, "acc", "nmi", "ari", "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
-    importances = parameter_importances(space, directory)
-    if importances:
-        shares = (f"{name} {share:.0%}" for name, share in importances.items())
-        console.print(f"what {space.metric} depends on: {', '.join(shares)}", soft_wrap=True)
-    console.print(
-        f"cost: {Cost.of(trials)}\n"
-        f"best: trial {best.number}, {figures}\n"
-        f"train it: python -m conr_ray.train --config {directory.path}/best.yaml\n"
-        f"go on: the same command with --name {directory.name} --resume "
-        f"--trials {2 * len(trials)}",
-        soft_wrap=True,
-    )
+    for metric in space.metrics:
+        if importances := parameter_importances(space, directory, metric):
+            shares = (f"{name} {share:.0%}" for name, share in importances.items())
+            console.print(f"what {metric} depends on: {', '.join(shares)}", soft_wrap=True)
+    lines = [f"cost: {Cost.of(trials)}"]
+    if len(space.metrics) > 1:
+        numbers = [str(trial.number) for trial in trials if trial.in_pareto_set]
+        lines.append(f"Pareto set: trials {', '.join(numbers)}; each is a run in trials/")
+        lines.append(f"best in {space.metric}: trial {best.number}, {figures}")
+    else:
+        lines.append(f"best: trial {best.number}, {figures}")
+    if space.exchanges:
+        legs = " -> ".join(str(leg.number) for leg in lineage(best, trials))
+        lines.append(f"its state went through trials {legs}, and is in {directory.uri}/trials/")
+    else:
+        lines.append(f"train it: python -m conr_ray.train --config {directory.uri}/best.yaml")
+        lines.append(
+            f"go on: the same command with --name {directory.name} --resume "
+            f"--trials {2 * len(trials)}"
+        )
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 if __name__ == "__main__":

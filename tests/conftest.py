@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +31,23 @@ def _one_thread_for_fixtures() -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an empty bucket on an S3 server of this machine, for all processes started after."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # The servers of a process share what they keep.
+    name = f"bucket-{secrets.token_hex(4)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    server.stop()
 
 
 @pytest.fixture

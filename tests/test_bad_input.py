@@ -24,7 +24,7 @@ from conr_ray.command_line import run_command
 from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory
-from conr_ray.search.space import load_space
+from conr_ray.search.space_file import load_space
 
 Refuse = Callable[..., str]
 DIGITS_SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
@@ -122,7 +122,7 @@ def space_file(folder: Path, tree: Any) -> list[str]:
     ("arguments", "message"),
     [
         ("--preset digts", "preset digts: no such preset; did you mean digits?"),
-        ("", "one of the arguments --preset --config is required; see --help"),
+        ("", "one of --preset, --config and --check is required; see --help"),
         ("--preset digits --config x.yaml", "argument --config: not allowed with argument --pres"),
         ("--preset digits --epochs 3", "unrecognized arguments: --epochs 3; see --help"),
         ("--preset digits --set optim.lr", "--set optim.lr: write field=value, for example optim"),
@@ -272,14 +272,14 @@ def test_tune_refuses_to_resume_what_is_not_there(refuse: Refuse, storage: Path)
 
 def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: Path) -> None:
     arguments = space_file(tmp_path, {"preset": "digits", "metric": "acc", "search": SEARCH})
-    directory = SearchDirectory(storage / "first")
+    directory = SearchDirectory(RunDirectory(storage / "first"))
     directory.claim(load_space(arguments[1]), resume=False)
     told = refuse(conr_ray.tune, *arguments, "--name", "first")
-    assert told == f"{directory.path} holds this search: add --resume, or choose another --name"
+    assert told == f"{directory.uri} holds this search: add --resume, or choose another --name"
     for more in ([], ["--resume"]):
         words = [*arguments, "--name", "first", "--set", "seed=1", *more]
         told = refuse(conr_ray.tune, *words)
-        expected = f"{directory.path} holds another search (fixed differs): choose another --name"
+        expected = f"{directory.uri} holds another search (fixed differs): choose another --name"
         assert told == expected
 
 
@@ -350,7 +350,6 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),
         ("--space {space} --resume", "--resume needs the --name of what was stopped"),
         ("--space {space} --name a/b", "--name a/b: a name is one folder, without / and leading"),
-        ("--space {space} --storage s3://b", "--storage s3://b: a search needs a folder that all"),
     ],
 )
 def test_tune_refuses(refuse: Refuse, arguments: str, message: str) -> None:
@@ -360,14 +359,14 @@ def test_tune_refuses(refuse: Refuse, arguments: str, message: str) -> None:
 
 def test_a_study_in_a_database_is_not_forgotten(refuse: Refuse, storage: Path) -> None:
     arguments = ["--space", str(DIGITS_SPACE), "--name", "first", "--resume"]
-    directory = SearchDirectory(storage / "first")
+    directory = SearchDirectory(RunDirectory(storage / "first"))
     directory.claim(load_space(DIGITS_SPACE), resume=False)
-    (directory.path / "trials").mkdir()
+    (Path(directory.uri) / "trials").mkdir()
     told = refuse(conr_ray.tune, *arguments)
     assert told == "--resume: the study of this search is in a database: give its --study"
-    (directory.path / "study.journal").touch()
+    (Path(directory.uri) / "study.journal").touch()
     told = refuse(conr_ray.tune, *arguments, "--study", "sqlite:///nowhere.db")
-    assert told.startswith(f"--study: the study of this search is {directory.path}/study.journal")
+    assert told.startswith(f"--study: the study of this search is {directory.uri}/study.journal")
 
 
 @pytest.mark.parametrize("trials", ["0", "-1"])

@@ -49,5 +49,5 @@ def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) 
 
 def without_times(rows: list[MetricRow]) -> list[dict[str, Any]]:
     """The figures that a seed decides."""
-    times = ("epoch_time_s", "images_per_s", "discovery_time_s")
+    times = ("epoch_time_s", "train_time_s", "images_per_s", "discovery_time_s")
     return [{n: v for n, v in row.items() if n not in times} for row in rows]

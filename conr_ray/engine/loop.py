@@ -6,6 +6,7 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -37,7 +38,7 @@ class Span:
 
     Attributes:
         origin: checkpoint of another run, as its directory and epoch, to go on from where the run
-            has none of its own; the two must be the same run until there.
+            has none of its own; the two may differ in what follows it, and where `may_change`.
         until: epochs after which training ends and a checkpoint is written; all where None.
         pinned: epochs after which checkpoints are written that are kept for good.
     """
@@ -221,7 +222,9 @@ def _train(
                     near = DataNeighbors.of(config.neighborhood, clustering.embeddings_bd, num_rows)
                     row |= near.metrics(images.labels)
                     _write_table("neighbors", near.table(images), directory)
-        row["epoch_time_s"] = time.perf_counter() - started
+        epoch_time_s = time.perf_counter() - started
+        row["epoch_time_s"] = epoch_time_s
+        row["train_time_s"] = epoch_time_s + _seconds_of(state.history)
         state.history.append(row)
 
         pinned = state.epoch in span.pinned
@@ -301,6 +304,11 @@ def _save(
         config.checkpoint.keep,
         pinned=pinned,
     )
+
+
+def _seconds_of(history: Sequence[MetricRow]) -> float:
+    """Time in which the epochs of `history` were trained, whoever trained them."""
+    return sum(float(row["epoch_time_s"] or 0) for row in history)
 
 
 def _write_table(name: str, table: pa.Table, directory: RunDirectory) -> None:

@@ -46,6 +46,15 @@ class RunDirectory:
             self._root = root.rstrip("/")
         self.is_local = isinstance(self._files, pafs.LocalFileSystem)
 
+    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
+        # Each process opens the files itself.
+        return RunDirectory, (self.uri,)
+
+    @property
+    def parent(self) -> RunDirectory:
+        """The folder in which it is."""
+        return RunDirectory(self.uri.rpartition("/")[0])
+
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether a run of `config` is here already; nothing is written.
 
@@ -87,6 +96,26 @@ class RunDirectory:
         """Write a file, whole or not at all."""
         self._write(name, text.encode())
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, or a folder with files in it."""
+        info = self._files.get_file_info(f"{self._root}/{name}")
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def file_names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, in their order; none where there is no such folder."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        found = self._files.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder with all in it, where there is one."""
+        if self.has(name):
+            self._files.delete_dir(f"{self._root}/{name}")
+
+    def delete_file(self, name: str) -> None:
+        """Delete a file that is there."""
+        self._files.delete_file(f"{self._root}/{name}")
+
     def read_table(self, name: str) -> pa.Table | None:
         """A Parquet file, None where there is none."""
         data = self._read(name)
@@ -124,7 +153,7 @@ class RunDirectory:
     def clear_failure(self) -> None:
         """Forget why an earlier try stopped."""
         if self._read("failure.json") is not None:
-            self._files.delete_file(f"{self._root}/failure.json")
+            self.delete_file("failure.json")
 
     def raise_failure(self) -> None:
         """Raise the error that was recorded, if one was."""

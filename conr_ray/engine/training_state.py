@@ -28,6 +28,20 @@ _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 
+# Sections and fields that shape no part of the state: runs that go on from one checkpoint can
+# differ in them.
+_CHANGEABLE = (
+    *("neighborhood", "boundary", "optim", "views"),
+    *("schedule.relax_epochs", "model.momentum"),
+)
+_CHANGEABLE_BUT = ("optim.batch_size", "views.size")
+
+
+def may_change(field: str) -> bool:
+    """Whether a run can go on from a checkpoint with another value of the dotted `field`."""
+    section = field.partition(".")[0]
+    return not {section, field}.isdisjoint(_CHANGEABLE) and field not in _CHANGEABLE_BUT
+
 
 @dataclass
 class TrainingState:
@@ -110,7 +124,7 @@ class TrainingState:
         }
 
     def load(self, checkpoint: dict[str, Any], data_fingerprint: str) -> None:
-        """Go on from `checkpoint`.
+        """Go on from `checkpoint`; what the optimiser is set to stays as this run has it.
 
         Raises:
             UserError: it was made from other images.
@@ -122,7 +136,8 @@ class TrainingState:
             )
         self.online.load_state_dict(checkpoint["online"])
         self.target.load_state_dict(checkpoint["target"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": settings})
         self.bank.load_state_dict(checkpoint["bank"])
         self.epoch = checkpoint["epoch"]
         self.pseudo_labels = checkpoint["pseudo_labels"]

@@ -10,7 +10,6 @@ tells where the run came from.
 from __future__ import annotations
 
 import ast
-import fcntl
 import functools
 import hashlib
 import json
@@ -27,7 +26,8 @@ from conr_ray.config import RunConfig, override
 from conr_ray.data import keyed_random, pixels, views
 from conr_ray.data.store import ImageSet
 from conr_ray.engine import embedder, evaluation, label_free, loop, schedule, training_state
-from conr_ray.engine.loop import Span, train
+from conr_ray.engine.locks import FileLocks, Lock, Locks
+from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
@@ -142,13 +142,12 @@ class TrunkStore:
     Attributes:
         uri: of the folder, a local path or a URI such as s3://bucket/folder.
         starts: epochs at which runs may ask for a trunk: it keeps its checkpoints there.
-        locks: folder, seen by all who may build trunks, whose file locks keep them from building
-            the same one.
+        locks: keep those who may build trunks from building the same one.
     """
 
     uri: str
     starts: frozenset[int]
-    locks: str
+    locks: Locks
 
     def directory(self, name: str) -> RunDirectory:
         """The trunk called `name`."""
@@ -172,10 +171,10 @@ class TrunkStore:
         return last if start is None else start
 
 
-def open_trunks(place: str | None, starts: frozenset[int], directory_uri: str) -> TrunkStore | None:
+def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> TrunkStore | None:
     """The trunks at `place`, a folder or URI; None without one.
 
-    Locks lie with the trunks, or where these are no files, in the folder of the run or search.
+    Locks lie with the trunks, or `elsewhere` where these are no files.
 
     Raises:
         UserError: the place cannot be used.
@@ -183,13 +182,13 @@ def open_trunks(place: str | None, starts: frozenset[int], directory_uri: str) -
     if place is None:
         return None
     store = RunDirectory(place)
-    locks = store.uri if store.is_local else f"{directory_uri}/trunks"
-    if "://" in locks:
-        raise UserError(f"--trunks {place}: {directory_uri} is no folder, which it needs for locks")
-    nearest = next(path for path in (Path(locks), *Path(locks).parents) if path.exists())
+    if not store.is_local:
+        return TrunkStore(store.uri, starts, elsewhere)
+    folder = Path(store.uri)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
-    return TrunkStore(store.uri, starts, locks)
+    return TrunkStore(store.uri, starts, FileLocks(store.uri))
 
 
 def train_from_trunk(
@@ -199,18 +198,19 @@ def train_from_trunk(
     observer: Observer,
     device: torch.device,
     store: TrunkStore | None,
+    span: Span = WHOLE,
 ) -> list[MetricRow]:
     """`train`, but a run without a checkpoint goes on from its trunk, which is built if need be.
 
     The run is bit for bit the one that trains from epoch 0 on the same number of workers as the
-    trunk. Called by every worker.
+    trunk. Called by every worker. A span with an origin of its own needs no trunk.
     """
     begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
-    if store is None or _agreed(int(begun), device):
-        return train(config, images, directory, observer, device)
+    if store is None or span.origin is not None or _agreed(int(begun), device):
+        return train(config, images, directory, observer, device, span)
     epoch = store.fork_epoch(config)
     if not epoch:
-        return train(config, images, directory, observer, device)
+        return train(config, images, directory, observer, device, span)
     try:
         origin = _provide(store, config, epoch, images, device)
     except BaseException as error:
@@ -224,8 +224,8 @@ def train_from_trunk(
             # An earlier try of the run trained a part of it.
             origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
-    span = Span(origin=(store.directory(origin.trunk), epoch))
-    return train(config, images, directory, observer, device, span)
+    forked = replace(span, origin=(store.directory(origin.trunk), epoch))
+    return train(config, images, directory, observer, device, forked)
 
 
 def _provide(
@@ -239,7 +239,7 @@ def _provide(
     name = trunk_name(config, images.fingerprint)
     trunk = store.directory(name)
     waited_s, note, built = 0.0, "", 0
-    with _Lock(Path(store.locks) / f"{name}.lock") as lock:
+    with store.locks(name) as lock:
         while True:
             state = _WAIT
             if rank() == 0:
@@ -264,7 +264,7 @@ def _provide(
     return Origin(name, epoch, built, waited_s, note)
 
 
-def _look(trunk: RunDirectory, epoch: int, lock: _Lock) -> tuple[int, str]:
+def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
     """What has to be done about the trunk, and what was wrong with it."""
     if _is_sound(trunk, epoch):
         return _READY, ""
@@ -296,34 +296,6 @@ def _is_sound(trunk: RunDirectory, epoch: int) -> bool:
     except UserError:
         return False
     return True
-
-
-class _Lock:
-    """A file lock that its holder's death frees; use as a context."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def __enter__(self) -> _Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
-
-    def acquired(self) -> bool:
-        """Take the lock if it is free; whether this process holds it."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(file)
-                return False
-            self._file = file
-        return True
 
 
 def _agreed(value: int, device: torch.device) -> int:

@@ -419,7 +419,7 @@ class MemoryBank:
         """Go on with the pool of `state`, on whatever number of workers it was made.
 
         One that was still empty may be of any bank, so that runs which differ in theirs can go on
-        from the same checkpoint.
+        from the same checkpoint. One with another k1 leaves the graph to be searched anew.
         """
         if not (state["sample_ids"] >= 0).any():
             return
@@ -428,8 +428,9 @@ class MemoryBank:
         self._steps_m.copy_(state["steps"])
         self._places_m.copy_(state["places"])
         self._own_m.copy_(state["own_products"])
-        self._graph.keys_as.copy_(state["graph"])
-        self._graph.floors_a.copy_(state["floors"])
+        if state["graph"].shape == self._graph.keys_as.shape:
+            self._graph.keys_as.copy_(state["graph"])
+            self._graph.floors_a.copy_(state["floors"])
         self._step = state["step"]
 
 

@@ -8,11 +8,28 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
 import torch
+import yaml
 
-from conr_ray.errors import UserError
+from conr_ray.errors import UserError, last_line
+
+# Where `ray up` leaves its cluster file on a head node.
+_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+# Of Ray, in the command and all processes that it starts.
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Relative paths mean the same in every process.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ray's coming default; unset, Ray prints advice about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # The commands have displays and files of their own.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +48,12 @@ class WorkerResources:
         return bundle
 
     def fits(self) -> int:
-        """How many runs of such workers the connected cluster holds at once.
+        """How many runs of such workers the connected cluster holds at once, or could hold.
 
         Raises:
             UserError: not even one.
         """
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        have = _room()
         need = {kind: amount * self.workers for kind, amount in self.bundle().items()}
         count = min(int(have.get(kind, 0) / amount) for kind, amount in need.items() if amount)
         if count < 1:
@@ -48,20 +65,91 @@ class WorkerResources:
         return count
 
 
-def default_resources(
-    workers: int, cpus_per_worker: int | None = None, gpus_per_worker: float | None = None
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What a command was told of the cluster that it runs on.
+
+    Attributes:
+        address: of a cluster to join; None starts one of the command's own.
+        autoscaling: it starts nodes when there is work.
+        cpus_per_worker: None leaves it to the command.
+        gpus_per_worker: None is one where there are any.
+    """
+
+    address: str | None = None
+    autoscaling: bool = False
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+
+    def resources(
+        self, workers: int, *, cpus_per_worker: int | None, num_cpus: int, has_gpus: bool
+    ) -> WorkerResources:
+        """Of each of the workers, where there are `num_cpus` cores, by default all shared out.
+
+        Raises:
+            UserError: an amount that cannot be.
+        """
+        gpus, cpus = self.gpus_per_worker, self.cpus_per_worker or cpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if has_gpus else 0.0
+        if gpus < 0:
+            raise UserError(f"--gpus-per-worker {gpus:g}: give 0 or more")
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise UserError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more")
+        if cpus is None:
+            cpus = 1 if gpus else max(1, num_cpus // max(1, workers))
+        return WorkerResources(workers, cpus, gpus)
+
+
+def local_resources(
+    options: ClusterOptions, workers: int, cpus_per_worker: int | None = None
 ) -> WorkerResources:
-    """A GPU for each worker where this machine has one, else cores: by default all, shared out."""
-    if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if torch.cuda.is_available() else 0.0
-    if gpus_per_worker < 0:
-        raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: give 0 or more")
-    if cpus_per_worker is None:
-        cpus_per_worker = 1 if gpus_per_worker else max(1, (os.cpu_count() or 1) // max(1, workers))
-    return WorkerResources(workers, cpus_per_worker, gpus_per_worker)
+    """Of workers on this machine."""
+    return options.resources(
+        workers,
+        cpus_per_worker=cpus_per_worker,
+        num_cpus=os.cpu_count() or 1,
+        has_gpus=torch.cuda.is_available(),
+    )
 
 
-def connect(resources: WorkerResources, *, dashboard: bool) -> None:
+def connect(
+    options: ClusterOptions,
+    workers: int,
+    cpus_per_worker: int | None = None,
+    *,
+    dashboard: bool = False,
+) -> WorkerResources:
+    """Join a cluster, or start one with room for at least one run; what each worker gets there.
+
+    Args:
+        options: which cluster.
+        workers: of one run.
+        cpus_per_worker: by default all cores, shared out, or one where there are GPUs.
+        dashboard: of a cluster that is started; needed where runs of several workers are stopped
+            early: it serves the API that frees their workers.
+
+    Raises:
+        UserError: there is no such cluster, or it is too small.
+    """
+    if options.address is None:
+        resources = local_resources(options, workers, cpus_per_worker)
+        start(resources, dashboard=dashboard)
+        return resources
+    _join(options.address)
+    room = _room()
+    resources = options.resources(
+        workers,
+        cpus_per_worker=cpus_per_worker,
+        num_cpus=int(room.get("CPU", 1)),
+        has_gpus=room.get("GPU", 0) > 0,
+    )
+    if not options.autoscaling:
+        resources.fits()
+    return resources
+
+
+def start(resources: WorkerResources, *, dashboard: bool) -> None:
     """Start a Ray of this process's own, with cores for at least one run.
 
     More workers than cores are let through, each a thread: slow, but right.
@@ -75,14 +163,8 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
     """
     # A name left over from a killed cluster would else be tried first, for minutes.
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Relative paths mean the same in every process.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Ray's coming default; unset, Ray prints advice about it.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # The commands have displays and files of their own.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     cores = os.cpu_count() or 1
     with _own_address():
         ray.init(
@@ -93,6 +175,46 @@ def connect(resources: WorkerResources, *, dashboard: bool) -> None:
             logging_level=logging.ERROR,
         )
     resources.fits()
+
+
+def _join(address: str) -> None:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {name: os.environ[name] for name in _SETTINGS}},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
+
+
+def can_grow() -> bool:
+    """Whether `ray up` has made this node the head of a cluster that starts others."""
+    return _CLUSTER_FILE.expanduser().exists()
+
+
+def _room() -> dict[str, float]:
+    """Resources of the connected cluster by kind, with those of nodes that it can start."""
+    room: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    if can_grow():
+        cluster = yaml.safe_load(_CLUSTER_FILE.expanduser().read_text())
+        types = cluster.get("available_node_types") or {}
+        for kind in {kind for one in types.values() for kind in one.get("resources") or {}}:
+            room[kind] = max(room.get(kind, 0.0), _startable(cluster, types, kind))
+    return room
+
+
+def _startable(cluster: dict[str, Any], types: dict[str, Any], kind: str) -> float:
+    """The most of a resource that a cluster of `ray up` comes to have."""
+    amounts = {n: float((t.get("resources") or {}).get(kind, 0)) for n, t in types.items()}
+    total, left = amounts.get(cluster.get("head_node_type", ""), 0.0), cluster.get("max_workers", 2)
+    for name in sorted(amounts, key=lambda name: -amounts[name]):
+        count = min(left, types[name].get("max_workers", left))
+        total, left = total + count * amounts[name], left - count
+    return total
 
 
 @contextmanager

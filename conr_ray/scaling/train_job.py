@@ -18,6 +18,7 @@ import torch
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import ImageSet, open_images
+from conr_ray.engine.loop import WHOLE, Span
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
@@ -36,10 +37,11 @@ def run_here(
     wandb: WandbSettings,
     observer: Observer,
     trunks: TrunkStore | None = None,
+    span: Span = WHOLE,
 ) -> None:
     """Train as the only worker, in this process; `observer` is told after W&B.
 
-    Where `trunks` is given, the run goes on from its trunk.
+    Where `trunks` is given, the run goes on from its trunk; `span` says which epochs are trained.
 
     Raises:
         UserError, RunFailed: as the loop raises them.
@@ -50,7 +52,7 @@ def run_here(
     # Opened first: a W&B run that has begun is ended by the loop only.
     images = open_images(config.data)
     observers = Observers([open_wandb(wandb, config), observer])
-    train_from_trunk(config, images, directory, observers, device, trunks)
+    train_from_trunk(config, images, directory, observers, device, trunks, span)
 
 
 def run_on_workers(
@@ -59,13 +61,14 @@ def run_on_workers(
     resources: WorkerResources,
     wandb: WandbSettings,
     trunks: TrunkStore | None = None,
+    span: Span = WHOLE,
     *,
     max_failures: int = 3,
 ) -> Iterator[MetricRow]:
     """Train on Ray Train workers; gives each epoch's metrics soon after it has ended.
 
-    Rows of epochs that a resumed run had already trained, and those of its trunk, are left out, but
-    the last of all is not.
+    Rows of epochs that a resumed run had already trained, and those of its trunk or other origin,
+    are left out, but the last of all is not.
 
     Args:
         config: the run's.
@@ -73,13 +76,14 @@ def run_on_workers(
         resources: number and size of the workers.
         wandb: where to log; only the first worker does.
         trunks: where given, the run goes on from its trunk.
+        span: which epochs are trained, where not all.
         max_failures: worker groups that Ray may start anew, after dead processes or nodes.
 
     Raises:
         UserError, RunFailed: as the loop raises them, or Ray gave the run up.
     """
     seen = (directory.checkpoint_epochs() or [0])[-1]
-    if seen == config.schedule.epochs:
+    if seen == (span.until or config.schedule.epochs):
         rows = directory.load_checkpoint(seen, torch.device("cpu"))["history"]
         directory.write_metrics(rows)
         yield rows[-1]
@@ -90,6 +94,7 @@ def run_on_workers(
         "threads": resources.cpus_per_worker,
         "wandb": wandb,
         "trunks": trunks,
+        "span": span,
     }
     trainer = ray.train.torch.TorchTrainer(
         _work,
@@ -121,6 +126,8 @@ def run_on_workers(
     directory.write_metrics(directory.metric_rows()[:seen])
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    if not seen and span.origin is not None:
+        seen = span.origin[1]
     running = True
     while running:
         running = thread.is_alive()
@@ -149,7 +156,7 @@ def _work(job: dict[str, Any]) -> None:
         return
     tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
     with contextlib.suppress(UserError, RunFailed):
-        train_from_trunk(config, images, directory, tracking, device, job["trunks"])
+        train_from_trunk(config, images, directory, tracking, device, job["trunks"], job["span"])
 
 
 def _open_everywhere(

@@ -111,6 +111,28 @@ class Dimension(SpacePart):
         )
         return low, high
 
+    def scaled(self, value: Any, factor: float, given: Mapping[str, Any]) -> Any:
+        """A number near `value`: times `factor`, at least a step away, within the bounds."""
+        low, high = self._resolved(given)
+        step = Decimal(str(self.step or (1 if self.int_bounds else 0)))
+        if not step:
+            return min(max(value * factor, low), high)
+        first, old = Decimal(str(low)), Decimal(str(value))
+        steps = round((old * Decimal(str(factor)) - first) / step)
+        if first + steps * step == old:
+            steps += 1 if factor > 1 else -1
+        moved = type(low)(first + max(0, steps) * step)
+        return min(max(moved, low), high)
+
+    def in_unit_cube(self, value: Any, others: Mapping[str, Dimension]) -> list[float]:
+        """`value` in units of the range of all that it can be; of a choice one number for each."""
+        if self.choice:
+            return [float(value == one) for one in self.choice]
+        low, high = self.extremes(others)
+        if self.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return [(value - low) / (high - low) if high > low else 0.0]
+
     def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
         """Numeric bounds, given the fields that they name; the upper one a whole step away."""
         low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)

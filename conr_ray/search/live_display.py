@@ -14,7 +14,7 @@ from rich.text import Text
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import last_line
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE, POINT
+from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT
 from conr_ray.tracking.progress import duration
 
 
@@ -31,7 +31,7 @@ class LiveDisplay(Callback):
         self._started = time.monotonic()
         self._states: dict[str, str] = {}
         self._last: dict[str, dict[str, Any]] = {}
-        self._points: dict[str, dict[str, Any]] = {}
+        self._given: dict[str, dict[str, Any]] = {}
         self._live = Live(
             console=console, refresh_per_second=1, transient=True, get_renderable=self._panel
         )
@@ -64,24 +64,34 @@ class LiveDisplay(Callback):
 
     def _note(self, trial: Any, state: str) -> None:
         self._states[trial.trial_id] = state
-        self._points[trial.trial_id] = trial.config[POINT]
+        self._given[trial.trial_id] = trial.config
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {})
         failure = last_line(trial.get_error()) if error else result.get(FAILURE)
-        epochs = self._space.config(trial.config[POINT]).schedule.epochs
-        stopped = result.get(EPOCHS, 0) < epochs
+        stopped = result.get(EPOCHS, 0) < self._stretch(trial.config)[1]
         state = "failed" if failure else "stopped" if stopped else "complete"
         self._note(trial, state)
         ended = sum(state != "running" for state in self._states.values())
-        value = result.get(self._space.metric, float("nan"))
         self._console.print(
             f"trial {ended}/{self._num_trials} {state}"
             + (f" ({failure})" if failure else "")
-            + f" after {result.get(EPOCHS, 0)} epochs, {self._space.metric} {value:.3f}: "
+            + f" after {result.get(EPOCHS, 0)} epochs, {self._figures(result)}: "
             + _in_words(trial.config[POINT], self._space),
             highlight=False,
         )
+
+    def _figures(self, result: dict[str, Any]) -> str:
+        unknown = float("nan")
+        return ", ".join(f"{m} {result.get(m, unknown):.3f}" for m in self._space.metrics)
+
+    def _stretch(self, given: dict[str, Any]) -> tuple[int, int]:
+        """Epochs after which a trial begins and ends."""
+        if (leg := given.get(LEG)) and leg["parent"] is not None:
+            return leg["begin"], leg["end"]
+        config = self._space.config(given[POINT])
+        begin = self._trunks.fork_epoch(config) if self._trunks else 0
+        return begin, leg["end"] if leg else config.schedule.epochs
 
     def _panel(self) -> Group:
         # Called by the thread that refreshes the terminal, while trials come and go.
@@ -97,8 +107,8 @@ class LiveDisplay(Callback):
         if known:
             best = max(known, key=lambda trial_id: sign * known[trial_id][metric])
             lines.append(
-                f"best so far: {metric} {known[best][metric]:.3f} at epoch {known[best][EPOCHS]}: "
-                + _in_words(self._points[best], self._space)
+                f"best so far: {self._figures(known[best])} at epoch {known[best][EPOCHS]}: "
+                + _in_words(self._given[best][POINT], self._space)
             )
         return Group(*(Text(line) for line in lines))
 
@@ -114,15 +124,17 @@ class LiveDisplay(Callback):
 
     def _time_left(self, elapsed: float) -> str:
         """By epochs trained, as if no further trial were stopped early."""
-        last, states = dict(self._last), dict(self._states)
-        done = sum(result[EPOCHS] for result in last.values())
-        ended = sum(state != "running" for state in states.values())
+        states = dict(self._states)
+        stretches = {i: self._stretch(given) for i, given in list(self._given.items())}
+        last = {i: result[EPOCHS] for i, result in list(self._last.items()) if i in stretches}
+        done = sum(max(0, epochs - stretches[i][0]) for i, epochs in last.items())
         if not done:
             return ""
-        each = self._space.config().schedule.epochs
-        running = [i for i, state in states.items() if state == "running"]
-        left = each * (self._num_trials - ended)
-        left -= sum(last.get(trial_id, {}).get(EPOCHS, 0) for trial_id in running)
+        lengths = [end - begin for begin, end in stretches.values()]
+        left = sum(lengths) / len(lengths) * (self._num_trials - len(lengths))
+        for i, (begin, end) in stretches.items():
+            if states[i] == "running":
+                left += end - max(begin, last.get(i, 0))
         return f", at most {duration(elapsed * left / done)} left"
 
 

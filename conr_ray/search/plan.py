@@ -90,15 +90,21 @@ def print_plan(
         stage = "instance" if shapes_trunk(name) else "group"
         table.add_row(name, str(dimension), str(first[name]), stage)
     scheduler = space.scheduler
-    stopping = (
-        f"{scheduler.kind} from epoch {space.grace_epochs} on" if scheduler else "no early stopping"
-    )
+    if space.exchanges:
+        assert scheduler is not None
+        exchanges = ", ".join(map(str, space.exchanges))
+        stopping = f"a population by {scheduler.kind}, which exchanges after epochs {exchanges}"
+    elif scheduler:
+        stopping = f"{scheduler.kind} from epoch {space.grace_epochs} on"
+    else:
+        stopping = "no early stopping"
+    sizes = {"max": "large", "min": "small"}
+    aims = (f"{m} is made {sizes[d]}" for m, d in zip(space.metrics, space.directions, strict=True))
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.bundle().items())
     fits = resources.fits()
     concurrent = min(fits, num_trials, max_concurrent or fits)
     lines = [
-        f"search     {num_trials} trials by {space.sampler}, {stopping}; {space.metric} is made "
-        + ("large" if space.direction == "max" else "small"),
+        f"search     {num_trials} trials by {space.sampler}, {stopping}; {', '.join(aims)}",
         f"images     {images.num_images:,}, " + _labels(images),
         "trunks     " + _trunks(space, plan, store, images),
         f"epochs     {plan.epochs:,} at most ({plan.trunk_epochs:,} of trunks, "

@@ -1,16 +1,15 @@
 """A search from its space to its table: Ray Tune runs the trials, Optuna draws them.
 
 space.yaml          the space as it was read, with what the command line fixed
-study.journal       the Optuna study
+study.journal       the Optuna study; in a bucket a folder of pieces
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
 best.yaml           the config of the best trial; `train --config` runs it
-ray/                Tune's own state
 """
 
 from __future__ import annotations
 
-import time
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import optuna.importance
 import ray.tune
 import yaml
 from optuna.importance import FanovaImportanceEvaluator
+from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -28,70 +28,79 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.space import LABELLED_METRICS, SearchSpace
-from conr_ray.search.study import StudyScheduler, StudySearcher, finished, open_study
+from conr_ray.search.study import StudyScheduler, StudySearcher, num_left, open_study
 from conr_ray.search.trial import TrialRunner
-from conr_ray.search.trial_table import Trial, best_trial, read_trials, to_arrow
+from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
 from conr_ray.tracking.wandb_run import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
+_JOURNAL = "study.journal"
 # Deaths of a trial's processes; it goes on from its checkpoint each time.
 _MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
 class SearchDirectory:
-    """The files of a search, on a local path; the study may lie in a database instead."""
+    """The files of a search, on any file system; the study may lie in a database instead."""
 
-    path: Path
+    files: RunDirectory
     study_url: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it is, a local path or a URI such as s3://bucket/folder."""
+        return self.files.uri
 
     @property
     def name(self) -> str:
         """Name of the search: the study's, and the group in W&B."""
-        return self.path.name
+        return self.uri.rpartition("/")[2]
 
     def check(self, space: SearchSpace, *, resume: bool) -> None:
         """Raise UserError where another search is here, or `resume` does not fit what is here."""
-        text = RunDirectory(self.path).read_text("space.yaml")
+        text = self.files.read_text("space.yaml")
         if text is None:
             if resume:
-                raise UserError(f"--resume: {self.path} holds no search: check --storage, --name")
+                raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
             return
         old, new = yaml.safe_load(text), _as_tree(space)
-        # The number of trials is no part of what a search is: more may be added.
-        changed = [k for k in {**old, **new} if k != "trials" and old.get(k) != new.get(k)]
+        # More trials may be added, unless they are a population.
+        free = () if space.exchanges else ("trials",)
+        changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
         if changed:
             raise UserError(
-                f"{self.path} holds another search ({changed[0]} differs): choose another --name"
+                f"{self.uri} holds another search ({changed[0]} differs): choose another --name"
             )
         if not resume:
-            raise UserError(
-                f"{self.path} holds this search: add --resume, or choose another --name"
-            )
-        begun = (self.path / "trials").exists()
-        if begun and self.study_url is None and not self._journal.exists():
+            raise UserError(f"{self.uri} holds this search: add --resume, or choose another --name")
+        has_journal = self.files.has(_JOURNAL)
+        if self.study_url is None and self.files.has("trials") and not has_journal:
             raise UserError("--resume: the study of this search is in a database: give its --study")
-        if self.study_url is not None and self._journal.exists():
-            raise UserError(f"--study: the study of this search is {self._journal}: leave it out")
+        if self.study_url is not None and has_journal:
+            raise UserError(
+                f"--study: the study of this search is {self.uri}/{_JOURNAL}: leave it out"
+            )
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
         """`check`, then write space.yaml."""
         self.check(space, resume=resume)
         text = yaml.safe_dump(_as_tree(space), sort_keys=False)
         try:
-            RunDirectory(self.path).write_text("space.yaml", text)
+            self.files.write_text("space.yaml", text)
         except OSError as error:
-            raise UserError(f"--storage: {self.path} cannot be written: {error}") from None
+            raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
 
     def open_study(self, space: SearchSpace) -> optuna.Study:
         """The search's study."""
-        return open_study(space, self.study_url or self._journal, self.name)
-
-    @property
-    def _journal(self) -> Path:
-        return self.path / "study.journal"
+        if self.study_url is not None:
+            return open_study(space, self.study_url, self.name)
+        if self.files.is_local:
+            return open_study(space, Path(self.uri) / _JOURNAL, self.name)
+        storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
+        return open_study(space, storage, self.name)
 
 
 def _as_tree(space: SearchSpace) -> Any:
@@ -104,15 +113,15 @@ def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
     Raises:
         UserError: its metric needs labels, and there are none.
     """
-    if space.metric == "auto":
-        metric = "neighbor_consistency" if images.labels is None else "nmi"
-        return space.model_copy(update={"metric": metric})
-    if space.metric in LABELLED_METRICS and images.labels is None:
-        raise UserError(
-            f"metric={space.metric} needs labels and the images have none: set metric: "
-            "neighbor_consistency"
-        )
-    return space
+    auto = "neighbor_consistency" if images.labels is None else "nmi"
+    metrics = tuple(auto if metric == "auto" else metric for metric in space.metrics)
+    for metric in metrics:
+        if metric in LABELLED_METRICS and images.labels is None:
+            raise UserError(
+                f"metric={metric} needs labels and the images have none: set metric: "
+                "neighbor_consistency"
+            )
+    return space.model_copy(update={"metrics": metrics})
 
 
 def run_search(
@@ -145,19 +154,18 @@ def run_search(
         KeyboardInterrupt: the user stopped it; called again, it goes on.
     """
     study = directory.open_study(space)
-    remaining = num_trials - finished(study)
-    if remaining > 0:
-        runner = TrialRunner(space, str(directory.path), directory.name, resources, wandb, trunks)
+    if (remaining := num_left(space, study, num_trials)) > 0:
+        runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
         concurrent = min(remaining, max_concurrent or remaining, resources.fits())
-        _run_trials(runner, study, directory, console, remaining, concurrent)
+        _run_trials(runner, study, console, remaining, concurrent)
     trials = write_results(space, study, directory)
-    if finished(study) < num_trials:
+    if num_left(space, study, num_trials):
         raise KeyboardInterrupt
     if best_trial(trials) is None:
         reasons = sorted({trial.state for trial in trials})
         raise RunFailed(
             f"no trial trained all its epochs ({', '.join(reasons)}): see failure.json in "
-            f"{directory.path}/trials"
+            f"{directory.uri}/trials"
         )
     return trials
 
@@ -165,7 +173,6 @@ def run_search(
 def _run_trials(
     runner: TrialRunner,
     study: optuna.Study,
-    directory: SearchDirectory,
     console: Console,
     count: int,
     concurrent: int,
@@ -174,6 +181,8 @@ def _run_trials(
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
     display = LiveDisplay(runner.space, count, console, runner.trunks)
+    # All that has to last is in the search's directory.
+    scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
         tune_config=ray.tune.TuneConfig(
@@ -186,8 +195,8 @@ def _run_trials(
             trial_dirname_creator=_trial_folder,
         ),
         run_config=ray.tune.RunConfig(
-            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(directory.path / "ray"),
+            name="search",
+            storage_path=scratch.name,
             failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=[display],
             verbose=0,
@@ -197,33 +206,44 @@ def _run_trials(
         tuner.fit()
     finally:
         display.close()
+        scratch.cleanup()
 
 
 def write_results(
     space: SearchSpace, study: optuna.Study, directory: SearchDirectory
 ) -> list[Trial]:
     """Write trials.parquet, and best.yaml where a trial is complete; all trials, the best first."""
-    trials = read_trials(study, space, str(directory.path))
-    files = RunDirectory(directory.path)
+    trials, files = read_trials(study, space, directory.uri), directory.files
     files.write_table("trials.parquet", to_arrow(trials, space))
     if best := best_trial(trials):
-        header = f"# Trial {best.trial_id} of {directory.name}: {space.metric} {best.value:.4f}\n"
+        assert best.values is not None
+        figures = zip(space.metrics, best.values, strict=True)
+        named = ", ".join(f"{metric} {value:.4f}" for metric, value in figures)
+        header = f"# Trial {best.trial_id} of {directory.name}: {named}\n"
+        for leg in lineage(best, trials)[:-1]:
+            header += f"# until epoch {leg.epochs} as in trials/{leg.trial_id}/config.yaml\n"
         files.write_text("best.yaml", header + space.config(best.point).to_yaml())
     return trials
 
 
-def parameter_importances(space: SearchSpace, directory: SearchDirectory) -> dict[str, float]:
-    """Share of the metric's variance that each field explains, by Optuna; the largest first.
+def parameter_importances(
+    space: SearchSpace, directory: SearchDirectory, metric: str
+) -> dict[str, float]:
+    """Share of a metric's variance that each field explains, by Optuna; the largest first.
 
     Empty where too few trials have ended well.
     """
-    study = directory.open_study(space)
+    study, place = directory.open_study(space), space.metrics.index(metric)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.value for trial in ended}) < 2:
+    if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.values[place] for trial in ended}) < 2:
         return {}
     evaluator = FanovaImportanceEvaluator(seed=space.seed)
     try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        return dict(
+            optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=lambda trial: trial.values[place]
+            )
+        )
     except RuntimeError:
         # Its trees found no split that explains anything.
         return {}

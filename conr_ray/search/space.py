@@ -1,7 +1,7 @@
 """What a search varies: a YAML file read into a tree that Optuna can draw from.
 
     preset: digits                       # the run that is varied
-    metric: nmi                          # what is made large (or, with mode: min, small)
+    metric: nmi                          # what is made large (mode: min, small); or several
     trials: 8
     fixed: {schedule.epochs: 60}         # fields set for all trials
     search:                              # fields varied
@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
+from conr_ray.config import RunConfig, get_field, load_preset
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.trunk import shapes_trunk
 from conr_ray.errors import UserError
@@ -32,24 +32,57 @@ from conr_ray.search.dimension import Dimension, Drawer, SpacePart
 # Metrics that count agreement with labels, and those that need none.
 LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
 LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
+# What a run costs: seconds since its epoch 0, those of its trunk included.
+COST_METRICS = ("train_time_s",)
+_MADE_SMALL = ("loss", *COST_METRICS)
 
-_DRAWS_CHECKED = 64
+Direction = Literal["max", "min"]
 
 
 class SchedulerConfig(SpacePart):
-    """Early stopping. Its clock starts when the last group stage has, and counts epochs trained.
+    """Early stopping, or a population. Its clock starts when the last group stage has.
 
-    Trials that fork at different epochs are so compared where as much of the learning rate's
-    schedule lies behind them, and none before its group stage.
+    It counts epochs trained: trials that fork at different epochs are so compared where as much of
+    the learning rate's schedule lies behind them, and none before its group stage.
     """
 
-    kind: Literal["asha", "hyperband", "median"] = "asha"
+    kind: Literal["asha", "hyperband", "median", "pbt", "pb2"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="no trial is stopped before; where unset, when a quarter of what follows the "
-        "latest group_start is trained",
+        description="no trial is stopped, and no state exchanged, before; where unset, when a "
+        "quarter of what follows the latest group_start is trained",
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="of asha and hyperband")
+    interval_epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of pbt and pb2, between exchanges; as unset grace_epochs where unset"
+    )
+
+    @property
+    def is_population(self) -> bool:
+        """Whether trials take over one another's state, instead of being stopped."""
+        return self.kind in ("pbt", "pb2")
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _one_or_list(values: Sequence[str] | None) -> str | list[str] | None:
+    if values is None:
+        return None
+    return values[0] if len(values) == 1 else list(values)
+
+
+# A word in YAML, or a list of them.
+_Metrics = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(_one_or_more),
+    PlainSerializer(_one_or_list),
+]
+_Modes = Annotated[
+    tuple[Direction, ...], BeforeValidator(_one_or_more), PlainSerializer(_one_or_list)
+]
 
 
 class SearchSpace(SpacePart):
@@ -59,10 +92,13 @@ class SearchSpace(SpacePart):
     """
 
     preset: str
-    metric: str = Field(
-        "auto", description="auto is nmi where there are labels, else neighbor_consistency"
+    metrics: _Metrics = Field(
+        ("auto",),
+        alias="metric",
+        description="auto is nmi where there are labels, else neighbor_consistency; of several, "
+        "the first one leads",
     )
-    mode: Literal["max", "min"] | None = None
+    modes: _Modes | None = Field(None, alias="mode", description="max or min for each metric")
     trials: Annotated[int, Field(ge=1)] = 20
     seed: Annotated[int, Field(ge=0)] = 0
     fixed: dict[str, Any] = Field({})
@@ -73,10 +109,30 @@ class SearchSpace(SpacePart):
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     scheduler: SchedulerConfig | None = SchedulerConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_nothing_by_several_metrics(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and "scheduler" not in tree:
+            metric = tree.get("metric")
+            if isinstance(metric, list | tuple) and len(metric) > 1:
+                return {**tree, "scheduler": None}
+        return tree
+
     @property
-    def direction(self) -> Literal["max", "min"]:
-        """Whether the metric is made large or small."""
-        return self.mode or ("min" if self.metric == "loss" else "max")
+    def metric(self) -> str:
+        """The metric, or the first of several."""
+        return self.metrics[0]
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Whether each metric is made large or small."""
+        natural = tuple[Direction, ...]("min" if m in _MADE_SMALL else "max" for m in self.metrics)
+        return self.modes or natural
+
+    @property
+    def direction(self) -> Direction:
+        """Of the metric, or the first of several."""
+        return self.directions[0]
 
     @property
     def order(self) -> list[str]:
@@ -111,8 +167,20 @@ class SearchSpace(SpacePart):
     @property
     def grace_epochs(self) -> int:
         """Epochs that every trial trains."""
-        following = self.config().schedule.epochs - self.clock_start
-        return self.asked_grace or self.clock_start + max(1, following // 4)
+        return self.asked_grace or self.clock_start + self._quarter
+
+    @property
+    def exchanges(self) -> tuple[int, ...]:
+        """Epochs after which the members of a population are compared; else none."""
+        if self.scheduler is None or not self.scheduler.is_population:
+            return ()
+        interval = self.scheduler.interval_epochs or self._quarter
+        return tuple(range(self.grace_epochs, self.config().schedule.epochs, interval))
+
+    @property
+    def _quarter(self) -> int:
+        """A quarter of the epochs after the clock's start."""
+        return max(1, (self.config().schedule.epochs - self.clock_start) // 4)
 
     @property
     def group_starts(self) -> frozenset[int]:
@@ -170,105 +238,38 @@ class SearchSpace(SpacePart):
         own = {name: get_field(preset, name) for name in self.search}
         return [{**own, **point} for point in (self.first if self.first is not None else ({},))]
 
+    def drawn(self, numbers: random.Random) -> dict[str, Any]:
+        """A point at random."""
+        return self(ShareDrawer(numbers.random))
+
+    def near(
+        self, point: Mapping[str, Any], numbers: random.Random, *, redrawn: float
+    ) -> dict[str, Any]:
+        """A point whose numbers are a fifth larger or smaller; a share of fields is drawn anew."""
+        found: dict[str, Any] = {}
+        for name in self.order:
+            dimension = self.search[name]
+            if numbers.random() < redrawn:
+                found[name] = dimension.draw(ShareDrawer(numbers.random), name, found)
+            elif dimension.choice:
+                found[name] = point[name]
+            else:
+                factor = numbers.choice((0.8, 1.2))
+                found[name] = dimension.scaled(point[name], factor, found)
+        return found
+
+    def in_unit_cube(self, point: Mapping[str, Any]) -> list[float]:
+        """A point as numbers between 0 and 1, in the same order for all points."""
+        parts = (d.in_unit_cube(point[name], self.search) for name, d in self.search.items())
+        return [number for part in parts for number in part]
+
     def config(self, point: Mapping[str, Any] | None = None) -> RunConfig:
         """The run at a point, by default at the one tried first."""
         point = self.first_points()[0] if point is None else point
         return load_preset(self.preset, {**self.fixed, **point})
 
 
-def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> SearchSpace:
-    """The search in the YAML file `path`, checked; `fixed` adds to its fixed fields.
-
-    Raises:
-        UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
-            empty range, or a point of the space cannot be a run.
-    """
-    tree = read_yaml(path, "--space", "see search_spaces/")
-    if not isinstance(tree, Mapping):
-        raise UserError(f"--space {path}: a space is a mapping with preset and search")
-    own = tree.get("fixed") or {}
-    if not isinstance(own, Mapping):
-        raise UserError(f"--space {path}: fixed={own!r} is not a mapping of fields to values")
-    tree = {**tree, "fixed": {**own, **(fixed or {})}}
-    try:
-        space = SearchSpace.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
-        if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
-            reason = f"{first['input']!r}: {first['msg'].removeprefix('Input should be ')}"
-        if "choice" in first["loc"]:
-            reason = "a choice is a list of numbers, words, true and false"
-        raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
-    _check(space)
-    return space
-
-
-def _check(space: SearchSpace) -> None:
-    known = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
-    if space.metric not in ("auto", *known):
-        raise UserError(f"metric={space.metric}: no run reports it; choose from {', '.join(known)}")
-    if not space.search:
-        raise UserError("search: no field is searched; name one, such as neighborhood.k1")
-    for name, dimension in space.search.items():
-        check_field(name)
-        if name in space.fixed:
-            raise UserError(
-                f"{name} is both fixed ({space.fixed[name]}) and searched: drop one of the two"
-            )
-        if problem := dimension.problem():
-            raise UserError(f"search.{name}: {problem}")
-        for needed in dimension.needs():
-            if needed not in space.search:
-                raise UserError(
-                    f"search.{name}: its bound {needed} is not searched: give a number instead"
-                )
-            if not space.search[needed].bounds_with(dimension):
-                raise UserError(
-                    f"search.{name}: its bound {needed} is {space.search[needed]}: give a number "
-                    "instead"
-                )
-    _check_first(space)
-    latest = max(space.group_starts, default=0)
-    if (space.asked_grace or latest) < latest and "schedule.group_start" in space.search:
-        raise UserError(
-            f"scheduler.grace_epochs={space.asked_grace} would compare trials before and after "
-            f"their group_start: raise it above {latest}, or leave it out"
-        )
-    if space.sampler == "grid":
-        space.grid()
-    _check_draws(space)
-
-
-def _check_first(space: SearchSpace) -> None:
-    for point in space.first_points():
-        for name, value in point.items():
-            check_field(name)
-            if name not in space.search:
-                raise UserError(f"first: {name}={value} is not searched: move it to fixed")
-        for name in space.order:
-            if not space.search[name].contains(point[name], point):
-                raise UserError(
-                    f"search.{name}: the first trial's {point[name]} is not {space.search[name]}: "
-                    "widen the range, or give first: [{...}]"
-                )
-        space.config(point)
-
-
-def _check_draws(space: SearchSpace) -> None:
-    """Many corners and random points must be runs, so that no trial is lost hours later."""
-    numbers = random.Random(0)
-    shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]
-    shares += [numbers.random, lambda: float(numbers.random() < 0.5)] * (_DRAWS_CHECKED // 2)
-    for share in shares:
-        try:
-            space.config(space(_Drawn(share)))
-        except UserError as error:
-            raise UserError(f"the space has points that cannot run: {error}") from None
-
-
-class _Drawn:
+class ShareDrawer:
     """Draws the value at a share of each range; shares of 0 and 1 are its ends."""
 
     def __init__(self, share: Callable[[], float]) -> None:
@@ -285,5 +286,11 @@ class _Drawn:
     ) -> float:
         if low > high:
             raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
-        value = low + self._share() * (high - low)
-        return value if step is None else low + (value - low) // step * step
+        share = self._share()
+        if log:
+            return min(max(low * math.exp(share * math.log(high / low)), low), high)
+        if step is None:
+            return low + share * (high - low)
+        exact_low, exact_step = Decimal(str(low)), Decimal(str(step))
+        num_steps = int((Decimal(str(high)) - exact_low) // exact_step)
+        return float(exact_low + min(int(share * (num_steps + 1)), num_steps) * exact_step)

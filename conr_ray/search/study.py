@@ -28,22 +28,23 @@ from ray.tune.search import Searcher
 
 from conr_ray.data.keyed_random import fold
 from conr_ray.errors import UserError, last_line
+from conr_ray.search.population import Leg, Population
 from conr_ray.search.space import SearchSpace
 
 # Keys of what a trial reports to Tune besides the metric.
 EPOCHS, FAILURE = "epochs", "failure"
 # Keys of what a trial gets from Tune.
-TRIAL_ID, POINT = "trial_id", "point"
+TRIAL_ID, POINT, LEG = "trial_id", "point", "leg"
 # And what the study knows of it besides its id.
 CONFIG_HASH = "config_hash"
 
 
-def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study:
+def open_study(space: SearchSpace, place: Path | str | BaseStorage, name: str) -> optuna.Study:
     """The study called `name`, created with the points tried first where there is none.
 
     Args:
         space: what it searches.
-        place: a journal file, or the URL of a database.
+        place: a journal file, the URL of a database, or an open storage.
         name: of the study.
 
     Raises:
@@ -55,34 +56,39 @@ def open_study(space: SearchSpace, place: Path | str, name: str) -> optuna.Study
         study = optuna.create_study(
             storage=_storage(place),
             study_name=name,
-            direction="maximize" if space.direction == "max" else "minimize",
+            directions=["maximize" if d == "max" else "minimize" for d in space.directions],
             pruner=_pruner(space),
             load_if_exists=True,
         )
     # Of the many kinds that database drivers raise.
     except Exception as error:
-        if isinstance(place, Path):
+        if not isinstance(place, str):
             raise
         raise UserError(f"--study: {place} cannot be opened: {last_line(error)}") from None
     num_trials = len(study.get_trials(deepcopy=False))
     # A search that goes on must not draw its first points once more.
     study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
-    # A grid holds its points already.
-    if not num_trials and (space.first or space.sampler != "grid"):
+    # A grid holds its points already, a population draws its own.
+    if not num_trials and not space.exchanges and (space.first or space.sampler != "grid"):
         for point in space.first_points():
             study.enqueue_trial(point)
     return study
 
 
-def _storage(place: Path | str) -> BaseStorage:
+def _storage(place: Path | str | BaseStorage) -> BaseStorage:
+    if isinstance(place, BaseStorage):
+        return place
     if isinstance(place, Path):
         return JournalStorage(JournalFileBackend(str(place)))
     return get_storage(place)
 
 
-def finished(study: optuna.Study) -> int:
-    """Number of trials that have ended, in whatever way."""
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
+    """How many of the search's trials have not ended, in whatever way."""
+    if space.exchanges:
+        return Population(space, study).num_left()
+    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    return max(0, num_trials - ended)
 
 
 def _sampler(space: SearchSpace, seed: int) -> BaseSampler:
@@ -136,6 +142,8 @@ def _pruner(space: SearchSpace) -> BasePruner:
             )
         case "median":
             return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=space.grace_epochs)
+        case "pbt" | "pb2":
+            return pruners.NopPruner()
 
 
 class _ClockPruner(BasePruner):
@@ -160,8 +168,9 @@ class StudySearcher(Searcher):
     """Gives Tune the study's trials: first those that were left running, then new ones.
 
     A trial that failed or reported a value that is not finite is told FAIL, one that was stopped
-    before its last epoch PRUNED. Tune gets {"trial_id": ..., "point": ...}; the id names the
-    trial's directory and stays the same when the trial is taken up again.
+    before its last epoch PRUNED, as is a leg of a population but its last. Tune gets
+    {"trial_id": ..., "point": ...}, and "leg" in a population; the id names the trial's directory
+    and stays the same when the trial is taken up again.
     """
 
     def __init__(self, space: SearchSpace, study: optuna.Study) -> None:
@@ -170,12 +179,22 @@ class StudySearcher(Searcher):
         self._study = study
         self._trials: dict[str, optuna.Trial] = {}
         self._num_epochs: dict[str, int] = {}
+        self._population = Population(space, study) if space.exchanges else None
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._left_running = deque(optuna.Trial(study, t._trial_id) for t in running)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """What the next trial gets; `trial_id` is Tune's."""
-        trial = self._left_running.popleft() if self._left_running else self._study.ask()
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """What the next trial gets; `trial_id` is Tune's. None where it has to wait for others."""
+        if self._left_running:
+            trial = self._left_running.popleft()
+        elif self._population is None:
+            trial = self._study.ask()
+        elif self._population.num_left() == 0:
+            return str(Searcher.FINISHED)
+        elif (leg := self._population.ask()) is None:
+            return None
+        else:
+            trial = leg
         point = self._space(trial)
         name = trial.user_attrs.get(TRIAL_ID)
         if name is None:
@@ -184,7 +203,17 @@ class StudySearcher(Searcher):
             trial.set_user_attr(CONFIG_HASH, self._space.config(point).content_hash())
         self._trials[trial_id] = trial
         self._num_epochs[trial_id] = self._space.config(point).schedule.epochs
-        return {TRIAL_ID: name, POINT: point}
+        given = {TRIAL_ID: name, POINT: point}
+        return given if self._population is None else {**given, LEG: self._leg(trial)}
+
+    def _leg(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A leg's begin and end, and the id of the trial that it goes on from, None without."""
+        leg = Leg.of(trial, self._space)
+        parent = None
+        if leg.parent is not None:
+            known = self._study.get_trials(deepcopy=False)
+            parent = known[leg.parent].user_attrs[TRIAL_ID]
+        return {"parent": parent, "begin": leg.begin, "end": leg.end}
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Report an intermediate value; whether early stopping ends the trial there.
@@ -192,7 +221,8 @@ class StudySearcher(Searcher):
         The step of the value is the number of epochs trained. No trial is stopped after its last.
         """
         trial, value = self._trials[trial_id], result[self._space.metric]
-        if not math.isfinite(value):
+        # Optuna keeps no intermediate values of several metrics.
+        if len(self._space.metrics) > 1 or not math.isfinite(value):
             return False
         # A trial taken up again may pass epochs that it has reported before.
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
@@ -205,13 +235,13 @@ class StudySearcher(Searcher):
     ) -> None:
         """Tell the study how the trial ended."""
         trial = self._trials.pop(trial_id)
-        value = (result or {}).get(self._space.metric, math.nan)
-        if error or result is None or result.get(FAILURE) or not math.isfinite(value):
+        values = [(result or {}).get(metric, math.nan) for metric in self._space.metrics]
+        if error or result is None or result.get(FAILURE) or not all(map(math.isfinite, values)):
             self._study.tell(trial, state=TrialState.FAIL)
         elif result[EPOCHS] < self._num_epochs[trial_id]:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._study.tell(trial, value)
+            self._study.tell(trial, values)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles what it holds; nothing is ever restored from that.

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray.tune
 
+from conr_ray.engine.loop import WHOLE, Span
 from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
@@ -16,7 +17,7 @@ from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE, POINT, TRIAL_ID
+from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT, TRIAL_ID
 from conr_ray.tracking.wandb_run import WandbSettings
 
 
@@ -42,13 +43,17 @@ class TrialRunner:
         wandb = self.wandb.for_run(
             trial_id, name=trial_id, group=self.search_name, folder=directory.uri
         )
-        reporter = _TuneReporter(self.space.metric, config.schedule.epochs)
+        span, end = WHOLE, config.schedule.epochs
+        if leg := given.get(LEG):
+            end = leg["end"]
+            span = Span(self._parent(leg), None if end == config.schedule.epochs else end)
+        reporter = _TuneReporter(self.space.metrics, end)
         try:
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
-                run_here(config, directory, self.resources, wandb, reporter, self.trunks)
+                run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
             else:
-                rows = run_on_workers(config, directory, self.resources, wandb, self.trunks)
+                rows = run_on_workers(config, directory, self.resources, wandb, self.trunks, span)
                 for row in rows:
                     reporter.epoch(row)
                 reporter.end(None)
@@ -56,15 +61,20 @@ class TrialRunner:
             # Raised, Tune would try the trial again, to the same end.
             reporter.failure(str(error))
 
+    def _parent(self, leg: dict[str, Any]) -> tuple[RunDirectory, int] | None:
+        if leg["parent"] is None:
+            return None
+        return RunDirectory(f"{self.search_uri}/trials/{leg['parent']}"), leg["begin"]
+
 
 class _TuneReporter:
-    """An observer that reports epochs with the metric to Tune, which may stop the trial there.
+    """An observer that reports epochs with the metrics to Tune, which may stop the trial there.
 
     The last epoch is reported when all else is done, so that nothing of a whole run is cut off.
     """
 
-    def __init__(self, metric: str, num_epochs: int) -> None:
-        self._metric = metric
+    def __init__(self, metrics: Sequence[str], num_epochs: int) -> None:
+        self._metrics = metrics
         self._num_epochs = num_epochs
         self._epochs = 0
         self._last: dict[str, Any] | None = None
@@ -74,14 +84,15 @@ class _TuneReporter:
 
     def epoch(self, row: MetricRow) -> None:
         self._epochs = int(row["epoch"] or 0) + 1
-        if row.get(self._metric) is None:
+        if any(row.get(metric) is None for metric in self._metrics):
             return
-        self._last = {EPOCHS: self._epochs, self._metric: row[self._metric]}
+        self._last = {EPOCHS: self._epochs, **{metric: row[metric] for metric in self._metrics}}
         if self._epochs < self._num_epochs:
             ray.tune.report(self._last)
 
     def failure(self, message: str) -> None:
-        ray.tune.report({EPOCHS: self._epochs, self._metric: math.nan, FAILURE: message})
+        unknown = dict.fromkeys(self._metrics, math.nan)
+        ray.tune.report({EPOCHS: self._epochs, **unknown, FAILURE: message})
 
     def end(self, error: BaseException | None) -> None:
         if error is None and self._last is not None:

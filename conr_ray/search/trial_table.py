@@ -11,9 +11,16 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
+from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin
-from conr_ray.search.space import LABEL_FREE_METRICS, LABELLED_METRICS, SearchSpace
+from conr_ray.search.population import PARENT, Leg
+from conr_ray.search.space import (
+    COST_METRICS,
+    LABEL_FREE_METRICS,
+    LABELLED_METRICS,
+    SearchSpace,
+)
 from conr_ray.search.study import TRIAL_ID
 from conr_ray.tracking.progress import duration
 
@@ -25,22 +32,28 @@ _STATES = {
     TrialState.WAITING: "waiting",
 }
 _LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), LABEL_FREE_SCORES[:2]
-_FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS)
+_FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
 
 
 @dataclass(frozen=True)
 class Trial:
     """A trial's point, how it ended, and the figures of its last evaluated epoch.
 
-    `epochs` are those of the whole run. `time_s` is that of the epochs after its trunk,
-    `trunk_time_s` of those in it, `built_time_s` of the part of these that was trained for it.
+    `values` are those of the search's metrics; no complete trial is better than one of the Pareto
+    set in one of them and as good in all others. `epochs` are those of the whole run, the first
+    `inherited_epochs` of them another trial's, its `parent`. `time_s` is that of the epochs after
+    its trunk or parent, `trunk_time_s` of those in the trunk, `built_time_s` of the part of these
+    that was trained for it.
     """
 
     trial_id: str
     number: int
     state: str
     point: dict[str, Any]
-    value: float | None
+    values: tuple[float, ...] | None
+    in_pareto_set: bool
+    parent: int | None
+    inherited_epochs: int
     epochs: int
     time_s: float
     trunk_time_s: float
@@ -49,26 +62,40 @@ class Trial:
     figures: dict[str, float | None]
 
     @classmethod
-    def read(cls, frozen: FrozenTrial, search_uri: str, metric: str) -> Trial:
+    def read(
+        cls,
+        frozen: FrozenTrial,
+        space: SearchSpace,
+        search_uri: str,
+        state: str,
+        *,
+        in_pareto_set: bool,
+    ) -> Trial:
         """The trial of an Optuna record."""
         trial_id = str(frozen.user_attrs[TRIAL_ID])
         directory = RunDirectory(f"{search_uri}/trials/{trial_id}")
         rows, origin = directory.metric_rows(), Origin.read(directory)
         times_s = [float(row.get("epoch_time_s") or 0) for row in rows]
-        fork = origin.epoch if origin else 0
+        leg = Leg.of(frozen, space)
+        trunk = origin.epoch if origin else 0
         built = origin.built_epochs if origin else 0
-        evaluated = next((row for row in reversed(rows) if row.get(metric) is not None), {})
-        value = evaluated.get(metric)
+        evaluated: MetricRow = next(
+            (row for row in reversed(rows) if all(row.get(m) is not None for m in space.metrics)),
+            {},
+        )
         return cls(
             trial_id=trial_id,
             number=frozen.number,
-            state=_STATES[frozen.state],
+            state=state,
             point=frozen.params,
-            value=None if value is None else float(value),
+            values=tuple(float(evaluated[m] or 0) for m in space.metrics) if evaluated else None,
+            in_pareto_set=in_pareto_set,
+            parent=leg.parent,
+            inherited_epochs=leg.begin,
             epochs=len(rows),
-            time_s=sum(times_s[fork:]),
-            trunk_time_s=sum(times_s[:fork]),
-            built_time_s=sum(times_s[fork - built : fork]),
+            time_s=sum(times_s[trunk + leg.begin :]),
+            trunk_time_s=sum(times_s[:trunk]),
+            built_time_s=sum(times_s[trunk - built : trunk]),
             origin=origin,
             figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
         )
@@ -87,7 +114,7 @@ class Cost:
     def of(cls, trials: list[Trial]) -> Cost:
         """Of the trials of a search, the trunks included that were trained for them."""
         origins = [trial.origin for trial in trials if trial.origin is not None]
-        unshared_epochs = sum(trial.epochs for trial in trials)
+        unshared_epochs = sum(trial.epochs - trial.inherited_epochs for trial in trials)
         return cls(
             epochs=unshared_epochs - sum(o.epoch - o.built_epochs for o in origins),
             time_s=sum(trial.time_s + trial.built_time_s for trial in trials),
@@ -106,19 +133,42 @@ class Cost:
 
 
 def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:
-    """All trials, the best first: complete ones, then stopped ones, then the rest."""
-    known = [trial for trial in study.get_trials(deepcopy=False) if TRIAL_ID in trial.user_attrs]
-    trials = [Trial.read(trial, search_uri, space.metric) for trial in known]
+    """All trials, the best first: complete ones, then stopped ones, then the rest.
+
+    Of a population those are `continued` that others go on from, in a later leg.
+    With several metrics the Pareto set comes first, by the first metric.
+    """
+    all_trials = study.get_trials(deepcopy=False)
+    known = [trial for trial in all_trials if TRIAL_ID in trial.user_attrs]
+    parents = {trial.user_attrs.get(PARENT) for trial in all_trials}
+    pareto_set = {trial.number for trial in study.best_trials}
+    trials = [
+        Trial.read(
+            trial,
+            space,
+            search_uri,
+            "continued" if trial.number in parents else _STATES[trial.state],
+            in_pareto_set=trial.number in pareto_set,
+        )
+        for trial in known
+    ]
     sign = -1 if space.direction == "max" else 1
-    ranks = {"complete": 0, "stopped": 1}
+    ranks = {"complete": 0, "continued": 1, "stopped": 1}
     return sorted(
         trials,
-        key=lambda t: (ranks.get(t.state, 2), sign * t.value if t.value is not None else 0.0),
+        key=lambda t: (
+            ranks.get(t.state, 2),
+            not t.in_pareto_set,
+            sign * t.values[0] if t.values is not None else 0.0,
+        ),
     )
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The best of the trials that trained all their epochs, None where none did."""
+    """The best of the trials that trained all their epochs, None where none did.
+
+    With several metrics it is the one of the Pareto set that leads by the first.
+    """
     return trials[0] if trials and trials[0].state == "complete" else None
 
 
@@ -133,8 +183,10 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
         columns[name] = [t.point.get(name) for t in trials]
     for name in _FIGURES:
         columns[name] = [t.figures[name] for t in trials]
+    columns["pareto"] = [t.in_pareto_set for t in trials]
+    columns["parent"] = [t.parent for t in trials]
     columns["epochs"] = [t.epochs for t in trials]
-    columns["forked_at"] = [t.origin.epoch if t.origin else 0 for t in trials]
+    columns["forked_at"] = [t.origin.epoch if t.origin else t.inherited_epochs for t in trials]
     columns["trunk"] = [t.origin.trunk if t.origin else None for t in trials]
     columns["time_s"] = [t.time_s for t in trials]
     return pa.table(columns)
@@ -143,10 +195,10 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
 def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
     """The best `most` trials for a terminal of 80 columns. Fields are shortened to their last name.
 
-    The metric comes first; what agrees with labels is shown where there are labels.
+    The metrics come first; what agrees with labels is shown where there are labels.
     """
     shown = _LABELLED if any(t.figures["acc"] is not None for t in trials) else _LABEL_FREE
-    figures = [space.metric, *(name for name in shown if name != space.metric)]
+    figures = list(dict.fromkeys([*space.metrics, *shown]))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("trial", "state", *(field.rpartition(".")[2] for field in space.search)):
         # A header may break where it has a space.
@@ -156,7 +208,7 @@ def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
     for trial in trials[:most]:
         table.add_row(
             str(trial.number),
-            trial.state,
+            "pareto" if len(space.metrics) > 1 and trial.in_pareto_set else trial.state,
             *(_short(trial.point.get(name)) for name in space.search),
             *(_short(trial.figures.get(name)) for name in figures),
             str(trial.epochs),
@@ -165,6 +217,15 @@ def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
     if len(trials) > most:
         table.caption = f"{len(trials) - most} more in trials.parquet"
     return table
+
+
+def lineage(trial: Trial, trials: list[Trial]) -> list[Trial]:
+    """The trials whose states a leg of a population goes on from, the first one first, and it."""
+    by_number = {one.number: one for one in trials}
+    found = [trial]
+    while (parent := found[0].parent) is not None:
+        found.insert(0, by_number[parent])
+    return found
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from conr_ray.config import override
 from conr_ray.data.store import open_images
+from conr_ray.engine.loop import Span, train
 from conr_ray.engine.observer import MetricRow, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
@@ -298,6 +300,24 @@ def test_a_run_stopped_after_its_last_checkpoint_tells_its_end_when_resumed(
     rows = run_here(tiny_config(), tmp_path, told)
     assert told.rows == rows[-1:]
     assert without_times(RunDirectory(tmp_path).metric_rows()) == without_times(whole_run[1])
+
+
+def test_a_run_goes_on_from_another_ones_state_with_values_of_its_own(tmp_path: Path) -> None:
+    one = tiny_config(schedule__epochs=6)
+    run_here(one, tmp_path / "one")
+    images = open_images(one.data)
+    changes = {"neighborhood.k1": 13, "neighborhood.k": 4, "optim.weight_decay": 0.3}
+    changed = override(one, {**changes, "checkpoint.keep": 9})
+    origin = Span(origin=(RunDirectory(tmp_path / "one"), 5))
+    other, again = RunDirectory(tmp_path / "other"), RunDirectory(tmp_path / "again")
+    rows = train(changed, images, other, Observers(), torch.device("cpu"), origin)
+    same = train(one, images, again, Observers(), torch.device("cpu"), origin)
+    expected = without_times(RunDirectory(tmp_path / "one").metric_rows())
+    assert without_times(same) == expected
+    assert without_times(rows)[:5] == expected[:5]
+    assert without_times(rows)[5] != expected[5]
+    state = other.load_checkpoint(6, torch.device("cpu"))
+    assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.3}
 
 
 def test_a_run_that_diverges_in_an_epochs_last_step_is_not_saved(tmp_path: Path) -> None:

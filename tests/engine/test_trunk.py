@@ -11,11 +11,13 @@ import torch
 from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_images
 from conr_ray.engine import trunk as trunk_module
+from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import (
     Origin,
     TrunkStore,
+    open_trunks,
     shapes_trunk,
     train_from_trunk,
     trunk_config,
@@ -28,11 +30,11 @@ from tests.tiny_runs import run_here, tiny_config, without_times
 
 
 def store_in(folder: Path, *starts: int) -> TrunkStore:
-    return TrunkStore(str(folder / "trunks"), frozenset(starts), str(folder / "trunks"))
+    return TrunkStore(str(folder / "trunks"), frozenset(starts), FileLocks(str(folder / "trunks")))
 
 
 def fork(
-    config: RunConfig, store: TrunkStore, folder: Path, observer: Observer | None = None
+    config: RunConfig, store: TrunkStore, folder: Path | str, observer: Observer | None = None
 ) -> list[MetricRow]:
     images = open_images(config.data)
     device = torch.device("cpu")
@@ -89,6 +91,24 @@ def test_a_trunk_is_trained_as_far_as_asked_and_keeps_every_start(tmp_path: Path
     assert origin_of(tmp_path / "late").built_epochs == 2
     whole = run_here(late, tmp_path / "whole")
     assert without_times(RunDirectory(tmp_path / "late").metric_rows()) == without_times(whole)
+
+
+def test_a_trunk_in_a_bucket_serves_runs_in_folders_and_in_the_bucket(
+    tmp_path: Path, s3_bucket: str
+) -> None:
+    expected = without_times(run_here(tiny_config(), tmp_path / "whole"))
+    store = open_trunks(f"{s3_bucket}/trunks", frozenset({2}), FileLocks(f"{tmp_path}/trunks"))
+    assert store is not None
+    for place, built in ((str(tmp_path / "first"), 2), (f"{s3_bucket}/runs/second", 0)):
+        rows = fork(tiny_config(), store, place)
+        directory = RunDirectory(place)
+        assert without_times(rows) == expected
+        assert without_times(directory.metric_rows()) == expected
+        origin = Origin.read(directory)
+        assert origin is not None and (origin.epoch, origin.built_epochs) == (2, built)
+        assert directory.checkpoint_epochs() == [3, 4]
+    # The locks alone are files of this machine.
+    assert {path.suffix for path in (tmp_path / "trunks").iterdir()} == {".lock"}
 
 
 def test_a_trunk_grows_for_whoever_names_the_images_differently(tmp_path: Path) -> None:

@@ -310,6 +310,21 @@ def test_an_empty_bank_goes_on_as_a_bank_of_any_size() -> None:
     assert len(large) == 0
 
 
+@pytest.mark.parametrize(("before", "after"), [((3, 1, 4), (7, 3, 6)), ((7, 3, 6), (3, 2, 2))])
+def test_a_bank_goes_on_with_another_neighborhood(
+    before: tuple[int, int, int], after: tuple[int, int, int]
+) -> None:
+    first = _walk(40, 10, Neighborhood("contextual", *before), num_steps=12, num_samples=70)
+    second = replace(first, neighborhood=Neighborhood("contextual", *after))
+    _, state = _go_on(replace(first, steps=first.steps[:7]), None)
+    found, _ = _go_on(replace(second, steps=second.steps[7:]), state)
+    expected, _ = _go_on(second, None)
+    for parts, wanted in zip(found, expected[7:], strict=True):
+        for part, want in zip(parts, wanted, strict=True):
+            for tensor, wanted_tensor in zip(part, want, strict=True):
+                torch.testing.assert_close(tensor, wanted_tensor)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_keys_that_are_not_finite_spoil_no_other_row(route: str, bad: float) -> None:
     sequence = _walk(20, 6, Neighborhood("contextual", 3, 2, 4), num_steps=4, num_samples=30)

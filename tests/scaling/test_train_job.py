@@ -11,7 +11,7 @@ import ray
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.tracking.wandb_run import WandbSettings
 from tests.tiny_runs import run_here, tiny_config, without_times
@@ -22,7 +22,7 @@ OFF = WandbSettings("off")
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    connect(WorkerResources(workers=2), dashboard=False)
+    start(WorkerResources(workers=2), dashboard=False)
     yield
     ray.shutdown()
 

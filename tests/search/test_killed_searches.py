@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.cluster import WorkerResources, start
 from tests.tiny_runs import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -127,7 +127,7 @@ def check_ended_well(folder: Path) -> None:
 @pytest.fixture
 def another_cluster() -> Iterator[None]:
     """Someone else's Ray on the same machine."""
-    connect(WorkerResources(), dashboard=False)
+    start(WorkerResources(), dashboard=False)
     yield
     ray.shutdown()
 

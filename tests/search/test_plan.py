@@ -7,7 +7,8 @@ import pytest
 from conr_ray.config import load_preset
 from conr_ray.data.store import open_images
 from conr_ray.search.plan import Plan
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 from tests.search.test_space import K1, LR, START, space_of
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

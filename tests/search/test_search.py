@@ -14,17 +14,23 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
 from conr_ray.config import load_config
+from conr_ray.data.store import open_images
+from conr_ray.engine.loop import Span, train
+from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed
-from conr_ray.scaling.cluster import WorkerResources, connect
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.tracking.wandb_run import WandbSettings
@@ -32,14 +38,17 @@ from tests.tiny_runs import TINY, run_here, without_times
 
 pytestmark = pytest.mark.slow
 
+K_FIELDS: dict[str, Any] = {
+    "neighborhood.k1": {"int": [5, 20]},
+    "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+}
 SPACE: dict[str, Any] = {
     "preset": "digits",
     "metric": "nmi",
     "trials": 3,
     "fixed": {name: v for name, v in TINY.items() if name != "schedule.group_start"},
     "search": {
-        "neighborhood.k1": {"int": [5, 20]},
-        "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+        **K_FIELDS,
         "schedule.group_start": {"int": [1, 3]},
     },
     "first": [{"schedule.group_start": 2}],
@@ -54,7 +63,7 @@ def space_file(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    connect(WorkerResources(workers=2), dashboard=True)
+    start(WorkerResources(workers=2), dashboard=True)
     yield
     ray.shutdown()
 
@@ -62,8 +71,10 @@ def _cluster() -> Iterator[None]:
 def search(
     folder: Path, space: SearchSpace, num_trials: int, workers: int = 1, shared: bool = False
 ) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
-    directory = SearchDirectory(folder)
+    directory = SearchDirectory(RunDirectory(folder))
     directory.claim(space, resume=folder.exists())
+    place = f"{folder}/trunks" if shared else None
+    trunks = open_trunks(place, space.group_starts, ActorLocks())
     trials = run_search(
         space,
         directory,
@@ -71,7 +82,7 @@ def search(
         WandbSettings("off"),
         Console(file=io.StringIO()),
         num_trials=num_trials,
-        trunks=open_trunks(f"{folder}/trunks", space.group_starts, str(folder)) if shared else None,
+        trunks=trunks,
     )
     return trials, directory.open_study(space), directory
 
@@ -83,19 +94,19 @@ def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path
     first = study.trials[0].params
     assert (first["neighborhood.k1"], first["neighborhood.k2"]) == (10, 2)
 
-    table = pq.read_table(directory.path / "trials.parquet").to_pylist()
+    table = pq.read_table(Path(directory.uri) / "trials.parquet").to_pylist()
     assert [row["trial_id"] for row in table] == [trial.trial_id for trial in trials]
     assert [row["nmi"] for row in table] == sorted((row["nmi"] for row in table), reverse=True)
     assert {row["epochs"] for row in table} == {4}
     assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
     assert study.best_value == table[0]["nmi"]
 
-    best = load_config(directory.path / "best.yaml")
+    best = load_config(Path(directory.uri) / "best.yaml")
     rows = run_here(best, tmp_path / "again")
-    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    run = RunDirectory(Path(directory.uri) / "trials" / trials[0].trial_id)
     assert run.read_config() == best
     assert without_times(rows) == without_times(run.metric_rows())
-    assert (directory.path / "trials" / trials[0].trial_id / "assignments.parquet").exists()
+    assert (Path(directory.uri) / "trials" / trials[0].trial_id / "assignments.parquet").exists()
 
     # More trials on a finished search: the old ones stay, new ones are drawn.
     more, study, _ = search(tmp_path / "search", space, 5)
@@ -163,7 +174,7 @@ def test_a_trial_that_fails_is_told_fail_and_the_search_goes_on(tmp_path: Path) 
     trials, study, directory = search(tmp_path / "search", space, 2)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [t.state for t in trials] == ["complete", "failed"]
-    failed = RunDirectory(directory.path / "trials" / trials[1].trial_id)
+    failed = RunDirectory(Path(directory.uri) / "trials" / trials[1].trial_id)
     with pytest.raises(RunFailed, match="the loss is"):
         failed.raise_failure()
 
@@ -179,6 +190,56 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(RunFailed, match="no trial trained all its epochs"):
         search(tmp_path / "search", space, 1)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "size", "workers"), [("pbt", 4, 1), ("pb2", 4, 1), ("pbt", 2, 2)])
+def test_a_population_hands_states_on(tmp_path: Path, kind: str, size: int, workers: int) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={**K_FIELDS, "optim.group_stage_lr_factor": {"float": [0.01, 1], "log": True}},
+            first=None,
+            fixed={**TINY, "schedule.epochs": 5, "evaluation.neighbors": False},
+            scheduler={"kind": kind, "grace_epochs": 3, "interval_epochs": 1},
+            trials=size,
+        )
+    )
+    trials, study, directory = search(tmp_path / "search", space, size, workers, shared=True)
+    assert len(trials) == 3 * size
+    assert [trial.state for trial in trials[:size]] == ["complete"] * size
+    by_number = {trial.number: trial for trial in trials}
+    runs = {t.number: RunDirectory(Path(directory.uri) / "trials" / t.trial_id) for t in trials}
+    crossed = 0
+    for trial in trials:
+        rows = runs[trial.number].metric_rows()
+        begin, epochs = trial.inherited_epochs, trial.epochs
+        assert [row["epoch"] for row in rows] == list(range(epochs))
+        assert trial.values == (rows[-1]["nmi"],)
+        if trial.parent is None:
+            assert (begin, epochs) == (0, 3)
+            assert trial.origin is not None and trial.origin.epoch == 2
+            continue
+        assert (begin, epochs) in ((3, 4), (4, 5))
+        assert by_number[trial.parent].state == "continued"
+        assert rows[:begin] == runs[trial.parent].metric_rows()
+        crossed += trial.point != by_number[trial.parent].point
+        if workers == 1:
+            # What the leg trained is what anyone trains from the parent's checkpoint.
+            alone = RunDirectory(tmp_path / f"alone {trial.number}")
+            config = space.config(trial.point)
+            span = Span((runs[trial.parent], begin), None if epochs == 5 else epochs)
+            images = open_images(config.data)
+            again = train(config, images, alone, Observers(), torch.device("cpu"), span)
+            assert without_times(again) == without_times(rows)
+    # One at each of two exchanges.
+    assert crossed == 2
+    assert Cost.of(trials).epochs == 2 + size * 3
+    assert study.best_trial.user_attrs["trial_id"] == trials[0].trial_id
+
+    # Nothing is left to do, and nothing is done again.
+    repeated, _, _ = search(tmp_path / "search", space, size, workers, shared=True)
+    assert repeated == trials
 
 
 def test_cifar20_trials_of_two_workers_run_on_real_images(
@@ -209,9 +270,11 @@ def test_cifar20_trials_of_two_workers_run_on_real_images(
     trials, _, directory = search(tmp_path / "search", space, 2, workers=2)
     assert [t.epochs for t in trials if t.state == "complete"]
     assert all(0 < (t.figures["nmi"] or 0) < 1 for t in trials)
-    run = RunDirectory(directory.path / "trials" / trials[0].trial_id)
+    run = RunDirectory(Path(directory.uri) / "trials" / trials[0].trial_id)
     assert [row["stage"] for row in run.metric_rows()] == ["instance", "group"]
-    summary = next((directory.path / "trials").glob("*/checkpoints/*/summary.json")).read_text()
+    summary = next(
+        (Path(directory.uri) / "trials").glob("*/checkpoints/*/summary.json")
+    ).read_text()
     assert '"workers": 2' in summary
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from conr_ray.config import get_field, load_preset
 from conr_ray.errors import UserError
-from conr_ray.search.space import SearchSpace, load_space
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.space_file import load_space
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 K1, K2, K = "neighborhood.k1", "neighborhood.k2", "neighborhood.k"
@@ -295,6 +296,46 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: {"int": [5, 20]}}, {"sampler": "tp"}, "sampler: 'tp': 'tpe', 'cmaes', 'gp', 'random' or"),
     ({K1: {"int": [5, 20]}}, {"scheduler": {"kind": "pb"}}, "scheduler.kind: 'pb': 'asha', 'hyper"),
     ({LR: {"float": [0.1, 1]}}, {"sampler": "grid"}, f"search.{LR}: sampler grid needs a choice, "),
+    (
+        {K1: {"int": [5, 20]}},
+        {"metric": ["nmi", "train_time_s"], "scheduler": {"kind": "asha"}},
+        "scheduler asha compares trials by one metric: leave it out, or name one metric",
+    ),
+    (
+        {K1: {"int": [5, 20]}},
+        {"metric": ["nmi", "acc"], "sampler": "cmaes"},
+        "sampler cmaes has one metric: choose tpe, gp, random or grid, or name one",
+    ),
+    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "f1"]}, "metric=f1: no run reports it; choose fr"),
+    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "nmi"]}, "metric=['nmi', 'nmi'] names one twice:"),
+    ({K1: {"int": [5, 20]}}, {"metric": []}, "metric: tuple should have at least 1 item"),
+    ({K1: {"int": [5, 20]}}, {"mode": ["max", "min"]}, "mode: give one for each metric, or leave"),
+    # Populations
+    (
+        {START: {"int": [20, 30]}},
+        {"scheduler": {"kind": "pbt"}},
+        f"search.{START} cannot change in a run, as scheduler pbt would have it: fix it, or choo",
+    ),
+    (
+        {K1: {"int": [5, 20]}},
+        {"scheduler": {"kind": "pb2"}, "trials": 1},
+        "scheduler pb2 needs a population: set trials to 2 or more",
+    ),
+    (
+        {K1: {"int": [5, 20]}},
+        {"scheduler": {"kind": "pbt"}, "sampler": "tpe"},
+        "sampler tpe: scheduler pbt draws its first points at random: leave it out",
+    ),
+    (
+        {K1: {"int": [5, 20]}},
+        {"scheduler": {"kind": "pbt", "grace_epochs": 60}},
+        "scheduler.grace_epochs=60 leaves nothing to exchange: lower it below schedule.epochs=60",
+    ),
+    (
+        {LR: {"float": [0.05, 1]}},
+        {"scheduler": {"kind": "pbt", "grace_epochs": 7}, "fixed": {START: "never"}},
+        "scheduler pbt: nothing is known after epoch 7: make grace_epochs and interval_epochs mul",
+    ),
     # The rest of the file
     ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: no run reports it; choose from acc, n"),
     ({K1: {"int": [5, 20]}}, {"mode": "maximum"}, "mode: input should be 'max' or 'min'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import open_study
+from conr_ray.search.study import EPOCHS, POINT, StudySearcher, open_study
 from tests.search.test_space import FRACTION, K1, K2, START, space_of
 
 NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}
@@ -63,6 +64,32 @@ def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
     study = run_trials(space, tmp_path, 12)
     points = {tuple(trial.params.values()) for trial in study.trials}
     assert points == {(k1, start) for k1 in (6, 8, 10, 12) for start in (20, 30, "never")}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.filterwarnings("error")
+def test_several_metrics_lead_to_a_set_of_best_trials(tmp_path: Path, sampler: str) -> None:
+    space = space_of(tmp_path, NUMBERS, sampler=sampler, metric=["nmi", "train_time_s"])
+    assert (space.directions, space.scheduler) == (("max", "min"), None)
+    searcher = StudySearcher(space, open_study(space, tmp_path / "study.journal", "search"))
+    for number in range(20):
+        given = searcher.suggest(str(number))
+        assert isinstance(given, dict)
+        # Better with each neighbour, and dearer.
+        k1, fraction = given[POINT][K1], given[POINT][FRACTION]
+        result = {"nmi": k1 - abs(fraction - 0.8), "train_time_s": 2.0 * k1, EPOCHS: 60}
+        assert not searcher.should_stop(str(number), result)
+        if number == 7:
+            result["train_time_s"] = math.nan
+        searcher.on_trial_complete(str(number), result)
+    study = open_study(space, tmp_path / "study.journal", "search")
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    assert [t.number for t in study.trials if t.state == TrialState.FAIL] == [7]
+    # One for each k1 that was tried, the one with the best fraction.
+    best = {t.params[K1]: t for t in study.best_trials}
+    assert set(best) == {t.params[K1] for t in complete}
+    for trial in complete:
+        assert trial.values[0] <= best[trial.params[K1]].values[0]
 
 
 def stopped_at(

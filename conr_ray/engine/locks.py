@@ -1,0 +1,60 @@
+"""Locks by name that their holder's death frees."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class Lock(Protocol):
+    """Use as a context; at its end the lock is free again."""
+
+    def __enter__(self) -> Lock: ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def acquired(self) -> bool:
+        """Take the lock if it is free; whether this process holds it."""
+
+
+class Locks(Protocol):
+    """Makes the lock of a name. Pickles, and means the same in every process."""
+
+    def __call__(self, name: str) -> Lock: ...
+
+
+@dataclass(frozen=True)
+class FileLocks:
+    """Locks among all who see a folder."""
+
+    folder: str
+
+    def __call__(self, name: str) -> Lock:
+        return _FileLock(Path(self.folder) / f"{name}.lock")
+
+
+class _FileLock:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def __enter__(self) -> _FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def acquired(self) -> bool:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+                return False
+            self._file = file
+        return True

@@ -1,0 +1,166 @@
+"""A search space read from its YAML file; all that can be wrong with it is said at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from conr_ray.config import check_field, read_yaml
+from conr_ray.engine.schedule import Schedule
+from conr_ray.engine.training_state import may_change
+from conr_ray.errors import UserError
+from conr_ray.search.space import (
+    COST_METRICS,
+    LABEL_FREE_METRICS,
+    LABELLED_METRICS,
+    SearchSpace,
+    ShareDrawer,
+)
+
+_DRAWS_CHECKED = 64
+
+
+def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> SearchSpace:
+    """The search in the YAML file `path`, checked; `fixed` adds to its fixed fields.
+
+    Raises:
+        UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
+            empty range, or a point of the space cannot be a run.
+    """
+    tree = read_yaml(path, "--space", "see search_spaces/")
+    if not isinstance(tree, Mapping):
+        raise UserError(f"--space {path}: a space is a mapping with preset and search")
+    own = tree.get("fixed") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(f"--space {path}: fixed={own!r} is not a mapping of fields to values")
+    tree = {**tree, "fixed": {**own, **(fixed or {})}}
+    try:
+        space = SearchSpace.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # A word counts as a list of one.
+        place = first["loc"][:1] if first["loc"][:1] == ("mode",) else first["loc"]
+        name = ".".join(str(part) for part in place)
+        reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
+            reason = f"{first['input']!r}: {first['msg'].removeprefix('Input should be ')}"
+        if "choice" in first["loc"]:
+            reason = "a choice is a list of numbers, words, true and false"
+        raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
+    _check(space)
+    return space
+
+
+def _check(space: SearchSpace) -> None:
+    _check_metrics(space)
+    if not space.search:
+        raise UserError("search: no field is searched; name one, such as neighborhood.k1")
+    for name, dimension in space.search.items():
+        check_field(name)
+        if name in space.fixed:
+            raise UserError(
+                f"{name} is both fixed ({space.fixed[name]}) and searched: drop one of the two"
+            )
+        if problem := dimension.problem():
+            raise UserError(f"search.{name}: {problem}")
+        for needed in dimension.needs():
+            if needed not in space.search:
+                raise UserError(
+                    f"search.{name}: its bound {needed} is not searched: give a number instead"
+                )
+            if not space.search[needed].bounds_with(dimension):
+                raise UserError(
+                    f"search.{name}: its bound {needed} is {space.search[needed]}: give a number "
+                    "instead"
+                )
+    _check_first(space)
+    latest = max(space.group_starts, default=0)
+    if (space.asked_grace or latest) < latest and "schedule.group_start" in space.search:
+        raise UserError(
+            f"scheduler.grace_epochs={space.asked_grace} would compare trials before and after "
+            f"their group_start: raise it above {latest}, or leave it out"
+        )
+    if space.sampler == "grid":
+        space.grid()
+    _check_draws(space)
+    if space.scheduler is not None and space.scheduler.is_population:
+        _check_population(space)
+
+
+def _check_metrics(space: SearchSpace) -> None:
+    known = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
+    for metric in space.metrics:
+        if metric not in ("auto", *known):
+            raise UserError(f"metric={metric}: no run reports it; choose from {', '.join(known)}")
+    if len(set(space.metrics)) < len(space.metrics):
+        raise UserError(f"metric={list(space.metrics)} names one twice: drop it")
+    if len(space.directions) != len(space.metrics):
+        raise UserError("mode: give one for each metric, or leave it out")
+    if len(space.metrics) > 1 and space.scheduler is not None:
+        raise UserError(
+            f"scheduler {space.scheduler.kind} compares trials by one metric: leave it out, or "
+            "name one metric"
+        )
+    if len(space.metrics) > 1 and space.sampler == "cmaes":
+        raise UserError("sampler cmaes has one metric: choose tpe, gp, random or grid, or name one")
+
+
+def _check_population(space: SearchSpace) -> None:
+    assert space.scheduler is not None
+    kind = space.scheduler.kind
+    if space.trials < 2:
+        raise UserError(f"scheduler {kind} needs a population: set trials to 2 or more")
+    for name in space.search:
+        if not may_change(name):
+            raise UserError(
+                f"search.{name} cannot change in a run, as scheduler {kind} would have it: fix "
+                "it, or choose asha"
+            )
+    if "sampler" in space.model_fields_set:
+        raise UserError(
+            f"sampler {space.sampler}: scheduler {kind} draws its first points at random: leave "
+            "it out"
+        )
+    config = space.config()
+    if space.grace_epochs >= config.schedule.epochs:
+        raise UserError(
+            f"scheduler.grace_epochs={space.grace_epochs} leaves nothing to exchange: lower it "
+            f"below schedule.epochs={config.schedule.epochs}"
+        )
+    for epoch in space.exchanges:
+        if not Schedule(config, 1).evaluated(epoch - 1):
+            raise UserError(
+                f"scheduler {kind}: nothing is known after epoch {epoch}: make grace_epochs and "
+                f"interval_epochs multiples of evaluation.every={config.evaluation.every}"
+            )
+
+
+def _check_first(space: SearchSpace) -> None:
+    for point in space.first_points():
+        for name, value in point.items():
+            check_field(name)
+            if name not in space.search:
+                raise UserError(f"first: {name}={value} is not searched: move it to fixed")
+        for name in space.order:
+            if not space.search[name].contains(point[name], point):
+                raise UserError(
+                    f"search.{name}: the first trial's {point[name]} is not {space.search[name]}: "
+                    "widen the range, or give first: [{...}]"
+                )
+        space.config(point)
+
+
+def _check_draws(space: SearchSpace) -> None:
+    """Many corners and random points must be runs, so that no trial is lost hours later."""
+    numbers = random.Random(0)
+    shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]
+    shares += [numbers.random, lambda: float(numbers.random() < 0.5)] * (_DRAWS_CHECKED // 2)
+    for share in shares:
+        try:
+            space.config(space(ShareDrawer(share)))
+        except UserError as error:
+            raise UserError(f"the space has points that cannot run: {error}") from None

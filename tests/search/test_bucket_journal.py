@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError
+from conr_ray.search import bucket_journal
+from conr_ray.search.bucket_journal import BucketJournal
+
+
+def open_study(directory: RunDirectory) -> optuna.Study:
+    storage = JournalStorage(BucketJournal(directory, "study.journal"))
+    sampler = optuna.samplers.RandomSampler(0)
+    return optuna.create_study(
+        storage=storage, study_name="search", sampler=sampler, load_if_exists=True
+    )
+
+
+def objective(trial: optuna.Trial) -> float:
+    value = trial.suggest_float("x", -1, 1)
+    trial.report(value, 1)
+    return value**2
+
+
+def test_a_study_in_a_bucket_is_read_back_whole(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_journal, "_MOST_PIECES", 7)
+    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    expected = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for number in range(6):
+        # Opened anew for each trial, as after a kill.
+        study = open_study(directory)
+        study.sampler = expected.sampler
+        study.optimize(objective, n_trials=1)
+        assert [t.state.name for t in study.trials] == ["COMPLETE"] * (number + 1)
+        assert len(directory.file_names("study.journal")) <= 8
+    again = open_study(directory)
+    assert [t.params for t in again.trials] == [t.params for t in study.trials]
+    assert again.best_trial.number == study.best_trial.number
+
+
+def test_pieces_that_were_not_yet_deleted_count_once(s3_bucket: str) -> None:
+    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    open_study(directory).optimize(objective, n_trials=2)
+    pieces = directory.file_names("study.journal")
+    entries = BucketJournal(directory, "study.journal").read_logs(0)
+    journal = BucketJournal(directory, "study.journal")
+    # As if the driver had been killed between joining the pieces and deleting them.
+    journal._write(pieces[0], list(entries))
+    assert len(directory.file_names("study.journal")) == len(pieces) > 4
+    assert BucketJournal(directory, "study.journal").read_logs(0) == entries
+
+
+def test_a_driver_is_stopped_when_another_one_takes_the_search_over(s3_bucket: str) -> None:
+    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    first = open_study(directory)
+    first.ask()
+    second = open_study(directory)
+    with pytest.raises(UserError, match="another process has taken this search over"):
+        first.ask()
+    second.ask()
+    # Reading takes nothing over.
+    reading = JournalStorage(BucketJournal(directory, "study.journal"))
+    assert len(optuna.load_study(study_name="search", storage=reading).trials) == 2
+    second.ask()
