@@ -65,6 +65,11 @@ class Sandbox:
         ip("link add hosts type bridge")
         ip(f"addr add {GATEWAY}/24 dev hosts")
         ip("link set hosts up")
+        # What Ray notes about its clusters, for whoever starts them from here.
+        notes = self.folder / "ray"
+        notes.mkdir()
+        mount = f"mkdir -p /tmp/ray && mount --bind {notes} /tmp/ray"
+        self.run(["bash", "-c", mount], os.environ, self.folder, 10)
         return self
 
     def __exit__(

@@ -43,6 +43,7 @@ pytestmark = [
 ]
 
 BUCKET = "conr-ray-test"
+ACCOUNT = str(ROOT / "clusters" / "aws_account.py")
 WANDB_KEY = secrets.token_hex(20)
 # The search that is submitted: each trial on two nodes, results to S3.
 SEARCH = [
@@ -109,9 +110,8 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsCaller]:
     # The hosts have moto's address and keys; on AWS the role of an instance brings keys.
     with Sandbox(folder) as sandbox, Ec2(sandbox, host_variables(folder, VARIABLES)) as ec2:
         caller = AwsCaller(sandbox, home, file, VARIABLES, ec2)
-        account = str(ROOT / "clusters" / "aws_account.py")
         began = time.monotonic()
-        caller.run("python", account, "--bucket", BUCKET, "--ssh-from", f"{GATEWAY}/32")
+        caller.run("python", ACCOUNT, "--bucket", BUCKET, "--ssh-from", f"{GATEWAY}/32")
         caller.run("ray", "get-auth-token", "--generate")
         print(f"account: {time.monotonic() - began:.0f} s")
         began = time.monotonic()
@@ -231,6 +231,12 @@ def test_strangers_are_refused(caller: AwsCaller) -> None:
     tried = [
         (stranger, "dashboard", fetch.format(f"http://{address}:8265"), "Connection refused"),
         (stranger, "job API", f"ray job list --address http://{address}:8265", "Failed to connect"),
+        (
+            stranger,
+            "job agent",
+            fetch.format(f"http://{address}:52365/api/job_agent/jobs/x/logs"),
+            "401",
+        ),
         (stranger, "client port", ping, "UNAUTHENTICATED"),
         (stranger, "client port, wrong token", wrong + ping, "UNAUTHENTICATED"),
         (stranger, "GCS", gcs, "Unauth"),
@@ -274,8 +280,13 @@ def test_down_leaves_nothing(caller: AwsCaller) -> None:
     caller.ray("down", "-y")
     assert caller.nodes() == {}
     until(lambda: all(host.ended for host in caller.ec2.hosts.values()), timeout_s=10)
-    volumes = caller.ec2.client("ec2").describe_volumes()["Volumes"]
-    assert volumes == []
+    ec2, iam = caller.ec2.client("ec2"), caller.ec2.client("iam")
+    assert ec2.describe_volumes()["Volumes"] == []
+    caller.run("python", ACCOUNT, "--bucket", BUCKET, "--remove")
+    assert iam.list_roles()["Roles"] == []
+    assert iam.list_instance_profiles()["InstanceProfiles"] == []
+    groups = {group["GroupName"] for group in ec2.describe_security_groups()["SecurityGroups"]}
+    assert groups == {"default"}
     assert caller.ec2.error is None
 
 
