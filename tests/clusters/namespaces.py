@@ -9,6 +9,7 @@ All processes of a sandbox end with the process that made it, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -266,13 +267,15 @@ def ip(arguments: str) -> None:
 
 def _descendant(pid: int, name: str) -> int:
     """The process called `name` that `pid` started, through others of one child each."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        current = pid
-        while children := _children(current):
-            current = children[0]
-            if Path(f"/proc/{current}/comm").read_text().strip() == name:
-                return current
+        # A process may end while it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            current = pid
+            while children := _children(current):
+                current = children[0]
+                if Path(f"/proc/{current}/comm").read_text().strip() == name:
+                    return current
         time.sleep(0.02)
     raise TimeoutError(f"no {name} below process {pid}")
 
