@@ -51,9 +51,10 @@ SEARCH = [
     *("--workers-per-trial", "2", "--gpus-per-worker", "0"),
     *("--storage", f"s3://{BUCKET}/searches", "--name", "first"),
 ]
-# A run in the job itself, with a Ray of its own on the head.
+# A run on two nodes.
 RUN = [
-    *("python", "-m", "conr_ray.train", "--preset", "digits", "--workers", "2"),
+    *("python", "-m", "conr_ray.train", "--address", "auto", "--preset", "digits"),
+    *("--workers", "2", "--cpus-per-worker", "1", "--gpus-per-worker", "0"),
     *("--storage", f"s3://{BUCKET}/runs", "--name", "one", *as_settings(TINY)),
 ]
 SPACE = {
@@ -199,8 +200,6 @@ def test_a_run_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> N
 
 
 def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
-    if "--address" not in caller.ray("exec", "python -m conr_ray.tune --help"):
-        pytest.skip("conr_ray.tune has no --address yet")
     folder = caller.sandbox.folder / "space"
     folder.mkdir()
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
