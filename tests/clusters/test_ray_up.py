@@ -61,7 +61,7 @@ SPACE = {
     "preset": "digits",
     "trials": 2,
     "fixed": TINY,
-    "search": {"neighborhood.k1": {"int": [3, 12]}},
+    "search": {"neighborhood.k1": {"int": [5, 20]}},
 }
 
 
