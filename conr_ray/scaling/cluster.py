@@ -200,8 +200,8 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            # All nodes run the code that this process runs. By its path: within a job Ray copies what
-            # it is given, and a module cannot be copied.
+            # All nodes run the code that this process runs. By its path: within a job Ray copies
+            # what it is given, and a module cannot be copied.
             runtime_env={
                 "py_modules": [str(Path(conr_ray.__file__).parent)],
                 "env_vars": {name: os.environ[name] for name in _SETTINGS},
