@@ -202,7 +202,7 @@ def _join(address: str) -> None:
             logging_level=logging.ERROR,
             # All nodes run the code that this process runs.
             runtime_env={
-                "py_modules": [conr_ray],
+                "py_modules": [str(Path(conr_ray.__file__).parent)],
                 "env_vars": {name: os.environ[name] for name in _SETTINGS},
             },
         )

@@ -60,7 +60,7 @@ SPACE = {
     "preset": "digits",
     "trials": 2,
     "fixed": TINY,
-    "search": {"neighborhood.k1": {"int": [3, 8]}},
+    "search": {"neighborhood.k1": {"int": [5, 20]}},
 }
 
 
