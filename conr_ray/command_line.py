@@ -62,7 +62,7 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         help="the cluster starts nodes when there is work, so do not ask whether it has room now "
         "(known by itself on a head node of `ray up`)",
     )
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of each worker")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of each worker (by --address 1)")
     parser.add_argument(
         "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
     )

@@ -78,11 +78,11 @@ def main(arguments: Sequence[str]) -> None:
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
-    check_storage(directory.files, more_to_come=resources.more_to_come)
     console = make_console()
     if args.plan:
         print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
         return
+    check_storage(directory.files, more_to_come=resources.more_to_come)
     directory.claim(space, resume=args.resume)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)
     if note:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -64,18 +63,16 @@ class WorkerResources:
         Raises:
             UserError: not even one.
         """
-        if self.more_to_come and not _CLUSTER_FILE.expanduser().exists():
+        if self.more_to_come and not _grows():
             return _UNKNOWN
-        have = _room(self.more_to_come)
-        need = {kind: amount * self.workers for kind, amount in self.bundle().items()}
-        count = min(int(have.get(kind, 0) / amount) for kind, amount in need.items() if amount)
-        if count < 1:
-            wants = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
-            has = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in need)
+        workers = _nodes(self.more_to_come).hold(self.bundle())
+        if workers < self.workers:
+            each = ", ".join(f"{amount:g} {kind}" for kind, amount in self.bundle().items())
             raise UserError(
-                f"--workers {self.workers} needs {wants}, the cluster has {has}: ask for less"
+                f"--workers {self.workers} needs {self.workers} x ({each}), the cluster's nodes "
+                f"have room for {workers}: ask for less"
             )
-        return count
+        return workers // self.workers
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,8 @@ def connect(
     Args:
         options: which cluster.
         workers: of one run.
-        cpus_per_worker: by default all cores, shared out, or one where there are GPUs.
+        cpus_per_worker: of a cluster that is started; by default all cores, shared out, or one
+            where there are GPUs. In one that is joined it is one.
         dashboard: of a cluster that is started; needed where runs of several workers are stopped
             early: it serves the API that frees their workers.
 
@@ -151,13 +149,8 @@ def connect(
         start(resources, dashboard=dashboard)
         return resources
     _join(options.address)
-    room = _room(_grows())
-    resources = options.resources(
-        workers,
-        cpus_per_worker=cpus_per_worker,
-        num_cpus=int(room.get("CPU", 1)),
-        has_gpus=room.get("GPU", 0) > 0,
-    )
+    has_gpus = _nodes(_grows()).have("GPU")
+    resources = options.resources(workers, cpus_per_worker=1, num_cpus=1, has_gpus=has_gpus)
     resources.fits()
     return resources
 
@@ -216,25 +209,43 @@ def _grows() -> bool:
     return _CLUSTER_FILE.expanduser().exists()
 
 
-def _room(more_to_come: bool) -> dict[str, float]:
-    """Resources of the connected cluster by kind, with those of nodes that it can start."""
-    room: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    if more_to_come:
-        cluster = yaml.safe_load(_CLUSTER_FILE.expanduser().read_text())
-        types = cluster.get("available_node_types") or {}
-        for kind in {kind for one in types.values() for kind in one.get("resources") or {}}:
-            room[kind] = max(room.get(kind, 0.0), _startable(cluster, types, kind))
-    return room
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes of a cluster by what they have: some that are there, some of which `most` may come."""
+
+    there: list[dict[str, float]]
+    to_come: list[dict[str, float]]
+    most: int
+
+    def hold(self, bundle: dict[str, float]) -> int:
+        """How many bundles fit on them."""
+
+        def on(node: dict[str, float]) -> int:
+            return min(int(node.get(kind, 0) / amount) for kind, amount in bundle.items())
+
+        coming = sorted(map(on, self.to_come), reverse=True)[: self.most]
+        return sum(map(on, self.there)) + sum(coming)
+
+    def have(self, kind: str) -> bool:
+        """Whether any of them has some of it."""
+        return any(node.get(kind) for node in (*self.there, *self.to_come))
 
 
-def _startable(cluster: dict[str, Any], types: dict[str, Any], kind: str) -> float:
-    """The most of a resource that a cluster of `ray up` comes to have."""
-    amounts = {n: float((t.get("resources") or {}).get(kind, 0)) for n, t in types.items()}
-    total, left = amounts.get(cluster.get("head_node_type", ""), 0.0), cluster.get("max_workers", 2)
-    for name in sorted(amounts, key=lambda name: -amounts[name]):
-        count = min(left, types[name].get("max_workers", left))
-        total, left = total + count * amounts[name], left - count
-    return total
+def _nodes(more_to_come: bool) -> _Nodes:
+    """Of the connected cluster, those that are there or, of `ray up`'s, all that it can start."""
+    if not more_to_come:
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        return _Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)
+    cluster = yaml.safe_load(_CLUSTER_FILE.expanduser().read_text())
+    most = cluster.get("max_workers", 2)
+    types = cluster["available_node_types"]
+    to_come = [
+        node_type.get("resources") or {}
+        for node_type in types.values()
+        for _ in range(min(most, node_type.get("max_workers", most)))
+    ]
+    head = types[cluster["head_node_type"]].get("resources") or {}
+    return _Nodes([head], to_come, most)
 
 
 @contextmanager

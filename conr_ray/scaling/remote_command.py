@@ -30,11 +30,12 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         UserError: there is no cluster.
         RunFailed: the command did not end well; it has said why.
     """
+    package = str(Path(conr_ray.__file__).parent)
     wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     try:
         ray.init(
             address,
-            runtime_env={"py_modules": [conr_ray], "env_vars": wandb},
+            runtime_env={"py_modules": [package], "env_vars": wandb},
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
