@@ -25,7 +25,7 @@ from rich.console import Console
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space_file import load_space
 from conr_ray.tracking.wandb_run import WandbSettings
@@ -78,11 +78,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=60)
     args = parser.parse_args()
-    start = args.epochs * 2 // 3
+    group_start = args.epochs * 2 // 3
     tree = {
         "preset": "digits",
         "metric": "nmi",
-        "fixed": {"schedule.epochs": args.epochs, "schedule.group_start": start},
+        "fixed": {"schedule.epochs": args.epochs, "schedule.group_start": group_start},
         "search": {"neighborhood.k1": {"int": [5, 20]}, "neighborhood.k": {"int": [2, 60]}},
     }
     resources = WorkerResources(workers=2)

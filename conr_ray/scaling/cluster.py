@@ -24,6 +24,8 @@ _UNKNOWN = 10_000
 # Of Ray, in the command and all processes that it starts.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Trials wait for cores, and clouds take minutes to bring nodes.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     # Relative paths mean the same in every process.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray's coming default; unset, Ray prints advice about it.

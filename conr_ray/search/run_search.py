@@ -156,7 +156,9 @@ def run_search(
     study = directory.open_study(space)
     if (remaining := num_left(space, study, num_trials)) > 0:
         runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
-        concurrent = min(remaining, max_concurrent or remaining, resources.fits())
+        # Behind Ray Train one more waits for cores, so that its start costs no time.
+        ready = resources.fits() + (resources.workers > 1)
+        concurrent = min(remaining, max_concurrent or remaining, ready)
         _run_trials(runner, study, console, remaining, concurrent)
     trials = write_results(space, study, directory)
     if num_left(space, study, num_trials):
