@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -66,9 +67,10 @@ class Nodes:
 
     def train(self, folder: Path, name: str, settings: dict[str, Any], workers: int = 2) -> str:
         """The command of a run that writes to `folder`/`name`."""
-        words = ["python -m conr_ray.train --preset digits --address auto"]
-        words += [f"--workers {workers} --cpus-per-worker 1 --storage {folder} --name {name}"]
-        return " ".join([*words, *as_settings(settings)])
+        words = ["python", "-m", "conr_ray.train", "--preset", "digits", "--address", "auto"]
+        words += ["--workers", str(workers), "--cpus-per-worker", "1"]
+        words += ["--storage", str(folder), "--name", name]
+        return shlex.join([*words, *as_settings(settings)])
 
 
 @pytest.fixture
@@ -80,15 +82,15 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 def test_one_node_of_two_workers_and_two_of_one_give_the_same_run(tmp_path: Path) -> None:
     found = []
     for name, cores in (("one", [0, 2]), ("two", [0, 1, 1])):
-        folder = tmp_path / name
+        folder = tmp_path / f"nodes-{name}"
         folder.mkdir()
         with Sandbox(folder) as sandbox:
             nodes = Nodes(sandbox)
             for count in cores:
                 nodes.add(count)
-            done = nodes.hosts[0].run(nodes.train(tmp_path, f"run {name}", RUN), timeout_s=300)
+            done = nodes.hosts[0].run(nodes.train(tmp_path, name, RUN), timeout_s=300)
             assert done.returncode == 0, done.stdout + done.stderr
-        found.append(without_times(RunDirectory(tmp_path / f"run {name}").metric_rows()))
+        found.append(without_times(RunDirectory(tmp_path / name).metric_rows()))
     assert found[0] == found[1]
     assert len(found[0]) == 4
 
