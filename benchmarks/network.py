@@ -1,6 +1,6 @@
 """Bytes and time of a training step over a network link, against the model of docs/scaling.md.
 
-    python benchmarks/network.py            # as root: 2 hosts in network namespaces, 10 minutes
+    PYTHONPATH=. python benchmarks/network.py     # as root: 2 hosts in network namespaces
 
 Two workers train on hosts of their own, first over an unshaped link, then over slower ones. Counted
 are the bytes that a worker's interface sends in a step, measured is the time of a step; predicted
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conr_ray.config import RunConfig, load_preset
 from conr_ray.data.store import open_images
@@ -74,7 +75,9 @@ class Link:
 
 def sent_bytes() -> int:
     """What this host has sent so far."""
-    return int(Path("/sys/class/net/eth0/statistics/tx_bytes").read_text())
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    [figures] = [line.partition(":")[2].split() for line in lines if line.strip()[:5] == "eth0:"]
+    return int(figures[8])
 
 
 def work(rank: int, folder: Path) -> None:
@@ -86,7 +89,7 @@ def work(rank: int, folder: Path) -> None:
     images = open_images(config.data)
     steps_per_epoch = images.num_images // config.optim.batch_size
     marks: list[tuple[float, int]] = []
-    torch.optim.optimizer.register_optimizer_step_post_hook(
+    register_optimizer_step_post_hook(
         lambda *_: marks.append((time.perf_counter(), sent_bytes()))
     )
     run = RunDirectory(folder / "run")
