@@ -89,9 +89,7 @@ def work(rank: int, folder: Path) -> None:
     images = open_images(config.data)
     steps_per_epoch = images.num_images // config.optim.batch_size
     marks: list[tuple[float, int]] = []
-    register_optimizer_step_post_hook(
-        lambda *_: marks.append((time.perf_counter(), sent_bytes()))
-    )
+    register_optimizer_step_post_hook(lambda *_: marks.append((time.perf_counter(), sent_bytes())))
     run = RunDirectory(folder / "run")
     train(config, images, run, Observers(), torch.device("cpu"))
     # The first step of an epoch has in it what lies between epochs; the first epoch compiles.

@@ -8,6 +8,7 @@ between fields are checked when the tree is built, so a `RunConfig` that exists 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -267,12 +268,14 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         yield f"data.path is not set: data.source={data.source} needs the path of the {what}"
 
 
+@functools.cache
 def sections() -> dict[str, type[BaseModel]]:
     """The sections of the tree by name."""
     kinds = {name: field.annotation for name, field in RunConfig.model_fields.items()}
     return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, BaseModel)}
 
 
+@functools.cache
 def field_names() -> list[str]:
     """Dotted names of all fields of the tree, such as `neighborhood.k1`."""
     leaves = {name: kind.model_fields for name, kind in sections().items()}
@@ -403,6 +406,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return build(read_yaml(path, "--config", "name a config.yaml") or {}, overrides)
 
 
+@functools.cache
 def preset_names() -> list[str]:
     """Names that `load_preset` takes."""
     files = resources.files("conr_ray").joinpath("presets").iterdir()
@@ -418,8 +422,15 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         near = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(preset_names())}"
         raise UserError(f"preset {name}: no such preset; {hint}")
+    return build(_preset(name), overrides)
+
+
+# A search builds a config for each point that it looks at.
+@functools.cache
+def _preset(name: str) -> Mapping[str, Any]:
     text = resources.files("conr_ray").joinpath("presets", f"{name}.yaml").read_text()
-    return from_yaml(text, f"preset {name}", overrides)
+    tree: Mapping[str, Any] = parse_yaml(text, f"preset {name}")
+    return tree
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
