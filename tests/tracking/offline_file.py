@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2 as pb
 
 _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
-def records(file: Path) -> Iterator[pb.Record]:
-    """The records of a `.wandb` file, in order."""
-    data = file.read_bytes()
+def records(file: Path) -> list[pb.Record]:
+    """The records of the `.wandb` file of a run that has ended, in order.
+
+    W&B's own process may still be writing the last of them when the run's has ended.
+    """
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            found = list(_parsed(file.read_bytes()))
+        except DecodeError:
+            found = []
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        assert time.monotonic() < deadline, f"{file} does not end"
+        time.sleep(0.1)
+
+
+def _parsed(data: bytes) -> Iterator[pb.Record]:
     offset, parts = _FILE_HEADER, b""
     while offset < len(data):
         left_in_block = _BLOCK - offset % _BLOCK
