@@ -45,6 +45,8 @@ from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
 def main(arguments: Sequence[str]) -> None:
     """Parse, train, print the result."""
     args = _parser().parse_args(arguments)
+    if args.local and (args.address or args.check):
+        raise UserError("--local trains without Ray: leave out --address and --check")
     if sent_to_head("conr_ray.train", arguments, args):
         return
     if args.check:
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
     check_images(config, open_images(config.data), workers)
+    if args.local and args.trunks and not directory.is_local:
+        raise UserError("--local has no locks for --trunks in a bucket: leave --local out")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
     trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
     mode, note = wandb_mode(config.tracking)

@@ -161,6 +161,39 @@ def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool
     assert refuse(conr_ray.train, *words).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # Port 1 is one that nobody listens at.
+        ("--address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster there: "),
+        ("--address=ray://127.0.0.1:1", "--address ray://127.0.0.1:1: no Ray cluster there: "),
+        ("--autoscaling", "--autoscaling is said of a cluster: give its --address"),
+        ("--cpus-per-worker 0", "--cpus-per-worker 0: give 1 or more"),
+        ("--gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_at_once(
+    refuse: Refuse, arguments: str, message: str
+) -> None:
+    space = ["--space", str(DIGITS_SPACE)]
+    assert refuse(conr_ray.tune, *space, *arguments.split()).startswith(message)
+    assert refuse(conr_ray.train, "--preset", "digits", *arguments.split()).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--preset digits --address auto", "--check"], ids=["address", "check"]
+)
+def test_local_is_without_a_cluster(refuse: Refuse, arguments: str) -> None:
+    message = "--local trains without Ray: leave out --address and --check"
+    assert refuse(conr_ray.train, "--local", *arguments.split()) == message
+
+
+def test_local_has_no_locks_in_a_bucket(refuse: Refuse, s3_bucket: str) -> None:
+    command = f"--preset digits --local --trunks {s3_bucket}/trunks --storage {s3_bucket}"
+    message = "--local has no locks for --trunks in a bucket: leave --local out"
+    assert refuse(conr_ray.train, *command.split()) == message
+
+
 @pytest.mark.parametrize("workers", ["0", "-1", "65"])
 def test_train_refuses_a_number_of_workers(refuse: Refuse, workers: str) -> None:
     message = refuse(conr_ray.train, "--preset", "digits", "--workers", workers)

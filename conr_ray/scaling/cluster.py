@@ -147,6 +147,8 @@ def connect(
         UserError: there is no such cluster, or it is too small.
     """
     if options.address is None:
+        if options.autoscaling:
+            raise UserError("--autoscaling is said of a cluster: give its --address")
         resources = local_resources(options, workers, cpus_per_worker)
         start(resources, dashboard=dashboard)
         return resources
@@ -187,7 +189,22 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     resources.fits()
 
 
+def check_reachable(address: str) -> None:
+    """Raise UserError where nobody listens at an address, for which Ray would wait minutes.
+
+    One without a port, such as auto, is left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there: {error}") from None
+
+
 def _join(address: str) -> None:
+    check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:

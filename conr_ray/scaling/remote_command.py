@@ -15,6 +15,7 @@ import ray
 
 import conr_ray
 from conr_ray.errors import RunFailed, UserError, last_line
+from conr_ray.scaling.cluster import check_reachable
 
 # Arguments that name a file of the caller's.
 _FILES = ("--space", "--config")
@@ -31,6 +32,7 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         RunFailed: the command did not end well; it has said why.
     """
     package = str(Path(conr_ray.__file__).parent)
+    check_reachable(address)
     wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     try:
         ray.init(
@@ -40,7 +42,9 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
-    sent = [*arguments]
+    # --option=value means the same as --option value.
+    pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in arguments)
+    sent = [word for pair in pairs for word in pair]
     sent[sent.index(address)] = "auto"
     files = {
         place: (Path(sent[place]).name, _read(sent[place]))

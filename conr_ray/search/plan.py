@@ -103,8 +103,9 @@ def print_plan(
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.bundle().items())
     fits = resources.fits()
     concurrent = min(fits, num_trials, max_concurrent or fits)
+    drawn = "" if space.exchanges else f" by {space.sampler}"
     lines = [
-        f"search     {num_trials} trials by {space.sampler}, {stopping}; {', '.join(aims)}",
+        f"search     {num_trials} trials{drawn}, {stopping}; {', '.join(aims)}",
         f"images     {images.num_images:,}, " + _labels(images),
         "trunks     " + _trunks(space, plan, store, images),
         f"epochs     {plan.epochs:,} at most ({plan.trunk_epochs:,} of trunks, "

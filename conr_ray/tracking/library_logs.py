@@ -18,9 +18,8 @@ def library_logs(directory: RunDirectory) -> Iterator[None]:
     Loggers with handlers of their own, as Ray and Optuna have, write to the file alone meanwhile.
     It grows in `directory`, or where this is in a bucket, on this machine until all is done.
     """
-    path = Path(directory.uri) / "library.log"
-    if not directory.is_local:
-        path = Path(tempfile.mkdtemp(prefix="conr_ray_log_")) / "library.log"
+    scratch = tempfile.TemporaryDirectory(prefix="conr_ray_log_")
+    path = Path(directory.uri if directory.is_local else scratch.name) / "library.log"
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -40,3 +39,4 @@ def library_logs(directory: RunDirectory) -> Iterator[None]:
         handler.close()
         if not directory.is_local and path.exists():
             directory.write_text("library.log", path.read_text())
+        scratch.cleanup()

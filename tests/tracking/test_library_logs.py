@@ -34,6 +34,13 @@ def test_messages_go_to_the_file_meanwhile_and_nowhere_else(
     library.removeHandler(own)
 
 
+def test_in_a_bucket_the_file_is_there_at_the_end(s3_bucket: str) -> None:
+    directory = RunDirectory(f"{s3_bucket}/runs/one")
+    with library_logs(directory):
+        logging.getLogger("some.library").warning("first")
+    assert "first" in (directory.read_text("library.log") or "")
+
+
 def test_a_quiet_command_leaves_no_file(tmp_path: Path) -> None:
     with library_logs(RunDirectory(tmp_path)):
         pass
