@@ -60,6 +60,7 @@ RUN = [
 SPACE = {
     "preset": "digits",
     "trials": 2,
+    "scheduler": None,
     "fixed": TINY,
     "search": {"neighborhood.k1": {"int": [5, 20]}},
 }

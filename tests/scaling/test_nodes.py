@@ -121,9 +121,10 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     nodes.add(0)
     nodes.add(2)
     elsewhere = nodes.stranger()
-    space = {"preset": "digits", "trials": 2, "fixed": RUN, "search": {"seed": {"int": [0, 9]}}}
+    space = {"preset": "digits", "trials": 2, "scheduler": None, "fixed": RUN}
+    space["search"] = {"seed": {"int": [0, 9]}}
     (elsewhere.home / "mine.yaml").write_text(yaml.safe_dump(space))
-    tune = "python -m conr_ray.tune --address ray://10.77.0.10:10001 --space ~/mine.yaml"
+    tune = "python -m conr_ray.tune --address=ray://10.77.0.10:10001 --space ~/mine.yaml"
     done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one", timeout_s=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best: trial" in done.stdout
