@@ -174,6 +174,11 @@ class EvaluationConfig(_Section):
         description="find each image's neighbours in the whole data set after the last epoch; "
         "time grows with the square of their number",
     )
+    snapshot_every: Count | None = Field(
+        None,
+        description="epochs between snapshots for figures, at epochs that are evaluated; "
+        "one after the last epoch in any case",
+    )
 
 
 class CheckpointConfig(_Section):

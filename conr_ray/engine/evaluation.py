@@ -18,9 +18,14 @@ from conr_ray.config import NeighborhoodConfig, RunConfig
 from conr_ray.data.keyed_random import fold
 from conr_ray.data.store import ImageSet
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.label_free import label_free_scores
+from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.method.boundary import boundary_ratio, kept_mask
-from conr_ray.method.collectives import all_gather_rows, all_reduce_sum, share
+from conr_ray.method.collectives import (
+    all_gather_rows,
+    all_gather_varying,
+    all_reduce_sum,
+    share,
+)
 from conr_ray.method.kmeans import spherical_kmeans
 from conr_ray.method.metrics import agreement, neighbor_matches
 from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
@@ -34,6 +39,18 @@ class DataClustering:
     clusters_n: Tensor
     centers_cd: Tensor
 
+    def spread_sample(self, most: int) -> tuple[Tensor, Tensor]:
+        """At most `most` rows of the data set, evenly spread, (m,), and their embeddings (m, d).
+
+        The same on all workers.
+        """
+        num_rows = len(self.clusters_n)
+        count = min(num_rows, most)
+        rows_m = torch.arange(count, device=self.clusters_n.device) * num_rows // count
+        mine = share(num_rows)
+        own_m = rows_m[(rows_m >= mine.start) & (rows_m < mine.stop)] - mine.start
+        return rows_m, all_gather_varying(self.embeddings_bd[own_m])
+
     def metrics(
         self, labels: npt.NDArray[np.int64] | None, embedder: Embedder, key: int
     ) -> dict[str, float]:
@@ -42,7 +59,8 @@ class DataClustering:
         Equal on all workers.
         """
         found = self.embeddings_bd, self.clusters_n, self.centers_cd
-        scores = label_free_scores(*found, embedder, key)
+        sample = self.spread_sample(NUM_SCORED)
+        scores = label_free_scores(*found, *sample, embedder, key)
         if labels is not None:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return scores
@@ -72,9 +90,18 @@ class DataNeighbors:
     euclidean_bk: Tensor
 
     @classmethod
-    def of(cls, config: NeighborhoodConfig, embeddings_bd: Tensor, num_rows: int) -> DataNeighbors:
-        """Of target embeddings that are spread over the workers, by k1, k2 and k of `config`."""
-        k1, k = min(config.k1, num_rows), min(config.k, num_rows)
+    def of(
+        cls,
+        config: NeighborhoodConfig,
+        embeddings_bd: Tensor,
+        num_rows: int,
+        k: int | None = None,
+    ) -> DataNeighbors:
+        """Of target embeddings that are spread over the workers, by k1, k2 and k of `config`.
+
+        `k` is another number of neighbours, where given.
+        """
+        k1, k = min(config.k1, num_rows), min(k or config.k, num_rows)
         counts = {"k1": k1, "k2": min(config.k2, k1), "k": k}
         return cls(
             contextual_neighbors(embeddings_bd, num_rows=num_rows, **counts)[1],

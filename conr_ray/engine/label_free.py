@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conr_ray.data.keyed_random import fold
 from conr_ray.engine.embedder import Embedder
-from conr_ray.method.collectives import all_gather_varying, all_reduce_sum, share
+from conr_ray.method.collectives import all_reduce_sum, share
 from conr_ray.method.kmeans import spherical_kmeans
 from conr_ray.method.metrics import centre_silhouette, joint_counts, shared_information
 from conr_ray.method.reranking import euclidean_neighbors
@@ -23,13 +23,19 @@ LABEL_FREE_SCORES = (
     "restart_agreement",
 )
 # Samples on which scores are found that need more than the embeddings of the whole data set.
-_SUBSET = 4096
+NUM_SCORED = 4096
 # Of the neighbour consistency: fixed, since a search may vary the method's own.
 _NUM_NEIGHBORS = 10
 
 
 def label_free_scores(
-    embeddings_bd: Tensor, clusters_n: Tensor, centers_cd: Tensor, embedder: Embedder, key: int
+    embeddings_bd: Tensor,
+    clusters_n: Tensor,
+    centers_cd: Tensor,
+    subset_m: Tensor,
+    subset_md: Tensor,
+    embedder: Embedder,
+    key: int,
 ) -> dict[str, float]:
     """LABEL_FREE_SCORES of k-means on target embeddings; equal on all workers.
 
@@ -41,20 +47,19 @@ def label_free_scores(
     label_free: mean of the four.
 
     Information is in shares of log c, 0 to 1: fewer clusters in use have less of it to share, so
-    that a collapse scores low. All but the silhouette are found on a fixed subset of 4,096 samples.
+    that a collapse scores low. All but the silhouette are found on the subset.
 
     Args:
         embeddings_bd: this worker's share, unit length.
         clusters_n: of all samples.
         centers_cd: unit length.
+        subset_m: rows of the subset, the same on all workers.
+        subset_md: their embeddings.
         embedder: what made the embeddings.
         key: decides the random views and the other start.
     """
     num_rows, num_clusters = len(clusters_n), len(centers_cd)
-    mine, subset_m = share(num_rows), _strided(num_rows, clusters_n.device)
     local, clusters_m = share(len(subset_m)), clusters_n[subset_m]
-    own_m = subset_m[(subset_m >= mine.start) & (subset_m < mine.stop)] - mine.start
-    subset_md = all_gather_varying(embeddings_bd[own_m])
 
     def shared(left: Tensor, right: Tensor) -> float:
         """Of pairs that are spread over the workers."""
@@ -69,7 +74,7 @@ def label_free_scores(
     again = spherical_kmeans(
         subset_md[local], len(subset_md), num_clusters, seed=fold(key, "restart"), restarts=1
     )
-    silhouette = centre_silhouette(embeddings_bd, clusters_n[mine], centers_cd)
+    silhouette = centre_silhouette(embeddings_bd, clusters_n[share(num_rows)], centers_cd)
     total = embeddings_bd.new_tensor(silhouette * len(embeddings_bd), dtype=torch.float64)
     scores = {
         "silhouette": float(all_reduce_sum(total)) / num_rows,
@@ -78,9 +83,3 @@ def label_free_scores(
         "restart_agreement": shared(clusters_m[local], again.labels_b),
     }
     return {"label_free": sum(scores.values()) / len(scores), **scores}
-
-
-def _strided(num_rows: int, device: torch.device) -> Tensor:
-    """At most `_SUBSET` rows, evenly spread."""
-    count = min(num_rows, _SUBSET)
-    return torch.arange(count, device=device) * num_rows // count

@@ -24,6 +24,7 @@ from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_da
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
+from conr_ray.engine.snapshot import take_snapshot
 from conr_ray.engine.step_figures import StepFigures
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed, UserError
@@ -146,9 +147,9 @@ def _train(
     if state.history and rank() == 0:
         # The run may have been stopped between its checkpoint and these.
         directory.write_metrics(state.history)
-    if saved_epoch is None and state.history:
+    if state.history:
         observer.inherit(state.history)
-    elif state.epoch == last_epoch:
+    if saved_epoch == last_epoch:
         observer.epoch(state.history[-1])
 
     for epoch in range(state.epoch, last_epoch):
@@ -222,6 +223,13 @@ def _train(
                     near = DataNeighbors.of(config.neighborhood, clustering.embeddings_bd, num_rows)
                     row |= near.metrics(images.labels)
                     _write_table("neighbors", near.table(images), directory)
+            if schedule.pictured(epoch):
+                snapshot = take_snapshot(
+                    config.neighborhood, clustering, images, epoch=state.epoch, fraction=fraction
+                )
+                if snapshot is not None:
+                    snapshot.write(directory)
+                    observer.snapshot(snapshot)
         epoch_time_s = time.perf_counter() - started
         row["epoch_time_s"] = epoch_time_s
         row["train_time_s"] = epoch_time_s + _seconds_of(state.history)

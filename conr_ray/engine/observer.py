@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conr_ray.engine.snapshot import Snapshot
 
 # One row of metrics.parquet: `epoch`, `stage` and figures of that epoch.
 MetricRow = Mapping[str, float | int | str | None]
 
 
-class Observer(Protocol):
-    """Told by every worker, with the same values on each; after the state of the epoch is saved."""
+class Observer:
+    """Told by every worker, with the same values on each; this one does nothing."""
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
-        """The run goes on from a trunk, whose epochs these are."""
+        """The run goes on from a checkpoint, its own or a trunk's, whose epochs these are."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """What figures are drawn from; told by the first worker alone, before the epoch's row."""
 
     def epoch(self, row: MetricRow) -> None:
-        """An epoch has ended."""
+        """An epoch has ended, and its state is saved."""
 
     def end(self, error: BaseException | None) -> None:
         """The run has ended, well or with `error`."""
 
 
-class Observers:
-    """Several observers as one; with none it is the null observer."""
+class Observers(Observer):
+    """Several observers as one."""
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
@@ -31,6 +37,10 @@ class Observers:
     def inherit(self, rows: Sequence[MetricRow]) -> None:
         for observer in self._observers:
             observer.inherit(rows)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        for observer in self._observers:
+            observer.snapshot(snapshot)
 
     def epoch(self, row: MetricRow) -> None:
         for observer in self._observers:

@@ -4,6 +4,7 @@
     metrics.parquet        a row for each epoch
     assignments.parquet    a row for each sample, once the run has ended
     neighbors.parquet      its neighbours in the whole data set, likewise
+    snapshot/              what its figures are drawn from: see engine.snapshot
     checkpoints/epoch_000040/state.pt, summary.json
 
 A checkpoint whose `summary.json` is missing was not finished and is passed over.

@@ -41,6 +41,12 @@ class Schedule:
             or self.in_group_stage(ended)
         )
 
+    def pictured(self, epoch: int) -> bool:
+        """Whether a snapshot for figures is taken after `epoch`, one that is evaluated."""
+        ended, every = epoch + 1, self.config.evaluation.snapshot_every
+        due = every is not None and ended % every == 0 and self.evaluated(epoch)
+        return due or ended == self.config.schedule.epochs
+
     def saved(self, epoch: int) -> bool:
         """Whether a checkpoint is written after `epoch`."""
         ended = epoch + 1

@@ -62,6 +62,7 @@ _GROUP_STAGE_FIELDS: dict[str, Any] = {
     "optim.group_stage_predictor_lr_factor": 1.0,
     "optim.group_loss_weight": 1.0,
     "evaluation.neighbors": False,
+    "evaluation.snapshot_every": None,
 }
 # Sections that say where things are and what is kept; images count by their fingerprint.
 _NOT_SHAPING = ("data", "checkpoint", "tracking")

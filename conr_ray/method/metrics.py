@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,31 @@ def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float
     Raises:
         ValueError: the two differ in length, are not one-dimensional, or are empty.
     """
+    return match_clusters(labels, clusters).accuracy
+
+
+@dataclass(frozen=True)
+class ClusterMatch:
+    """Clusters against classes under the best one-to-one match: counts, matched on the diagonal.
+
+    Shapes: r classes, c clusters in use. What is left over of the more numerous comes last.
+    """
+
+    classes_r: IntArray
+    clusters_c: IntArray
+    counts_rc: IntArray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples in matched pairs (ACC)."""
+        return float(np.trace(self.counts_rc) / self.counts_rc.sum())
+
+
+def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMatch:
+    """Match clusters to classes so that as many samples as possible are right; see ACC.
+
+    Args and errors are those of `clustering_accuracy`.
+    """
     labels_n, clusters_n = np.asarray(labels), np.asarray(clusters)
     if labels_n.ndim != 1 or labels_n.shape != clusters_n.shape or not len(labels_n):
         raise ValueError(
@@ -35,10 +61,12 @@ def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float
         )
     classes, label_ids = np.unique(labels_n, return_inverse=True)
     groups, cluster_ids = np.unique(clusters_n, return_inverse=True)
-    counts = np.zeros((len(groups), len(classes)), dtype=np.int64)
-    np.add.at(counts, (cluster_ids, label_ids), 1)
+    counts = np.zeros((len(classes), len(groups)), dtype=np.int64)
+    np.add.at(counts, (label_ids, cluster_ids), 1)
     rows, columns = linear_sum_assignment(counts, maximize=True)
-    return float(counts[rows, columns].sum() / len(labels_n))
+    rows = np.append(rows, np.setdiff1d(np.arange(len(classes)), rows))
+    columns = np.append(columns, np.setdiff1d(np.arange(len(groups)), columns))
+    return ClusterMatch(classes[rows], groups[columns], counts[np.ix_(rows, columns)])
 
 
 def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray.tune
 
 from conr_ray.engine.loop import WHOLE, Span
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError
@@ -67,7 +67,7 @@ class TrialRunner:
         return RunDirectory(f"{self.search_uri}/trials/{leg['parent']}"), leg["begin"]
 
 
-class _TuneReporter:
+class _TuneReporter(Observer):
     """An observer that reports epochs with the metrics to Tune, which may stop the trial there.
 
     The last epoch is reported when all else is done, so that nothing of a whole run is cut off.

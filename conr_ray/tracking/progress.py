@@ -9,12 +9,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.observer import MetricRow, Observer
 
 _SHOWN = ("loss", "acc", "nmi", "ari", "silhouette", "neighbor_purity")
 
 
-class RunProgress:
+class RunProgress(Observer):
     """An observer that shows epochs done, figures and time left; use as a context.
 
     On a terminal it is a live bar. Elsewhere (a pipe, a log) it prints a line for an epoch, at most
@@ -75,9 +75,6 @@ class RunProgress:
             self._console.print(
                 f"epoch {done}/{self._num_epochs}  {stage}  {left}  {figures}", soft_wrap=True
             )
-
-    def end(self, error: BaseException | None) -> None:
-        pass
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from conr_ray.config import RunConfig, TrackingConfig
-from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def open_wandb(settings: WandbSettings, config: RunConfig) -> Observers:
         return Observers()
 
 
-class _WandbRun:
+class _WandbRun(Observer):
     """Logs each epoch's row; after the first failure it only stays quiet."""
 
     def __init__(self, settings: WandbSettings, config: RunConfig) -> None:
