@@ -38,6 +38,7 @@ from conr_ray.search.run_search import (
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
+from conr_ray.search.wandb_search import log_search
 from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str]) -> None:
             trunks=trunks,
             max_concurrent=args.max_concurrent,
         )
+    log_search(space, directory, trials, WandbSettings(mode))
     _print_result(space, directory, trials, console)
 
 
