@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 from typing import Any
-
-import optuna
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory, as_tree, parameter_importances
@@ -17,7 +14,10 @@ from conr_ray.tracking.wandb_settings import WandbSettings
 
 logger = logging.getLogger(__name__)
 
-_WANDB_ID = "wandb_id"
+
+def search_run_id(name: str) -> str:
+    """Id of a search's run in W&B, which allows few characters; one name is one search there."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
 
 
 def log_search(
@@ -32,21 +32,11 @@ def log_search(
     if settings.mode == "off":
         return
     try:
-        run_id = _run_id(directory.open_study(space), directory.name)
-        own = settings.for_run(run_id, group=directory.name, run_uri=directory.uri)
+        name = directory.name
+        own = settings.for_run(search_run_id(name), group=name, run_uri=directory.uri)
         _log(space, directory, trials, own)
     except Exception as error:
         logger.warning("the search is not logged to W&B: %s", error)
-
-
-def _run_id(study: optuna.Study, name: str) -> str:
-    """The same for each call of a search; searches of one name on other machines have others."""
-    known = study.user_attrs.get(_WANDB_ID)
-    if known is None:
-        # W&B allows few characters in an id.
-        known = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)}-{secrets.token_hex(4)}"
-        study.set_user_attr(_WANDB_ID, known)
-    return str(known)
 
 
 def _log(

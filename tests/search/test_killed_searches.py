@@ -147,7 +147,7 @@ def check_wandb(folder: Path) -> None:
         config = RunDirectory(trial).read_config()
         assert config is not None
         assert stored["neighborhood"]["k1"] == config.neighborhood.k1
-    (file,) = folder.glob("wandb/offline-run-*/run-search-*.wandb")
+    (file,) = folder.glob("wandb/offline-run-*/run-search.wandb")
     offline_file.ended(file)
     run = offline_file.run(file)
     assert (run.run_group, run.job_type) == ("search", "search")

@@ -1,0 +1,1 @@
+"""What a search has found, drawn: views of it in Weights & Biases."""
