@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
             trunks=trunks,
             max_concurrent=args.max_concurrent,
         )
-    log_search(space, directory, trials, WandbSettings(mode))
+    log_search(space, directory, trials, WandbSettings(mode), workers=args.workers)
     _print_result(space, directory, trials, console)
 
 

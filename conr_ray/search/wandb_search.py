@@ -10,7 +10,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory, as_tree, parameter_importances
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_table import Cost, Trial, best_trial, to_arrow
-from conr_ray.tracking.wandb_settings import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,16 @@ def search_run_id(name: str) -> str:
 
 
 def log_search(
-    space: SearchSpace, directory: SearchDirectory, trials: list[Trial], settings: WandbSettings
+    space: SearchSpace,
+    directory: SearchDirectory,
+    trials: list[Trial],
+    settings: WandbSettings,
+    *,
+    workers: int = 1,
 ) -> None:
     """Log the search as it stands; one that goes on logs into the same run.
+
+    Stopped trials of several `workers` each, which Ray ends by killing them, are ended in W&B too.
 
     Its config holds the space, its tables are `search/trials`, `search/importances` and, with
     several metrics, `search/pareto`; its summary names the best trial and the cost. What goes wrong
@@ -35,6 +42,10 @@ def log_search(
         name = directory.name
         own = settings.for_run(search_run_id(name), group=name, run_uri=directory.uri)
         _log(space, directory, trials, own)
+        if workers > 1:
+            for trial in trials:
+                if trial.state == "stopped":
+                    _end(trial, space, directory, settings)
     except Exception as error:
         logger.warning("the search is not logged to W&B: %s", error)
 
@@ -78,6 +89,17 @@ def _log(
             best_run = RunDirectory(f"{directory.uri}/trials/{best.trial_id}")
             log_checkpoint(run, best_run, f"{settings.run_id}-checkpoint")
     run.finish()
+
+
+def _end(
+    trial: Trial, space: SearchSpace, directory: SearchDirectory, settings: WandbSettings
+) -> None:
+    """Log what W&B's process had not written when it was killed, and end the run well."""
+    own = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
+    settings = settings.for_run(trial.trial_id, group=directory.name, run_uri=own.uri)
+    observer = open_wandb(settings, space.config(trial.point))
+    observer.inherit(own.metric_rows())
+    observer.end(None)
 
 
 def _table(trials: list[Trial], space: SearchSpace) -> Any:
