@@ -145,8 +145,9 @@ def _print_result(
     names = dict.fromkeys([*space.metrics, "acc", "nmi", "ari", "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
+    study = directory.open_study(space)
     for metric in space.metrics:
-        if importances := parameter_importances(space, directory, metric):
+        if importances := parameter_importances(space, study, metric):
             shares = (f"{name} {share:.0%}" for name, share in importances.items())
             console.print(f"what {metric} depends on: {', '.join(shares)}", soft_wrap=True)
     lines = [f"cost: {Cost.of(trials)}"]
