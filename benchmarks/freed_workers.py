@@ -28,7 +28,7 @@ from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space_file import load_space
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 _SAMPLE_S = 0.25
 

@@ -28,7 +28,7 @@ from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 
 def plain_loop(space: SearchSpace, folder: Path, num_trials: int) -> tuple[float, float]:

@@ -195,6 +195,9 @@ class TrackingConfig(_Section):
         "auto", description="auto logs where a key is known"
     )
     project: str = Field("conr_ray", description="W&B project")
+    checkpoint_artifact: bool = Field(
+        False, description="log the last checkpoint as an artifact; of a search the best trial's"
+    )
 
 
 class RunConfig(_Section):

@@ -39,7 +39,7 @@ from conr_ray.scaling.cluster import connect, local_resources
 from conr_ray.scaling.preflight import check_storage, preflight
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.tracking.progress import RunProgress
-from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
+from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     if note:
         console.print(note, soft_wrap=True)
     name = directory.uri.rpartition("/")[2]
-    wandb = WandbSettings(mode).for_run(name, name=name, group=None, folder=directory.uri)
+    wandb = WandbSettings(mode).for_run(name, group=None, run_uri=directory.uri)
     done = (directory.checkpoint_epochs() or [0])[-1]
     progress = RunProgress(config.schedule.epochs, done, console)
     with resumable(directory.uri), progress:

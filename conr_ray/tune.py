@@ -39,7 +39,7 @@ from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
 from conr_ray.tracking.library_logs import library_logs
-from conr_ray.tracking.wandb_run import WandbSettings, wandb_mode
+from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -93,6 +93,12 @@ class RunDirectory:
         data = self._read(name)
         return None if data is None else data.decode()
 
+    def read_bytes(self, name: str) -> bytes:
+        """A file that is there."""
+        data = self._read(name)
+        assert data is not None, f"{self.uri}/{name}"
+        return data
+
     def write_text(self, name: str, text: str) -> None:
         """Write a file, whole or not at all."""
         self._write(name, text.encode())

@@ -25,7 +25,7 @@ from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.cluster import WorkerResources
-from conr_ray.tracking.wandb_run import WandbSettings, open_wandb
+from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 
@@ -154,7 +154,7 @@ def _work(job: dict[str, Any]) -> None:
     images = _open_everywhere(config, directory, device)
     if images is None:
         return
-    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observers()
+    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observer()
     with contextlib.suppress(UserError, RunFailed):
         train_from_trunk(config, images, directory, tracking, device, job["trunks"], job["span"])
 

@@ -38,7 +38,7 @@ from conr_ray.search.space import LABELLED_METRICS, SearchSpace
 from conr_ray.search.study import StudyScheduler, StudySearcher, num_left, open_study
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
 _JOURNAL = "study.journal"

@@ -18,7 +18,7 @@ from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT, TRIAL_ID
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class TrialRunner:
         trial_id = given[TRIAL_ID]
         directory = RunDirectory(f"{self.search_uri}/trials/{trial_id}")
         config = self.space.config(given[POINT])
-        wandb = self.wandb.for_run(
-            trial_id, name=trial_id, group=self.search_name, folder=directory.uri
-        )
+        wandb = self.wandb.for_run(trial_id, group=self.search_name, run_uri=directory.uri)
         span, end = WHOLE, config.schedule.epochs
         if leg := given.get(LEG):
             end = leg["end"]

@@ -1,4 +1,4 @@
-"""Embeddings as points of a plane that can be looked at."""
+"""2-D maps of embeddings. Shapes: m samples, d width."""
 
 from __future__ import annotations
 
@@ -6,8 +6,33 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 
+Points = npt.NDArray[np.float32]
 
-def map_2d(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Positions of m embeddings (m, d) in a plane, (m, 2): their two principal components."""
-    found = PCA(n_components=2, random_state=0).fit_transform(embeddings)
-    return np.asarray(found, np.float32)
+# Of t-SNE on one core, about; half of openTSNE's own number of steps lose nothing.
+TSNE_S_PER_SAMPLE = 1e-3
+_STEPS = {"early_exaggeration_iter": 100, "n_iter": 250}
+_PERPLEXITY = 30
+_FEWEST = 10
+
+
+def map_2d(embeddings_md: Points) -> Points:
+    """Places of the samples on a map that keeps near ones near, (m, 2), by t-SNE.
+
+    The same for the same embeddings. Distances between groups mean little. With fewer than 10
+    samples it is `plane_2d`.
+    """
+    if len(embeddings_md) < _FEWEST:
+        return plane_2d(embeddings_md)
+    import openTSNE
+
+    # Perplexity is at most a third of the samples.
+    perplexity = min(_PERPLEXITY, (len(embeddings_md) - 1) / 3)
+    tsne = openTSNE.TSNE(perplexity=perplexity, random_state=0, n_jobs=1, **_STEPS)
+    return np.asarray(tsne.fit(embeddings_md), np.float32)
+
+
+def plane_2d(embeddings_md: Points) -> Points:
+    """Places of the samples by the two directions of largest variance, (m, 2); in no time."""
+    width = min(2, *embeddings_md.shape)
+    found = PCA(width, random_state=0).fit_transform(embeddings_md)
+    return np.pad(found, ((0, 0), (0, 2 - width))).astype(np.float32)

@@ -1,125 +1,111 @@
-"""Weights & Biases: one run for each trial, written by one process.
-
-Online where a key is known, offline where WANDB_MODE=offline, and off where neither is. What goes
-wrong in tracking never stops a run.
-"""
+"""Weights & Biases: one run for each trial, written by one process."""
 
 from __future__ import annotations
 
 import logging
-import netrc
-import os
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from conr_ray.config import RunConfig, TrackingConfig
-from conr_ray.engine.observer import MetricRow, Observer, Observers
-from conr_ray.errors import UserError
+import wandb
+
+from conr_ray.config import RunConfig
+from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.snapshot import Snapshot
+from conr_ray.tracking.wandb_file import logged_epochs
+from conr_ray.tracking.wandb_media import DrawingBudget, log_checkpoint, snapshot_media
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["online", "offline", "off"]
+
+def start_wandb(
+    settings: WandbSettings, project: str, job_type: str, config: dict[str, Any]
+) -> wandb.Run:
+    """Begin, or resume, a run of W&B. Its step is not shown: epochs are the axis."""
+    run = wandb.init(
+        project=project,
+        id=settings.run_id,
+        name=settings.run_id,
+        group=settings.group,
+        job_type=job_type,
+        resume="allow",
+        mode="offline" if settings.mode == "offline" else None,
+        dir=settings.folder,
+        config=config,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    run.define_metric("epoch")
+    run.define_metric("*", step_metric="epoch")
+    return run
 
 
-@dataclass(frozen=True)
-class WandbSettings:
-    """Where a run is logged.
+class WandbRun(Observer):
+    """Logs each epoch once, as a step, with the figures drawn after it.
 
-    `folder` holds the local files, under which `wandb sync` finds an offline run.
+    A run that goes on logs the epochs that W&B has lost. Figures are drawn of the last snapshot,
+    and of others while they are cheap beside the training. After the first failure it is quiet.
     """
 
-    mode: Mode
-    run_id: str = ""
-    name: str = ""
-    group: str | None = None
-    folder: str | None = None
-
-    def for_run(self, run_id: str, *, name: str, group: str | None, folder: str) -> WandbSettings:
-        """These settings for one run."""
-        local = folder if "://" not in folder else tempfile.gettempdir()
-        return replace(self, run_id=run_id, name=name, group=group, folder=local)
-
-
-def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
-    """How to log, and a sentence for the user where that may surprise."""
-    if config.wandb == "off":
-        return "off", None
-    asked = os.environ.get("WANDB_MODE", "online").lower()
-    if asked == "disabled":
-        return "off", None
-    if asked in ("offline", "dryrun"):
-        return "offline", None
-    if asked not in ("online", "run"):
-        raise UserError(f"WANDB_MODE={asked}: set it to online, offline or disabled")
-    if _has_key():
-        return "online", None
-    return "off", (
-        "W&B: no key found, so nothing is sent; run `wandb login`, or set WANDB_MODE=offline"
-    )
-
-
-def _has_key() -> bool:
-    """Whether W&B would find a key. Asked of W&B itself, it would prompt for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        file = os.environ.get("NETRC") or Path.home() / ".netrc"
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def open_wandb(settings: WandbSettings, config: RunConfig) -> Observers:
-    """The observer that logs to `settings`; the null observer where logging is off or fails."""
-    if settings.mode == "off":
-        return Observers()
-    try:
-        return Observers([_WandbRun(settings, config)])
-    except Exception as error:
-        logger.warning("W&B does not start, the run goes on without: %s", error)
-        return Observers()
-
-
-class _WandbRun(Observer):
-    """Logs each epoch's row; after the first failure it only stays quiet."""
-
     def __init__(self, settings: WandbSettings, config: RunConfig) -> None:
-        import wandb
-
-        self._working = True
-        self._run = wandb.init(
-            project=config.tracking.project,
-            id=settings.run_id,
-            name=settings.name,
-            group=settings.group,
-            resume="allow",
-            mode=settings.mode if settings.mode == "offline" else None,
-            dir=settings.folder,
-            config=config.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        self._run.define_metric("epoch")
-        self._run.define_metric("*", step_metric="epoch")
+        self._settings = settings
+        self._with_artifact = config.tracking.checkpoint_artifact and settings.group is None
+        self._budget = DrawingBudget()
+        self._figures: dict[str, Any] = {}
+        self._logged = logged_epochs(settings.folder, settings.run_id)
+        job_type = "train" if settings.group is None else "trial"
+        tree = config.model_dump(mode="json")
+        self._run = start_wandb(settings, config.tracking.project, job_type, tree)
+        if settings.mode == "online":
+            # What the files hold may not have been sent before the run was killed.
+            summary = dict(self._run.summary) if self._run.resumed else {}
+            self._logged = set(range(int(summary.get("epoch", -1)) + 1))
+        self._num_epochs = config.schedule.epochs
+        self._working = self._drawing = True
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
         for row in rows:
-            self.epoch(row)
+            self._log(row)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        last = snapshot.epoch == self._num_epochs
+        if not self._drawing or not (last or self._budget.allows_another()):
+            return
+        try:
+            with self._budget.spending():
+                self._figures = snapshot_media(snapshot, self._budget.left_s())
+        except Exception as error:
+            self._drawing = False
+            logger.warning("figures for W&B cannot be drawn, the run goes on without: %s", error)
 
     def epoch(self, row: MetricRow) -> None:
-        known: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
-        self._attempt(lambda: self._run.log(known))
+        self._budget.add_epoch(float(row.get("epoch_time_s") or 0))
+        self._log(row)
 
     def end(self, error: BaseException | None) -> None:
+        if error is None and self._with_artifact:
+            self._log_artifact()
         # A scheduler stops a trial by SystemExit: no failure.
         failed = error is not None and not isinstance(error, SystemExit)
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
-    def _attempt(self, action: Any) -> None:
+    def _log(self, row: MetricRow) -> None:
+        epoch, figures = int(row["epoch"] or 0), self._figures
+        self._figures = {}
+        if epoch in self._logged:
+            return
+        self._logged.add(epoch)
+        known: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
+        self._attempt(lambda: self._run.log({**known, **figures}, step=epoch, commit=True))
+
+    def _log_artifact(self) -> None:
+        run_id = self._settings.run_id
+        try:
+            log_checkpoint(self._run, RunDirectory(self._settings.run_uri), f"{run_id}-checkpoint")
+        except Exception as error:
+            logger.warning("the checkpoint is not logged to W&B: %s", error)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
         if not self._working:
             return
         try:

@@ -13,7 +13,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.scaling.train_job import run_on_workers
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import run_here, tiny_config, without_times
 
 pytestmark = pytest.mark.slow

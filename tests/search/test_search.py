@@ -33,7 +33,7 @@ from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
-from conr_ray.tracking.wandb_run import WandbSettings
+from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import TINY, run_here, without_times
 
 pytestmark = pytest.mark.slow

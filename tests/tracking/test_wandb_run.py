@@ -1,19 +1,45 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import wandb
+from PIL import Image
 
-from conr_ray.engine.observer import Observers
-from conr_ray.tracking.wandb_run import WandbSettings, open_wandb, wandb_mode
+import conr_ray.tracking.wandb_run as wandb_run
+from conr_ray.config import RunConfig
+from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.tracking.wandb_file import history, logged_epochs
+from conr_ray.tracking.wandb_media import DrawingBudget
+from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb, wandb_mode
 from tests.tiny_runs import run_here, tiny_config
 from tests.tracking import offline_file
 
+KEY = "0123456789abcdef" * 3
+FIGURES = {"figures/neighbors", "figures/map", "figures/confusion", "figures/clusters"}
+TABLES = {"tables/neighbors", "tables/clusters", "tables/confusion"}
 
-def settings(folder: Path) -> WandbSettings:
-    plain = WandbSettings("offline")
-    return plain.for_run("0003-abcd", name="a trial", group="a search", folder=str(folder))
+
+def settings(folder: Path, group: str | None = "a search") -> WandbSettings:
+    return WandbSettings("offline").for_run("0003-abcd", group=group, run_uri=str(folder))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*/run-0003-abcd.wandb"))
+
+
+def logged_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of all files of the run, in order, as `wandb sync` takes them."""
+    return [row for file in files(folder) for row in history(file)]
 
 
 @pytest.fixture
@@ -24,41 +50,144 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-@pytest.mark.slow
-def test_an_offline_run_holds_every_epoch_once_with_config_and_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 3)
-    config = tiny_config()
-    rows = run_here(config, tmp_path / "run", open_wandb(settings(tmp_path), config))
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-0003-abcd.wandb")
-    logged = offline_file.history(file)
-    assert [row["epoch"] for row in logged] == [0, 1, 2, 3]
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_offline")
+def test_an_offline_run_holds_every_epoch_once_with_config_group_and_figures(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(tracking__checkpoint_artifact=True)
+    RunDirectory(tmp_path).claim(config, resume=False)
+    rows = run_here(config, tmp_path, open_wandb(settings(tmp_path, group=None), config))
+    (file,) = files(tmp_path)
+    records = offline_file.ended(file)
+    logged = history(file)
+    assert [row["epoch"] for row in logged] == [row["_step"] for row in logged] == [0, 1, 2, 3]
     for row, own in zip(logged, rows, strict=True):
         assert {name: row[name] for name in own} == dict(own)
+    media = {name for row in logged for name in row if "/" in name}
+    assert {name.rpartition("/")[0] for name in media} >= FIGURES | TABLES
+    for name in FIGURES:
+        (picture,) = tmp_path.glob(f"wandb/offline-*/files/media/images/{name}_3_*.png")
+        assert min(Image.open(picture).size) > 300
+    for name in TABLES:
+        (table,) = tmp_path.glob(f"wandb/offline-*/files/media/table/{name}_3_*.table.json")
+        assert len(json.loads(table.read_text())["data"]) >= 20
     run = offline_file.run(file)
-    assert (run.run_id, run.display_name, run.run_group) == ("0003-abcd", "a trial", "a search")
-    assert run.project == "conr_ray"
+    assert (run.run_id, run.display_name, run.run_group) == ("0003-abcd", "0003-abcd", "")
+    assert (run.project, run.job_type) == ("conr_ray", "train")
     stored = offline_file.config(file)
     assert stored["neighborhood"] == {"kind": "contextual", "k1": 10, "k2": 2, "k": 10}
+    artifacts = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
+    artifacts += [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+    models = {a.name: a for a in artifacts if a.type == "model"}
+    contents = [entry.path for entry in models["0003-abcd-checkpoint"].manifest.contents]
+    assert sorted(contents) == ["config.yaml", "state.pt", "summary.json"]
     kept = [p for p in tmp_path.glob("wandb/**/*") if p.is_file()]
-    assert not any(b"0123456789abcdef0123456789abcdef" in p.read_bytes() for p in kept)
+    assert not any(KEY[:32].encode() in p.read_bytes() for p in kept)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_offline")
+def test_a_resumed_run_logs_no_epoch_twice(tmp_path: Path) -> None:
+    class StopAfter(Observer):
+        def epoch(self, row: MetricRow) -> None:
+            if row["epoch"] == 4:
+                raise SystemExit
+
+    class Both(Observer):
+        def __init__(self, config: RunConfig) -> None:
+            self.tracked, self.stop = open_wandb(settings(tmp_path), config), StopAfter()
+
+        def inherit(self, rows: Any) -> None:
+            self.tracked.inherit(rows)
+
+        def epoch(self, row: MetricRow) -> None:
+            self.tracked.epoch(row)
+            self.stop.epoch(row)
+
+        def end(self, error: BaseException | None) -> None:
+            self.tracked.end(error)
+
+    # Epochs 3 and 4 are trained, logged and then trained again.
+    config = tiny_config(schedule__epochs=7, checkpoint__every=3)
+    with pytest.raises(SystemExit):
+        run_here(config, tmp_path, Both(config))
+    assert RunDirectory(tmp_path).checkpoint_epochs() == [3]
+    assert logged_epochs(str(tmp_path), "0003-abcd") == {0, 1, 2, 3, 4}
+    time.sleep(1)  # the names of W&B's folders hold the second
+    run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
+    assert [len(history(file)) for file in files(tmp_path)] == [5, 2]
+    assert [row["epoch"] for row in logged_rows(tmp_path)] == list(range(7))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_offline")
+def test_a_killed_run_logs_what_was_lost(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from tests.tracking.test_wandb_run import *\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "config, folder = tiny_config(schedule__epochs=200), Path(sys.argv[1])\n"
+        "run_here(config, folder, open_wandb(settings(folder), config))\n"
+    )
+    # Else it would share the process of W&B that this one has.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    victim = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    deadline = time.monotonic() + 120
+    while len(RunDirectory(tmp_path).metric_rows()) < 6:
+        assert time.monotonic() < deadline and victim.poll() is None
+        time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    config = tiny_config(schedule__epochs=200)
+    saved = RunDirectory(tmp_path).checkpoint_epochs()[-1]
+    assert 0 < saved < 200
+    rows = run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
+    assert sorted(row["epoch"] for row in logged_rows(tmp_path)) == list(range(len(rows)))
+
+
+def test_a_file_that_was_cut_is_read_to_the_cut(tmp_path: Path) -> None:
+    run = wandb.init(
+        mode="offline", dir=tmp_path, id="0003-abcd", settings=wandb.Settings(silent=True)
+    )
+    for epoch in range(400):
+        run.log({"epoch": epoch, "text": "x" * 300}, step=epoch)
+    run.finish()
+    (file,) = files(tmp_path)
+    offline_file.ended(file)
+    whole = file.read_bytes()
+    assert logged_epochs(str(tmp_path), "0003-abcd") == set(range(400))
+    lengths = []
+    for size in (0, 5, 7, 10, 33_000, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        found = logged_epochs(str(tmp_path), "0003-abcd")
+        assert found == set(range(len(found)))
+        lengths.append(len(found))
+    assert lengths == sorted(lengths) and 100 < lengths[-2] < 300
+
+
+class Broken:
+    """A W&B whose disk is full."""
+
+    resumed = False
+
+    def define_metric(self, *args: object, **options: object) -> None: ...
+
+    def log(self, row: object, **options: object) -> None:
+        raise OSError("the disk is full")
+
+    finish = log
 
 
 def test_a_failure_of_wandb_is_told_once_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
-    class Broken:
-        def define_metric(self, *args: object, **options: object) -> None: ...
-
-        def log(self, row: object) -> None:
-            raise OSError("the disk is full")
-
-        finish = log
-
     monkeypatch.setattr(wandb, "init", lambda **options: Broken())
     config = tiny_config()
     with caplog.at_level(logging.WARNING):
@@ -68,18 +197,68 @@ def test_a_failure_of_wandb_is_told_once_and_the_run_goes_on(
     assert told == ["W&B fails, the run goes on without: the disk is full"]
 
 
+class Quiet(Broken):
+    """A W&B that takes everything."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, row: dict[str, Any], **options: object) -> None:
+        self.rows.append(row)
+
+    def finish(self, **options: object) -> None: ...
+
+
+def test_a_failure_in_drawing_is_told_once_and_metrics_are_logged_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("no font")
+
+    quiet = Quiet()
+    monkeypatch.setattr(wandb, "init", lambda **options: quiet)
+    monkeypatch.setattr(wandb_run, "snapshot_media", fail)
+    monkeypatch.setattr(DrawingBudget, "allows_another", lambda self: True)
+    config = tiny_config(evaluation__snapshot_every=1)
+    with caplog.at_level(logging.WARNING):
+        run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
+    assert [row["epoch"] for row in quiet.rows] == [0, 1, 2, 3]
+    told = [record.message for record in caplog.records if "figures" in record.message]
+    assert told == ["figures for W&B cannot be drawn, the run goes on without: no font"]
+
+
+def test_figures_of_short_runs_are_drawn_at_the_end_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Quiet()
+    monkeypatch.setattr(wandb, "init", lambda **options: quiet)
+    config = tiny_config(evaluation__snapshot_every=1)
+    run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
+    assert [row["epoch"] for row in quiet.rows if set(row) >= FIGURES] == [3]
+
+
+def test_drawing_may_take_a_fiftieth_of_the_training() -> None:
+    budget = DrawingBudget()
+    budget.add_epoch(49)
+    assert not budget.allows_another()  # a second is expected of the first drawing
+    budget.add_epoch(10)
+    assert budget.allows_another()
+    with budget.spending():
+        time.sleep(0.2)
+    assert 0.9 < budget.left_s() < 1.0
+    assert budget.allows_another()
+
+
 def test_a_wandb_that_does_not_start_is_told_and_replaced_by_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
     def refuse(**options: object) -> None:
         raise wandb.errors.UsageError("no such project")
 
     monkeypatch.setattr(wandb, "init", refuse)
     with caplog.at_level(logging.WARNING):
         observer = open_wandb(settings(tmp_path), tiny_config())
-    assert isinstance(observer, Observers)
+    assert type(observer) is Observer
     assert "no such project" in caplog.text
 
 

@@ -1,0 +1,126 @@
+"""What W&B shows of a run besides its curves: figures, tables with images, checkpoints."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import wandb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.snapshot import Snapshot
+from conr_ray.tracking import drawing
+from conr_ray.tracking.embedding_map import TSNE_S_PER_SAMPLE, map_2d, plane_2d
+
+_SHARE_OF_RUN = 0.02
+# Expected of the first drawing.
+_FIRST_S = 1.0
+_DOTS_PER_INCH = 110
+
+
+class DrawingBudget:
+    """A fiftieth of the time that a run trains may go into its figures."""
+
+    def __init__(self) -> None:
+        self._trained_s = 0.0
+        self._spent_s = 0.0
+        self._last_s = _FIRST_S
+
+    def add_epoch(self, time_s: float) -> None:
+        """An epoch was trained."""
+        self._trained_s += time_s
+
+    def left_s(self) -> float:
+        """Seconds that may be spent now."""
+        return _SHARE_OF_RUN * self._trained_s - self._spent_s
+
+    def allows_another(self) -> bool:
+        """Whether there is time left for as long as the last drawing took."""
+        return self.left_s() > self._last_s
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the time of what is done inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last_s = time.perf_counter() - started
+            self._spent_s += self._last_s
+
+
+def snapshot_media(snapshot: Snapshot, seconds: float) -> dict[str, Any]:
+    """Figures and tables of a snapshot by the names that they have in W&B.
+
+    The map is by t-SNE where `seconds` are enough for it, else by principal components.
+    """
+    long_enough = seconds > TSNE_S_PER_SAMPLE * snapshot.samples.num_rows
+    positions_m2 = (map_2d if long_enough else plane_2d)(snapshot.embeddings)
+    figures = {
+        "neighbors": drawing.neighbor_grid(snapshot),
+        "map": drawing.embedding_map(snapshot, positions_m2),
+        "confusion": drawing.confusion_matrix(snapshot),
+        "clusters": drawing.cluster_examples(snapshot),
+    }
+    media: dict[str, Any] = {
+        f"figures/{name}": _image(f) for name, f in figures.items() if f is not None
+    }
+    pictures: dict[int, Image.Image] = {
+        row["sample_id"]: Image.open(io.BytesIO(row["png"]))
+        for row in snapshot.pictures.to_pylist()
+    }
+    media["tables/neighbors"] = _picture_table(
+        snapshot.neighbors, pictures, ("query_id", "kind"), "query_id"
+    )
+    media["tables/clusters"] = _picture_table(snapshot.examples, pictures, ("cluster", "kind"))
+    if snapshot.confusion is not None:
+        counts = [
+            [snapshot.class_name(row["label"]), row["cluster"], row["count"]]
+            for row in snapshot.confusion.to_pylist()
+        ]
+        media["tables/confusion"] = wandb.Table(columns=["class", "cluster", "count"], data=counts)
+    return media
+
+
+def log_checkpoint(run: Any, directory: RunDirectory, name: str) -> None:
+    """Log the newest checkpoint of the run in `directory`, with its config, as an artifact."""
+    epoch = directory.checkpoint_epochs()[-1]
+    artifact = wandb.Artifact(name, type="model", metadata={"epochs": epoch})
+    folder = directory.checkpoint_name(epoch)
+    for file in ("config.yaml", f"{folder}/summary.json", f"{folder}/state.pt"):
+        with artifact.new_file(file.rpartition("/")[2], "wb") as target:
+            target.write(directory.read_bytes(file))
+    run.log_artifact(artifact)
+
+
+def _image(figure: Figure) -> wandb.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DOTS_PER_INCH, facecolor="white")
+    return wandb.Image(Image.open(buffer))
+
+
+def _picture_table(
+    table: pa.Table,
+    pictures: dict[int, Image.Image],
+    keys: tuple[str, ...],
+    first: str | None = None,
+) -> wandb.Table:
+    """A row for each value of `keys`, with the images of its samples by rank.
+
+    Those at `first` come before.
+    """
+    lines: dict[tuple[Any, ...], list[Any]] = {}
+    for row in table.to_pylist():
+        start = [] if first is None else [wandb.Image(pictures[row[first]])]
+        line = lines.setdefault(tuple(row[key] for key in keys), start)
+        line.append(wandb.Image(pictures[row["sample_id"]]))
+    width = max((len(line) for line in lines.values()), default=0)
+    ranks = [str(rank) for rank in range(0 if first else 1, width + (0 if first else 1))]
+    rows = [[*key, *line, *[None] * (width - len(line))] for key, line in lines.items()]
+    return wandb.Table(columns=[*keys, *ranks], data=rows)

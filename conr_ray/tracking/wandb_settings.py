@@ -1,0 +1,91 @@
+"""Whether and where to log to Weights & Biases.
+
+Online where a key is known, offline where WANDB_MODE=offline, and off where neither is. What goes
+wrong in tracking never stops a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+from conr_ray.config import RunConfig, TrackingConfig
+from conr_ray.engine.observer import Observer
+from conr_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "off"]
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where a run is logged.
+
+    `run_uri` is the directory of what is logged. Its local files, under which `wandb sync` finds an
+    offline run, lie there too, or in a temporary folder where it is in a bucket.
+    """
+
+    mode: Mode
+    run_id: str = ""
+    group: str | None = None
+    run_uri: str = ""
+
+    def for_run(self, run_id: str, *, group: str | None, run_uri: str) -> WandbSettings:
+        """These settings for one run, called by its id."""
+        return replace(self, run_id=run_id, group=group, run_uri=run_uri)
+
+    @property
+    def folder(self) -> str:
+        """Where the local files are."""
+        return self.run_uri if "://" not in self.run_uri else tempfile.gettempdir()
+
+
+def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
+    """How to log, and a sentence for the user where that may surprise."""
+    if config.wandb == "off":
+        return "off", None
+    asked = os.environ.get("WANDB_MODE", "online").lower()
+    if asked == "disabled":
+        return "off", None
+    if asked in ("offline", "dryrun"):
+        return "offline", None
+    if asked not in ("online", "run"):
+        raise UserError(f"WANDB_MODE={asked}: set it to online, offline or disabled")
+    if _has_key():
+        return "online", None
+    return "off", (
+        "W&B: no key found, so nothing is sent; run `wandb login`, or set WANDB_MODE=offline"
+    )
+
+
+def _has_key() -> bool:
+    """Whether W&B would find a key. Asked of W&B itself, it would prompt for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        file = os.environ.get("NETRC") or Path.home() / ".netrc"
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
+    """The observer that logs to `settings`; the null observer where logging is off or fails."""
+    if settings.mode == "off":
+        return Observer()
+    try:
+        # W&B and matplotlib take a second to import.
+        from conr_ray.tracking.wandb_run import WandbRun
+
+        return WandbRun(settings, config)
+    except Exception as error:
+        logger.warning("W&B does not start, the run goes on without: %s", error)
+        return Observer()
