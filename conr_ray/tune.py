@@ -25,6 +25,7 @@ from conr_ray.engine.loop import check_images
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
+from conr_ray.reporting.live_report import LiveReport
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect
 from conr_ray.scaling.preflight import check_storage
@@ -84,10 +85,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     check_storage(directory.files, more_to_come=resources.more_to_come)
     directory.claim(space, resume=args.resume)
+    report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)
+    console.print(f"report: {report.uri}, also while the search runs", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(directory.uri), library_logs(directory.files):
+    with resumable(directory.uri), library_logs(directory.files), report:
         trials = run_search(
             space,
             directory,
@@ -97,6 +100,7 @@ def main(arguments: Sequence[str]) -> None:
             num_trials=num_trials,
             trunks=trunks,
             max_concurrent=args.max_concurrent,
+            on_news=report.note,
         )
     _print_result(space, directory, trials, console)
 

@@ -19,6 +19,11 @@ class Cell:
     text: str
     order: float | str
 
+    @property
+    def is_sorted_by_number(self) -> bool:
+        """Whether it stands for a number, in whatever words."""
+        return isinstance(self.order, float)
+
     @classmethod
     def of_metric(cls, value: float | None) -> Cell:
         """The cell of a metric: four places, so that a column can be compared."""
@@ -31,11 +36,6 @@ class Cell:
         if isinstance(value, int | float):
             order = float(value)
         return cls(number(value) if text is None else text, "" if value is None else order)
-
-    @property
-    def is_number(self) -> bool:
-        """Whether it is set to the right."""
-        return isinstance(self.order, float)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ class Table:
         """A plain table of values."""
         cells = [[v if isinstance(v, Cell) else Cell.of(v) for v in row] for row in rows]
         return cls(caption, columns, cells)
+
+    @property
+    def numbers_in(self) -> list[bool]:
+        """Whether all that a column holds are numbers, which are set to the right; of each."""
+        found = []
+        for column in range(len(self.columns)):
+            known = [row[column] for row in self.rows if row[column].order != ""]
+            found.append(bool(known) and all(cell.is_sorted_by_number for cell in known))
+        return found
 
 
 @dataclass(frozen=True)

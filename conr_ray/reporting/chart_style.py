@@ -71,8 +71,8 @@ def mark_epoch(found: go.Figure, epoch: int | None, text: str = "group stage") -
         y=1,
         yref="paper",
         yanchor="bottom",
-        xanchor="right",
-        text=f"{text} ▸",
+        xanchor="left",
+        text=text,
         showarrow=False,
         font={"size": 12},
     )

@@ -160,26 +160,26 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
     bands = bands_of(data, metric)
     if not bands:
         return None
-    traces = []
+    fills, lines = [], []
     for band in bands:
         color = style.VARIANTS[band.variant]
         ends = [
             [m + sign * d for m, d in zip(band.means, band.deviations, strict=True)]
             for sign in (1, -1)
         ]
-        traces.append(
+        fills.append(
             go.Scatter(
                 x=style.floats([*band.epochs, *band.epochs[::-1]]),
                 y=style.floats([*ends[0], *ends[1][::-1]]),
                 fill="toself",
                 fillcolor=color,
-                opacity=0.18,
+                opacity=0.16,
                 line={"width": 0},
                 hoverinfo="skip",
                 showlegend=False,
             )
         )
-        traces.append(
+        lines.append(
             go.Scatter(
                 x=style.floats(band.epochs),
                 y=style.floats(band.means),
@@ -193,7 +193,7 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
                 hovertemplate=f"{band.variant}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
             )
         )
-    found = style.figure(traces, x="epochs trained", y=title(metric), legend=True)
+    found = style.figure([*fills, *lines], x="epochs trained", y=title(metric), legend=True)
     style.mark_epoch(found, stage_change(data))
     last = ", ".join(
         f"{band.variant} {band.means[-1]:.3f} ± {band.deviations[-1]:.3f}" for band in bands

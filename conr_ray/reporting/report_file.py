@@ -56,18 +56,25 @@ def write_report(
         study_url: database of a search's study, where it is in one.
         baseline: a run that a run is compared with.
     """
+    place = out or f"{directory.uri}/{FILE_NAME}"
     if is_search(directory):
         if baseline is not None:
             raise UserError("--baseline is for a run; a search finds its own: leave it out")
-        page = search_page(read_search(SearchDirectory(directory, study_url)))
-    else:
-        run = read_run(directory)
-        extra = []
-        if baseline is not None:
-            runs = [run, _read(baseline, study_url)]
-            extra = comparison.sections(runs, "baseline")
-        page = run_page(run, extra)
-    return write_page(page, out or f"{directory.uri}/{FILE_NAME}")
+        return write_search_report(SearchDirectory(directory, study_url), place)
+    run = read_run(directory)
+    extra = []
+    if baseline is not None:
+        extra = comparison.sections([run, _read(baseline, study_url)], "baseline")
+    return write_page(run_page(run, extra), place)
+
+
+def write_search_report(directory: SearchDirectory, place: str, *, running: bool = False) -> str:
+    """Write the report of a search at `place`; where it is.
+
+    That of a `running` one is soon written again: it has no maps that would have to be drawn.
+    """
+    data = read_search(directory, running=running, draw_map=not running)
+    return write_page(search_page(data), place)
 
 
 def write_comparison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -68,11 +69,17 @@ def attempt(what: str, build: Callable[[], Block | list[Block] | None]) -> list[
     try:
         found = build()
     except Exception as error:
-        logger.warning("%s cannot be drawn", what, exc_info=True)
-        return [Note(f"{what} cannot be drawn: {last_line(error)}")]
+        problem = f"{what} cannot be drawn: {last_line(error)}"
+        _warn_once(problem)
+        return [Note(problem)]
     if found is None:
         return []
     return list(found) if isinstance(found, list) else [found]
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    logger.warning(problem, exc_info=True)
 
 
 def _of(data: RunData, *parts: str) -> list[str]:

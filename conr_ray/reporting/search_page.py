@@ -20,7 +20,7 @@ from conr_ray.reporting.effect_charts import (
     neighbor_grid_map,
     variant_bands,
 )
-from conr_ray.reporting.names import number, score, title
+from conr_ray.reporting.names import counted, number, score, title
 from conr_ray.reporting.run_page import attempt, figure_section
 from conr_ray.reporting.search_charts import (
     cost_chart,
@@ -63,8 +63,11 @@ def search_page(data: SearchData) -> Page:
     sections += _best_figures(data)
     sections.append(Section("space", "Space", [Code("space.yaml", data.space_yaml)]))
     hints = {trial.number: _hint(trial) for trial in data.trials}
-    ended = sum(n for state, n in data.states.items() if state not in ("running", "waiting"))
-    state = f"running, {ended} of {space.trials} trials have ended" if data.running else ""
+    going_on = data.states["running"]
+    ended = len(data.trials) - going_on
+    state = ""
+    if data.running:
+        state = f"running: {counted(ended, 'trial')} ended, {going_on} going on"
     return Page(data.name, subtitle, Facts(_headline(data)), sections, state, hints)
 
 

@@ -22,6 +22,9 @@
     }
     return patch;
   };
+  // Lines run behind the texts in a chart, not through them.
+  const themeTexts = (layout) =>
+    (layout.annotations || []).map((text) => ({ ...text, bgcolor: color("--page"), borderpad: 1 }));
   const set = (object, path, value) => {
     const names = path.split(".");
     const last = names.pop();
@@ -56,6 +59,7 @@
         set(layout, "xaxis.range", view.close[0]);
         set(layout, "yaxis.range", view.close[1]);
       }
+      layout.annotations = themeTexts(layout);
       // A finger that scrolls the page must not zoom a chart.
       layout.dragmode = touch ? false : "zoom";
       const data = [...view.figure.data];
@@ -106,7 +110,7 @@
   document.querySelectorAll(".choice, .filters").forEach((part) => { part.hidden = false; });
   dark.addEventListener("change", () => {
     for (const chart of document.querySelectorAll(".chart[data-drawn]")) {
-      Plotly.relayout(chart, theme());
+      Plotly.relayout(chart, { ...theme(), annotations: themeTexts(chart.layout) });
       const place = chart.data.findIndex((trace) => trace.name === "pointed at");
       if (place >= 0) Plotly.restyle(chart, { "line.color": color("--text") }, [place]);
     }
