@@ -39,6 +39,7 @@ from conr_ray.search.run_search import (
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
+from conr_ray.search.wandb_search import log_search
 from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -49,9 +50,10 @@ def main(arguments: Sequence[str]) -> None:
     if sent_to_head("conr_ray.tune", arguments, args):
         return
     fixed = parse_overrides(args.settings)
-    space = load_space(args.space, fixed)
+    space = load_space(args.space, fixed, args.preset)
     if "data.path" not in space.search:
-        space = load_space(args.space, {**fixed, **absolute_data_path(space.config())})
+        fixed |= absolute_data_path(space.config())
+        space = load_space(args.space, fixed, args.preset)
     num_trials = space.trials if args.trials is None else args.trials
     num_trials = min(num_trials, space.most_trials or num_trials)
     if space.exchanges:
@@ -63,9 +65,8 @@ def main(arguments: Sequence[str]) -> None:
     ):
         if count is not None and count < least:
             raise UserError(f"--{option} {count}: give {least} or more")
-    directory = SearchDirectory(
-        RunDirectory(directory_uri(args, Path(args.space).stem)), args.study
-    )
+    subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
+    directory = SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
     images = open_images(space.config().data)
     check_images(space.config(), images, args.workers)
     space = with_metric(space, images)
@@ -102,12 +103,14 @@ def main(arguments: Sequence[str]) -> None:
             max_concurrent=args.max_concurrent,
             on_news=report.note,
         )
+    log_search(space, directory, trials, WandbSettings(mode), workers=args.workers)
     _print_result(space, directory, trials, console)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tune", "Search CoNR's hyper-parameters.")
     parser.add_argument("--space", required=True, help="a file of search_spaces/, or your own")
+    parser.add_argument("--preset", help="the run that is varied (the space's)")
     parser.add_argument("--trials", type=int, help="number of trials (the space's)")
     parser.add_argument(
         "--workers-per-trial",

@@ -21,7 +21,7 @@ from PIL import Image
 import conr_ray.train
 import conr_ray.tune
 from conr_ray.command_line import run_command
-from conr_ray.config import load_preset
+from conr_ray.config import load_preset, parse_overrides
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory
 from conr_ray.search.space_file import load_space
@@ -316,6 +316,19 @@ def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: 
         assert told == expected
 
 
+def test_a_search_of_another_preset_is_not_resumed(
+    refuse: Refuse, storage: Path, files: dict[str, str], tmp_path: Path
+) -> None:
+    space = space_file(tmp_path, {"preset": "digits", "metric": "acc", "search": SEARCH})
+    fields = of_parquet(files["labelled"], **{"optim.batch_size": 64})
+    arguments = [*space, *fields, "--name", "first", "--resume"]
+    directory = SearchDirectory(RunDirectory(storage / "first"))
+    directory.claim(load_space(space[1], parse_overrides(fields[1::2])), resume=False)
+    told = refuse(conr_ray.tune, *arguments, "--preset", "fashion_mnist")
+    expected = f"{directory.uri} holds another search (preset differs): choose another --name"
+    assert told == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("optim: 3", "optim=3: a section holds fields"), ("[", "not YAML")]
 )
@@ -371,6 +384,7 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space /nowhere.yaml", "--space /nowhere.yaml: No such file or directory; see search"),
         ("--space {space} --set seeed=1", "seeed: no such field; did you mean seed?"),
         ("--space {space} --set neighborhood.k1=5", "neighborhood.k1 is both fixed (5) and searc"),
+        ("--space {space} --preset digts", "preset digts: no such preset; did you mean digits?"),
         ("--space {space} --max-concurrent 0", "--max-concurrent 0: give 1 or more"),
         ("--space {space} --gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
         ("--space {space} --study nonsense://x", "--study: nonsense://x cannot be opened: "),

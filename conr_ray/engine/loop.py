@@ -24,7 +24,7 @@ from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_da
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
-from conr_ray.engine.snapshot import take_snapshot
+from conr_ray.engine.snapshot import Snapshot, take_snapshot
 from conr_ray.engine.step_figures import StepFigures
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed, UserError
@@ -147,10 +147,10 @@ def _train(
     if state.history and rank() == 0:
         # The run may have been stopped between its checkpoint and these.
         directory.write_metrics(state.history)
-    if state.history:
-        observer.inherit(state.history)
     if saved_epoch == last_epoch:
-        observer.epoch(state.history[-1])
+        tell_again(directory, state.history, observer)
+    elif state.history:
+        observer.inherit(state.history)
 
     for epoch in range(state.epoch, last_epoch):
         started = time.perf_counter()
@@ -244,6 +244,15 @@ def _train(
         observer.epoch(row)
 
     return state.history
+
+
+def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Observer) -> None:
+    """Tell of a run that had trained all its epochs before: who was told then may be dead."""
+    snapshot = Snapshot.read(directory) if rank() == 0 else None
+    if snapshot is not None:
+        observer.snapshot(snapshot)
+    observer.inherit(rows)
+    observer.epoch(rows[-1])
 
 
 def check_images(config: RunConfig, images: ImageSet, workers: int) -> int:

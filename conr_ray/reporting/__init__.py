@@ -1,1 +1,1 @@
-"""Reports: one HTML file that shows a run or a search, and figures of it for papers."""
+"""What a run or a search has found, drawn: one HTML file, figures for papers, views in W&B."""

@@ -18,7 +18,7 @@ import torch
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import ImageSet, open_images
-from conr_ray.engine.loop import WHOLE, Span
+from conr_ray.engine.loop import WHOLE, Span, tell_again
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
@@ -86,6 +86,9 @@ def run_on_workers(
     if seen == (span.until or config.schedule.epochs):
         rows = directory.load_checkpoint(seen, torch.device("cpu"))["history"]
         directory.write_metrics(rows)
+        tracking = open_wandb(wandb, config)
+        tell_again(directory, rows, tracking)
+        tracking.end(None)
         yield rows[-1]
         return
     job = {

@@ -83,12 +83,14 @@ def print_plan(
     """Print the space, trunks, epochs and resources. Needs a connected Ray cluster."""
     plan = Plan.of(space, images, num_trials, shared=store is not None)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("field", "values", "first", "stage"):
+    has_first = space.first is not None or space.sampler != "grid"
+    for name in ("field", "values", *(["first"] if has_first else []), "stage"):
         table.add_column(name)
     first = space.first_points()[0]
     for name, dimension in space.search.items():
         stage = "instance" if shapes_trunk(name) else "group"
-        table.add_row(name, str(dimension), str(first[name]), stage)
+        shown = [str(first[name])] if has_first else []
+        table.add_row(name, str(dimension), *shown, stage)
     scheduler = space.scheduler
     if space.exchanges:
         assert scheduler is not None

@@ -70,7 +70,7 @@ class SearchDirectory:
             if resume:
                 raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
             return
-        old, new = yaml.safe_load(text), _as_tree(space)
+        old, new = yaml.safe_load(text), as_tree(space)
         # More trials may be added, unless they are a population.
         free = () if space.exchanges else ("trials",)
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
@@ -91,7 +91,7 @@ class SearchDirectory:
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
         """`check`, then write space.yaml."""
         self.check(space, resume=resume)
-        text = yaml.safe_dump(_as_tree(space), sort_keys=False)
+        text = yaml.safe_dump(as_tree(space), sort_keys=False)
         try:
             self.files.write_text("space.yaml", text)
         except OSError as error:
@@ -159,7 +159,8 @@ class SearchDirectory:
         return JournalStorage(BucketJournal(self.files, _JOURNAL))
 
 
-def _as_tree(space: SearchSpace) -> Any:
+def as_tree(space: SearchSpace) -> Any:
+    """The space as plain values, as it is written to space.yaml."""
     return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 

@@ -104,7 +104,7 @@ class SearchSpace(SpacePart):
     fixed: dict[str, Any] = Field({})
     search: dict[str, Dimension]
     first: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
-        None, description="points tried first; the preset's own values where unset"
+        None, description="points tried first; the preset's own values where unset, of a grid none"
     )
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     scheduler: SchedulerConfig | None = SchedulerConfig()
@@ -233,9 +233,13 @@ class SearchSpace(SpacePart):
         return drawn
 
     def first_points(self) -> list[dict[str, Any]]:
-        """The points tried first, each complete."""
+        """The points tried first, each complete; of a grid without any, one that stands for all."""
         preset = load_preset(self.preset)
         own = {name: get_field(preset, name) for name in self.search}
+        if self.sampler == "grid" and self.first is None:
+            # Its points are its own, whether the preset's values are among them or not.
+            for name, values in self.grid().items():
+                own[name] = own[name] if own[name] in values else values[0]
         return [{**own, **point} for point in (self.first if self.first is not None else ({},))]
 
     def drawn(self, numbers: random.Random) -> dict[str, Any]:

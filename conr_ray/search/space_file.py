@@ -1,4 +1,12 @@
-"""A search space read from its YAML file; all that can be wrong with it is said at once."""
+"""A search space read from its YAML file; all that can be wrong with it is said at once.
+
+A choice or a bound may be written `$preset`: the preset's own value of the field, so that one file
+fits every preset.
+
+    preset: digits
+    search:
+      schedule.group_start: {choice: [$preset, never]}
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from conr_ray.config import check_field, read_yaml
+from conr_ray.config import check_field, get_field, load_preset, read_yaml
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.training_state import may_change
 from conr_ray.errors import UserError
@@ -22,10 +30,19 @@ from conr_ray.search.space import (
 )
 
 _DRAWS_CHECKED = 64
+_PRESET_VALUE = "$preset"
 
 
-def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> SearchSpace:
-    """The search in the YAML file `path`, checked; `fixed` adds to its fixed fields.
+def load_space(
+    path: str | Path, fixed: Mapping[str, Any] | None = None, preset: str | None = None
+) -> SearchSpace:
+    """The search in the YAML file `path`, checked.
+
+    Args:
+        path: of the file.
+        fixed: adds to its fixed fields. Of a searched field that names `$preset` it is the value
+            that stands there.
+        preset: the run that is varied, instead of the file's.
 
     Raises:
         UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
@@ -38,6 +55,9 @@ def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> Sear
     if not isinstance(own, Mapping):
         raise UserError(f"--space {path}: fixed={own!r} is not a mapping of fields to values")
     tree = {**tree, "fixed": {**own, **(fixed or {})}}
+    if preset is not None:
+        tree["preset"] = preset
+    tree = _with_preset_values(tree)
     try:
         space = SearchSpace.model_validate(tree)
     except ValidationError as error:
@@ -53,6 +73,44 @@ def load_space(path: str | Path, fixed: Mapping[str, Any] | None = None) -> Sear
         raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
     _check(space)
     return space
+
+
+def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree of a space with a value for each `$preset`; what has another shape stays as it is.
+
+    A fixed value of such a field stands for the preset's: it is searched then, and fixed no longer.
+    """
+    search, preset = tree.get("search"), tree.get("preset")
+    if not isinstance(search, Mapping) or not isinstance(preset, str):
+        return tree
+    searched, fixed, own = dict(search), dict(tree["fixed"]), {}
+    for name, dimension in search.items():
+        if not isinstance(dimension, Mapping) or not any(map(_names_preset, dimension.values())):
+            continue
+        value = get_field(load_preset(preset), name)
+        if name in fixed:
+            value = own[name] = fixed.pop(name)
+        searched[name] = {key: _replaced(key, part, value) for key, part in dimension.items()}
+    tree = {**tree, "search": searched, "fixed": fixed}
+    first = tree.get("first")
+    if own and first is None and tree.get("sampler") != "grid":
+        tree["first"] = [own]
+    elif own and isinstance(first, list):
+        tree["first"] = [{**own, **one} if isinstance(one, Mapping) else one for one in first]
+    return tree
+
+
+def _names_preset(part: Any) -> bool:
+    return isinstance(part, list) and _PRESET_VALUE in part
+
+
+def _replaced(key: str, part: Any, value: Any) -> Any:
+    """Choices or bounds with `value` for `$preset`; no choice is there twice."""
+    if not _names_preset(part):
+        return part
+    if key == "choice" and value in part:
+        return [one for one in part if one != _PRESET_VALUE]
+    return [value if one == _PRESET_VALUE else one for one in part]
 
 
 def _check(space: SearchSpace) -> None:

@@ -191,8 +191,12 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
         "number": [t.number for t in trials],
         "state": [t.state for t in trials],
     }
-    for name in space.search:
-        columns[name] = [t.point.get(name) for t in trials]
+    for name, dimension in space.search.items():
+        values = [t.point.get(name) for t in trials]
+        kinds = {type(value) for value in dimension.choice or ()}
+        # A column has one type: numbers are words beside words, such as 30 and never.
+        as_words = len(kinds) > 1 and not kinds <= {int, float}
+        columns[name] = [None if v is None else str(v) for v in values] if as_words else values
     for name in _FIGURES:
         columns[name] = [t.figures[name] for t in trials]
     columns["pareto"] = [t.in_pareto_set for t in trials]

@@ -19,9 +19,9 @@ def map_2d(embeddings_md: Points) -> Points:
     """Places of the samples on a map that keeps near ones near, (m, 2), by t-SNE.
 
     The same for the same embeddings. Distances between groups mean little. With fewer than 10
-    samples it is `plane_2d`.
+    samples, or a width of 1, it is `plane_2d`.
     """
-    if len(embeddings_md) < _FEWEST:
+    if len(embeddings_md) < _FEWEST or embeddings_md.shape[1] < 2:
         return plane_2d(embeddings_md)
     import openTSNE
 
@@ -33,6 +33,8 @@ def map_2d(embeddings_md: Points) -> Points:
 
 def plane_2d(embeddings_md: Points) -> Points:
     """Places of the samples by the two directions of largest variance, (m, 2); in no time."""
+    if len(embeddings_md) < 2:
+        return np.zeros((len(embeddings_md), 2), np.float32)
     width = min(2, *embeddings_md.shape)
     found = PCA(width, random_state=0).fit_transform(embeddings_md)
     return np.pad(found, ((0, 0), (0, 2 - width))).astype(np.float32)

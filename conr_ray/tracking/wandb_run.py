@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def start_wandb(
     settings: WandbSettings, project: str, job_type: str, config: dict[str, Any]
 ) -> wandb.Run:
-    """Begin, or resume, a run of W&B. Its step is not shown: epochs are the axis."""
-    run = wandb.init(
+    """Begin, or resume, a run of W&B."""
+    return wandb.init(
         project=project,
         id=settings.run_id,
         name=settings.run_id,
@@ -35,9 +35,6 @@ def start_wandb(
         config=config,
         settings=wandb.Settings(silent=True, console="off"),
     )
-    run.define_metric("epoch")
-    run.define_metric("*", step_metric="epoch")
-    return run
 
 
 class WandbRun(Observer):
@@ -51,11 +48,13 @@ class WandbRun(Observer):
         self._settings = settings
         self._with_artifact = config.tracking.checkpoint_artifact and settings.group is None
         self._budget = DrawingBudget()
-        self._figures: dict[str, Any] = {}
+        self._figures: dict[int, dict[str, Any]] = {}
         self._logged = logged_epochs(settings.folder, settings.run_id)
         job_type = "train" if settings.group is None else "trial"
         tree = config.model_dump(mode="json")
         self._run = start_wandb(settings, config.tracking.project, job_type, tree)
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
         if settings.mode == "online":
             # What the files hold may not have been sent before the run was killed.
             summary = dict(self._run.summary) if self._run.resumed else {}
@@ -69,11 +68,13 @@ class WandbRun(Observer):
 
     def snapshot(self, snapshot: Snapshot) -> None:
         last = snapshot.epoch == self._num_epochs
-        if not self._drawing or not (last or self._budget.allows_another()):
+        wanted = last or self._budget.allows_another()
+        if not (self._drawing and wanted) or snapshot.epoch - 1 in self._logged:
             return
         try:
             with self._budget.spending():
-                self._figures = snapshot_media(snapshot, self._budget.left_s())
+                media = snapshot_media(snapshot, self._budget.left_s())
+                self._figures = {snapshot.epoch - 1: media}
         except Exception as error:
             self._drawing = False
             logger.warning("figures for W&B cannot be drawn, the run goes on without: %s", error)
@@ -90,13 +91,13 @@ class WandbRun(Observer):
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
     def _log(self, row: MetricRow) -> None:
-        epoch, figures = int(row["epoch"] or 0), self._figures
-        self._figures = {}
+        epoch = int(row["epoch"] or 0)
         if epoch in self._logged:
             return
         self._logged.add(epoch)
         known: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
-        self._attempt(lambda: self._run.log({**known, **figures}, step=epoch, commit=True))
+        known |= self._figures.pop(epoch, {})
+        self._attempt(lambda: self._run.log(known, step=epoch, commit=True))
 
     def _log_artifact(self) -> None:
         run_id = self._settings.run_id

@@ -22,6 +22,9 @@ from conr_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "off"]
+# Where W&B is if nothing else is said, under its older and its newer name: `wandb login` writes a
+# key under one of them.
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ def _has_key() -> bool:
     """Whether W&B would find a key. Asked of W&B itself, it would prompt for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    asked = urlparse(os.environ.get("WANDB_BASE_URL", ""))
+    # W&B writes and reads a host with its port.
+    hosts = (asked.netloc, asked.hostname or "") if asked.netloc else _HOSTS
     try:
-        file = os.environ.get("NETRC") or Path.home() / ".netrc"
-        return netrc.netrc(file).authenticators(host) is not None
+        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
+        return any(known.authenticators(host) for host in hosts)
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -23,10 +25,13 @@ from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.cluster import WorkerResources, start
+from conr_ray.tracking.wandb_file import history
 from tests.tiny_runs import TINY
+from tests.tracking import offline_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EPOCHS, TRIALS = 60, 4
+KEY = "0123456789abcdef" * 3
 
 
 class Search:
@@ -56,8 +61,9 @@ class Search:
 
     def start(self) -> None:
         command = [*self._command, "--resume"] if self.folder.exists() else self._command
+        environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": KEY}
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
 
     def epochs_trained(self) -> int:
@@ -124,6 +130,34 @@ def check_ended_well(folder: Path) -> None:
     assert table[0]["trial_id"] == study.best_trial.user_attrs["trial_id"]
 
 
+def check_wandb(folder: Path) -> None:
+    """W&B's files hold every trial once, every epoch once, figures, and the search itself."""
+    for trial in (folder / "trials").iterdir():
+        files = sorted(trial.glob(f"wandb/offline-run-*/run-{trial.name}.wandb"))
+        rows = [row for file in files for row in history(file)]
+        assert sorted(row["epoch"] for row in rows) == list(range(EPOCHS))
+        own: list[Any] = RunDirectory(trial).metric_rows()
+        nmi = {row["epoch"]: row["nmi"] for row in rows}
+        assert all(nmi[row["epoch"]] == row["nmi"] for row in own)
+        last = next(row for row in rows if row["epoch"] == EPOCHS - 1)
+        assert {"figures/map", "tables/neighbors"} <= {n.rpartition("/")[0] for n in last}
+        run = offline_file.run(files[-1])
+        assert (run.run_group, run.job_type) == ("search", "trial")
+        stored = offline_file.config(files[-1])
+        config = RunDirectory(trial).read_config()
+        assert config is not None
+        assert stored["neighborhood"]["k1"] == config.neighborhood.k1
+    (file,) = folder.glob("wandb/offline-run-*/run-search.wandb")
+    offline_file.ended(file)
+    run = offline_file.run(file)
+    assert (run.run_group, run.job_type) == ("search", "search")
+    assert offline_file.config(file)["space"]["search"]["neighborhood.k1"] == {"int": [5, 20]}
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/search/trials_*.table.json")
+    assert len(json.loads(table.read_text())["data"]) == TRIALS
+    secret = KEY.encode()
+    assert not any(secret in p.read_bytes() for p in folder.glob("**/wandb/**/*") if p.is_file())
+
+
 @pytest.fixture
 def another_cluster() -> Iterator[None]:
     """Someone else's Ray on the same machine."""
@@ -152,3 +186,4 @@ def test_no_trial_is_lost_or_counted_twice(tmp_path: Path, workers: int, kills: 
     finally:
         search.end()
     check_ended_well(search.folder)
+    check_wandb(search.folder)

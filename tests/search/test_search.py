@@ -33,10 +33,14 @@ from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
+from conr_ray.search.wandb_search import log_search
+from conr_ray.tracking.wandb_file import history
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import TINY, run_here, without_times
+from tests.tracking import offline_file
 
 pytestmark = pytest.mark.slow
+OFF = WandbSettings("off")
 
 K_FIELDS: dict[str, Any] = {
     "neighborhood.k1": {"int": [5, 20]},
@@ -69,7 +73,12 @@ def _cluster() -> Iterator[None]:
 
 
 def search(
-    folder: Path, space: SearchSpace, num_trials: int, workers: int = 1, shared: bool = False
+    folder: Path,
+    space: SearchSpace,
+    num_trials: int,
+    workers: int = 1,
+    shared: bool = False,
+    wandb: WandbSettings = OFF,
 ) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
     directory = SearchDirectory(RunDirectory(folder))
     directory.claim(space, resume=folder.exists())
@@ -79,7 +88,7 @@ def search(
         space,
         directory,
         WorkerResources(workers),
-        WandbSettings("off"),
+        wandb,
         Console(file=io.StringIO()),
         num_trials=num_trials,
         trunks=trunks,
@@ -159,6 +168,32 @@ def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> Non
     # The value of a stopped trial is its last one.
     for trial in study.trials:
         assert trial.value == trial.intermediate_values[trial.last_step]
+
+
+def test_stopped_trials_of_two_workers_are_whole_in_wandb(tmp_path: Path) -> None:
+    space = load_space(
+        space_file(
+            tmp_path,
+            search={"optim.lr": {"choice": [0.1, 1e-5]}},
+            first=[{"optim.lr": 0.1}, {"optim.lr": 1e-5}, {"optim.lr": 1e-5}],
+            # So many that the stop comes before the last.
+            fixed={**TINY, "schedule.epochs": 40},
+            metric="silhouette",
+            scheduler={"kind": "asha", "grace_epochs": 1},
+        )
+    )
+    offline = WandbSettings("offline")
+    trials, _, directory = search(tmp_path / "search", space, 5, workers=2, wandb=offline)
+    log_search(space, directory, trials, offline, workers=2)
+    stopped = [trial for trial in trials if trial.state == "stopped"]
+    assert stopped and all(trial.epochs < 40 for trial in stopped)
+    for trial in trials:
+        folder = tmp_path / "search" / "trials" / trial.trial_id
+        files = sorted(folder.glob(f"wandb/offline-run-*/run-{trial.trial_id}.wandb"))
+        rows = [row for file in files for row in history(file)]
+        assert sorted(row["epoch"] for row in rows) == list(range(trial.epochs))
+        (exit,) = (r.exit for r in offline_file.ended(files[-1]) if r.HasField("exit"))
+        assert exit.exit_code == 0
 
 
 def test_a_trial_that_fails_is_told_fail_and_the_search_goes_on(tmp_path: Path) -> None:

@@ -286,3 +286,26 @@ def test_the_mode_follows_key_environment_and_config(
     found, note = wandb_mode(tiny_config(tracking__wandb=asked).tracking)
     assert found == mode
     assert (note is not None) == told
+
+
+@pytest.mark.usefixtures("_no_key")
+@pytest.mark.parametrize(
+    ("host", "url", "mode"),
+    [
+        ("api.wandb.ai", None, "online"),
+        ("api.forge.coreweave.com", None, "online"),
+        ("api.wandb.ai", "http://own:8080", "off"),
+        ("own:8080", "http://own:8080", "online"),
+        ("own", "https://own", "online"),
+        ("own", None, "off"),
+    ],
+)
+def test_a_key_is_found_where_a_login_leaves_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, url: str | None, mode: str
+) -> None:
+    (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+    monkeypatch.delenv("NETRC")
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    if url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert wandb_mode(tiny_config().tracking)[0] == mode

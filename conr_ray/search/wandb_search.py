@@ -1,0 +1,115 @@
+"""A search as a run of W&B beside those of its trials: its tables, importances and best trial."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.search.run_search import SearchDirectory, as_tree, parameter_importances
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_table import Cost, Trial, best_trial, to_arrow
+from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
+
+logger = logging.getLogger(__name__)
+
+
+def search_run_id(name: str) -> str:
+    """Id of a search's run in W&B, which allows few characters; one name is one search there."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def log_search(
+    space: SearchSpace,
+    directory: SearchDirectory,
+    trials: list[Trial],
+    settings: WandbSettings,
+    *,
+    workers: int = 1,
+) -> None:
+    """Log the search as it stands; one that goes on logs into the same run.
+
+    Stopped trials of several `workers` each, which Ray ends by killing them, are ended in W&B too.
+
+    Its config holds the space, its tables are `search/trials`, `search/importances` and, with
+    several metrics, `search/pareto`; its summary names the best trial and the cost. What goes wrong
+    is told, and stops nothing.
+    """
+    if settings.mode == "off":
+        return
+    try:
+        name = directory.name
+        own = settings.for_run(search_run_id(name), group=name, run_uri=directory.uri)
+        _log(space, directory, trials, own)
+        if workers > 1:
+            for trial in trials:
+                if trial.state == "stopped":
+                    _end(trial, space, directory, settings)
+    except Exception as error:
+        logger.warning("the search is not logged to W&B: %s", error)
+
+
+def _log(
+    space: SearchSpace, directory: SearchDirectory, trials: list[Trial], settings: WandbSettings
+) -> None:
+    # W&B and matplotlib take a second to import.
+    import wandb
+
+    from conr_ray.tracking.wandb_media import log_checkpoint
+    from conr_ray.tracking.wandb_run import start_wandb
+
+    tracking, study = space.config().tracking, directory.open_study(space)
+    run = start_wandb(settings, tracking.project, "search", {"space": as_tree(space)})
+    found = [
+        [metric, field, share]
+        for metric in space.metrics
+        for field, share in parameter_importances(space, study, metric).items()
+    ]
+    importances = wandb.Table(columns=["metric", "field", "importance"], data=found)
+    logged: dict[str, Any] = {"search/trials": _table(trials, space)}
+    if found:
+        logged["search/importances"] = importances
+        if len(space.metrics) == 1:
+            title = f"What {space.metric} depends on"
+            logged["search/importance_chart"] = wandb.plot.bar(
+                importances, "field", "importance", title
+            )
+    if len(space.metrics) > 1:
+        logged["search/pareto"] = _table([t for t in trials if t.in_pareto_set], space)
+    run.log(logged)
+    cost, best = Cost.of(trials), best_trial(trials)
+    run.summary.update(
+        {"trials": len(trials), "epochs": cost.epochs, "unshared_epochs": cost.unshared_epochs}
+    )
+    if best is not None and best.values is not None:
+        values = dict(zip(space.metrics, best.values, strict=True))
+        run.summary.update({"best_trial": best.trial_id, **values})
+        if tracking.checkpoint_artifact:
+            best_run = RunDirectory(f"{directory.uri}/trials/{best.trial_id}")
+            log_checkpoint(run, best_run, f"{settings.run_id}-checkpoint")
+    run.finish()
+
+
+def _end(
+    trial: Trial, space: SearchSpace, directory: SearchDirectory, settings: WandbSettings
+) -> None:
+    """Log what W&B's process had not written when it was killed, and end the run well."""
+    own = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
+    settings = settings.for_run(trial.trial_id, group=directory.name, run_uri=own.uri)
+    observer = open_wandb(settings, space.config(trial.point))
+    observer.inherit(own.metric_rows())
+    observer.end(None)
+
+
+def _table(trials: list[Trial], space: SearchSpace) -> Any:
+    import wandb
+
+    arrow = to_arrow(trials, space)
+    rows = [[_plain(value) for value in row.values()] for row in arrow.to_pylist()]
+    return wandb.Table(columns=arrow.column_names, data=rows)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a choice may be a list."""
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
