@@ -18,7 +18,7 @@ from conr_ray.scaling.cluster import ClusterOptions
 from conr_ray.scaling.remote_command import run_on_head
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a wrong argument as every other error: one line, status 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `python -m conr_ray.<command>`, with the arguments that all have."""
-    parser = _Parser(prog=f"python -m conr_ray.{command}", description=description)
+    parser = Parser(prog=f"python -m conr_ray.{command}", description=description)
     parser.add_argument(
         "--set",
         action="append",

@@ -25,6 +25,7 @@ from conr_ray.engine.loop import check_images
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
+from conr_ray.reporting.live_report import LiveReport
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect
 from conr_ray.scaling.preflight import check_storage
@@ -85,10 +86,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     check_storage(directory.files, more_to_come=resources.more_to_come)
     directory.claim(space, resume=args.resume)
+    report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)
+    console.print(f"report: {report.uri}, also while the search runs", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(directory.uri), library_logs(directory.files):
+    with resumable(directory.uri), library_logs(directory.files), report:
         trials = run_search(
             space,
             directory,
@@ -98,6 +101,7 @@ def main(arguments: Sequence[str]) -> None:
             num_trials=num_trials,
             trunks=trunks,
             max_concurrent=args.max_concurrent,
+            on_news=report.note,
         )
     log_search(space, directory, trials, WandbSettings(mode), workers=args.workers)
     _print_result(space, directory, trials, console)
@@ -148,8 +152,9 @@ def _print_result(
     names = dict.fromkeys([*space.metrics, "acc", "nmi", "ari", "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
+    study = directory.open_study(space)
     for metric in space.metrics:
-        if importances := parameter_importances(space, directory, metric):
+        if importances := parameter_importances(space, study, metric):
             shares = (f"{name} {share:.0%}" for name, share in importances.items())
             console.print(f"what {metric} depends on: {', '.join(shares)}", soft_wrap=True)
     lines = [f"cost: {Cost.of(trials)}"]

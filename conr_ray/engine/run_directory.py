@@ -114,6 +114,12 @@ class RunDirectory:
         found = self._files.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
 
+    def folder_names(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, in their order; none where there is no such folder."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        found = self._files.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def delete_folder(self, name: str) -> None:
         """Delete a folder with all in it, where there is one."""
         if self.has(name):

@@ -1,1 +1,1 @@
-"""What a search has found, drawn: views of it in Weights & Biases."""
+"""What a run or a search has found, drawn: one HTML file, figures for papers, views in W&B."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
@@ -19,11 +20,20 @@ from conr_ray.tracking.progress import duration
 
 
 class LiveDisplay(Callback):
-    """Told by Tune of every result; a live panel on a terminal, a line a trial elsewhere."""
+    """Told by Tune of every result; a live panel on a terminal, a line a trial elsewhere.
+
+    `on_news` is called when there is something new to show.
+    """
 
     def __init__(
-        self, space: SearchSpace, num_trials: int, console: Console, trunks: TrunkStore | None
+        self,
+        space: SearchSpace,
+        num_trials: int,
+        console: Console,
+        trunks: TrunkStore | None,
+        on_news: Callable[[], None] | None = None,
     ) -> None:
+        self._on_news = on_news
         self._space = space
         self._trunks = trunks
         self._num_trials = num_trials
@@ -65,6 +75,8 @@ class LiveDisplay(Callback):
     def _note(self, trial: Any, state: str) -> None:
         self._states[trial.trial_id] = state
         self._given[trial.trial_id] = trial.config
+        if self._on_news is not None:
+            self._on_news()
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {})

@@ -10,6 +10,7 @@ best.yaml           the config of the best trial; `train --config` runs it
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ import optuna.importance
 import ray.tune
 import yaml
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from pydantic import ValidationError
 from rich.console import Console
 
+from conr_ray.config import parse_yaml
 from conr_ray.data.store import ImageSet
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.live_display import LiveDisplay
@@ -102,6 +106,58 @@ class SearchDirectory:
         storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
         return open_study(space, storage, self.name)
 
+    def read_space(self) -> SearchSpace | None:
+        """The space of the search that is here, None where there is none."""
+        text = self.files.read_text("space.yaml")
+        if text is None:
+            return None
+        source = f"{self.uri}/space.yaml"
+        try:
+            return SearchSpace.model_validate(parse_yaml(text, source))
+        except ValidationError as error:
+            raise UserError(
+                f"{source} is no space of this version ({error.errors()[0]['msg']}): look at it"
+            ) from None
+
+    def read_study(self) -> optuna.Study | None:
+        """The study as it stands, to be looked at; None where no trial was drawn yet.
+
+        Nothing is written, and the folder may have been renamed since.
+
+        Raises:
+            UserError: it is in a database that is not named or cannot be opened.
+        """
+        try:
+            storage = self._study_to_read()
+            if storage is None:
+                return None
+            names = optuna.get_all_study_names(storage)
+        except UserError:
+            raise
+        # A journal may be damaged in any way.
+        except Exception as error:
+            raise UserError(f"{self.uri}: its study cannot be read: {last_line(error)}") from None
+        if self.study_url is None and len(names) == 1:
+            return optuna.load_study(study_name=names[0], storage=storage)
+        if self.name not in names:
+            return None
+        return optuna.load_study(study_name=self.name, storage=storage)
+
+    def _study_to_read(self) -> BaseStorage | None:
+        if self.study_url is not None:
+            try:
+                return get_storage(self.study_url)
+            # Of the many kinds that database drivers raise.
+            except Exception as error:
+                raise UserError(f"--study cannot be opened: {last_line(error)}") from None
+        if not self.files.has(_JOURNAL):
+            if self.files.has("trials"):
+                raise UserError(f"{self.uri}: its study is in a database: give its --study")
+            return None
+        if self.files.is_local:
+            return JournalStorage(JournalFileBackend(str(Path(self.uri) / _JOURNAL)))
+        return JournalStorage(BucketJournal(self.files, _JOURNAL))
+
 
 def as_tree(space: SearchSpace) -> Any:
     """The space as plain values, as it is written to space.yaml."""
@@ -135,6 +191,7 @@ def run_search(
     num_trials: int,
     trunks: TrunkStore | None = None,
     max_concurrent: int | None = None,
+    on_news: Callable[[], None] | None = None,
 ) -> list[Trial]:
     """Run the trials that are not run yet, and write the table and the best config.
 
@@ -149,6 +206,7 @@ def run_search(
         num_trials: of the whole search, those of earlier calls included.
         trunks: where trials find, or leave, the instance stages that they share.
         max_concurrent: trials at once; as many as fit where None.
+        on_news: called, in this process, after each report and at the end of each trial.
 
     Raises:
         RunFailed: no trial trained all its epochs.
@@ -160,7 +218,7 @@ def run_search(
         # Behind Ray Train one more waits for cores, so that its start costs no time.
         ready = resources.fits() + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
-        _run_trials(runner, study, console, remaining, concurrent)
+        _run_trials(runner, study, console, remaining, concurrent, on_news)
     trials = write_results(space, study, directory)
     if num_left(space, study, num_trials):
         raise KeyboardInterrupt
@@ -179,11 +237,12 @@ def _run_trials(
     console: Console,
     count: int,
     concurrent: int,
+    on_news: Callable[[], None] | None,
 ) -> None:
     """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
-    display = LiveDisplay(runner.space, count, console, runner.trunks)
+    display = LiveDisplay(runner.space, count, console, runner.trunks, on_news)
     # All that has to last is in the search's directory.
     scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
     tuner = ray.tune.Tuner(
@@ -229,14 +288,12 @@ def write_results(
     return trials
 
 
-def parameter_importances(
-    space: SearchSpace, directory: SearchDirectory, metric: str
-) -> dict[str, float]:
+def parameter_importances(space: SearchSpace, study: optuna.Study, metric: str) -> dict[str, float]:
     """Share of a metric's variance that each field explains, by Optuna; the largest first.
 
     Empty where too few trials have ended well.
     """
-    study, place = directory.open_study(space), space.metrics.index(metric)
+    place = space.metrics.index(metric)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(ended) < _FEWEST_FOR_IMPORTANCES or len({trial.values[place] for trial in ended}) < 2:
         return {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -43,7 +44,7 @@ class Trial:
     set in one of them and as good in all others. `epochs` are those of the whole run, the first
     `inherited_epochs` of them another trial's, its `parent`. `time_s` is that of the epochs after
     its trunk or parent, `trunk_time_s` of those in the trunk, `built_time_s` of the part of these
-    that was trained for it.
+    that was trained for it. `rows` are those of its metrics.parquet.
     """
 
     trial_id: str
@@ -60,21 +61,20 @@ class Trial:
     built_time_s: float
     origin: Origin | None
     figures: dict[str, float | None]
+    rows: list[MetricRow] = field(repr=False)
 
     @classmethod
-    def read(
+    def of(
         cls,
         frozen: FrozenTrial,
         space: SearchSpace,
-        search_uri: str,
+        files: tuple[list[MetricRow], Origin | None],
         state: str,
         *,
         in_pareto_set: bool,
     ) -> Trial:
-        """The trial of an Optuna record."""
-        trial_id = str(frozen.user_attrs[TRIAL_ID])
-        directory = RunDirectory(f"{search_uri}/trials/{trial_id}")
-        rows, origin = directory.metric_rows(), Origin.read(directory)
+        """The trial of an Optuna record and what `read_files` found."""
+        rows, origin = files
         times_s = [float(row.get("epoch_time_s") or 0) for row in rows]
         leg = Leg.of(frozen, space)
         trunk = origin.epoch if origin else 0
@@ -84,7 +84,7 @@ class Trial:
             {},
         )
         return cls(
-            trial_id=trial_id,
+            trial_id=str(frozen.user_attrs[TRIAL_ID]),
             number=frozen.number,
             state=state,
             point=frozen.params,
@@ -98,7 +98,13 @@ class Trial:
             built_time_s=sum(times_s[trunk - built : trunk]),
             origin=origin,
             figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
+            rows=rows,
         )
+
+
+def read_files(directory: RunDirectory) -> tuple[list[MetricRow], Origin | None]:
+    """The epochs of the run in `directory`, and where it came from."""
+    return directory.metric_rows(), Origin.read(directory)
 
 
 @dataclass(frozen=True)
@@ -132,21 +138,27 @@ class Cost:
         return text
 
 
-def read_trials(study: optuna.Study, space: SearchSpace, search_uri: str) -> list[Trial]:
+def read_trials(
+    study: optuna.Study,
+    space: SearchSpace,
+    search_uri: str,
+    read: Callable[[RunDirectory], tuple[list[MetricRow], Origin | None]] = read_files,
+) -> list[Trial]:
     """All trials, the best first: complete ones, then stopped ones, then the rest.
 
     Of a population those are `continued` that others go on from, in a later leg.
-    With several metrics the Pareto set comes first, by the first metric.
+    With several metrics the Pareto set comes first, by the first metric. `read` gives what is in a
+    trial's directory.
     """
     all_trials = study.get_trials(deepcopy=False)
     known = [trial for trial in all_trials if TRIAL_ID in trial.user_attrs]
     parents = {trial.user_attrs.get(PARENT) for trial in all_trials}
     pareto_set = {trial.number for trial in study.best_trials}
     trials = [
-        Trial.read(
+        Trial.of(
             trial,
             space,
-            search_uri,
+            read(RunDirectory(f"{search_uri}/trials/{trial.user_attrs[TRIAL_ID]}")),
             "continued" if trial.number in parents else _STATES[trial.state],
             in_pareto_set=trial.number in pareto_set,
         )
@@ -204,7 +216,7 @@ def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
     shown = _LABELLED if any(t.figures["acc"] is not None for t in trials) else _LABEL_FREE
     figures = list(dict.fromkeys([*space.metrics, *shown]))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("trial", "state", *(field.rpartition(".")[2] for field in space.search)):
+    for name in ("trial", "state", *(name.rpartition(".")[2] for name in space.search)):
         # A header may break where it has a space.
         table.add_column(name.replace("_", " "), justify="left" if name == "state" else "right")
     for name in (*figures, "epochs", "time"):

@@ -59,12 +59,12 @@ def _log(
     from conr_ray.tracking.wandb_media import log_checkpoint
     from conr_ray.tracking.wandb_run import start_wandb
 
-    tracking = space.config().tracking
+    tracking, study = space.config().tracking, directory.open_study(space)
     run = start_wandb(settings, tracking.project, "search", {"space": as_tree(space)})
     found = [
         [metric, field, share]
         for metric in space.metrics
-        for field, share in parameter_importances(space, directory, metric).items()
+        for field, share in parameter_importances(space, study, metric).items()
     ]
     importances = wandb.Table(columns=["metric", "field", "importance"], data=found)
     logged: dict[str, Any] = {"search/trials": _table(trials, space)}

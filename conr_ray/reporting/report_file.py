@@ -1,0 +1,117 @@
+"""Reports as files: of a run, of a search, of runs side by side."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError
+from conr_ray.reporting import comparison
+from conr_ray.reporting.blocks import Page
+from conr_ray.reporting.html_page import render
+from conr_ray.reporting.run_data import RunData, read_run
+from conr_ray.reporting.run_page import run_page
+from conr_ray.reporting.search_data import read_search
+from conr_ray.reporting.search_page import search_page
+from conr_ray.search.run_search import SearchDirectory
+
+FILE_NAME = "report.html"
+
+
+def is_search(directory: RunDirectory) -> bool:
+    """Whether a search is in a directory, or else a run.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if directory.has("space.yaml"):
+        return True
+    if directory.has("config.yaml"):
+        return False
+    if directory.is_local and not Path(directory.uri).is_dir():
+        raise UserError(f"{directory.uri}: no such folder; name that of a run or a search")
+    inside = [f for f in directory.folder_names("") if directory.has(f"{f}/config.yaml")]
+    inside += [f for f in directory.folder_names("") if directory.has(f"{f}/space.yaml")]
+    hint = f", such as {directory.uri}/{inside[-1]}" if inside else ""
+    raise UserError(
+        f"{directory.uri} holds neither a run (config.yaml) nor a search (space.yaml): name the "
+        f"folder of one{hint}"
+    )
+
+
+def write_report(
+    directory: RunDirectory,
+    *,
+    out: str | None = None,
+    study_url: str | None = None,
+    baseline: RunDirectory | None = None,
+) -> str:
+    """Write the report of the run or search in a directory; where it is.
+
+    Args:
+        directory: of the run or search.
+        out: the file; report.html in the directory where None.
+        study_url: database of a search's study, where it is in one.
+        baseline: a run that a run is compared with.
+    """
+    place = out or f"{directory.uri}/{FILE_NAME}"
+    if is_search(directory):
+        if baseline is not None:
+            raise UserError("--baseline is for a run; a search finds its own: leave it out")
+        return write_search_report(SearchDirectory(directory, study_url), place)
+    run = read_run(directory)
+    extra = []
+    if baseline is not None:
+        extra = comparison.sections([run, _read(baseline, study_url)], "baseline")
+    return write_page(run_page(run, extra), place)
+
+
+def write_search_report(directory: SearchDirectory, place: str, *, running: bool = False) -> str:
+    """Write the report of a search at `place`; where it is.
+
+    That of a `running` one is soon written again: it has no maps that would have to be drawn.
+    """
+    data = read_search(directory, running=running, draw_map=not running)
+    return write_page(search_page(data), place)
+
+
+def write_comparison(
+    directories: Sequence[RunDirectory], out: str, study_url: str | None = None
+) -> str:
+    """Write runs, and the best trials of searches, side by side; where the file is."""
+    if len(directories) < 2:
+        raise UserError("--compare: name two directories or more")
+    return write_page(comparison.comparison_page(read_all(directories, study_url)), out)
+
+
+def read_all(directories: Sequence[RunDirectory], study_url: str | None = None) -> list[RunData]:
+    """The runs, or best trials of searches, in directories, with names that tell them apart."""
+    return comparison.with_distinct_names(
+        [_read(directory, study_url) for directory in directories],
+        [directory.uri for directory in directories],
+    )
+
+
+def _read(directory: RunDirectory, study_url: str | None) -> RunData:
+    if not is_search(directory):
+        return read_run(directory)
+    search = SearchDirectory(directory, study_url)
+    data = read_search(search, draw_map=False)
+    if data.best is None:
+        raise UserError(f"{directory.uri}: no trial trained all its epochs yet: leave it out")
+    best = RunDirectory(f"{directory.uri}/trials/{data.best.trial_id}")
+    return comparison.renamed(read_run(best), f"{data.name}, trial {data.best.number}")
+
+
+def write_page(page: Page, place: str) -> str:
+    """Write a page as a file, a local path or a URI; its absolute place."""
+    html = render(page, written=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")
+    folder, _, name = place.rpartition("/")
+    directory = RunDirectory(folder or ("/" if place.startswith("/") else "."))
+    try:
+        directory.write_text(name, html)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error}): give --out FILE") from None
+    return f"{directory.uri}/{name}"

@@ -1,0 +1,168 @@
+"""What a report shows of a run, read from its directory; nothing here draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from conr_ray.config import RunConfig
+from conr_ray.engine.label_free import LABEL_FREE_SCORES
+from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.snapshot import Snapshot
+from conr_ray.engine.trunk import Origin
+from conr_ray.errors import UserError
+from conr_ray.reporting.map_cache import Positions, map_positions
+
+_LABELLED = ("acc", "nmi", "ari", "neighbor_purity")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as far as it is known.
+
+    Attributes:
+        name: of its folder.
+        config: of the run.
+        rows: of metrics.parquet, an epoch each.
+        origin: the trunk that it goes on from.
+        snapshot: what its figures are drawn from, and `positions` of its samples in a plane.
+        problems: what could not be read, a line each, by the part that shows it.
+    """
+
+    name: str
+    config: RunConfig
+    rows: list[MetricRow]
+    origin: Origin | None = None
+    snapshot: Snapshot | None = None
+    positions: Positions | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The latest value of each metric."""
+        latest: dict[str, float] = {}
+        for row in self.rows:
+            latest |= {n: float(v) for n, v in row.items() if isinstance(v, int | float)}
+        latest.pop("epoch", None)
+        return latest
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """What tells how good it is: agreement with labels, or scores where there are none."""
+        figures = self.figures
+        labelled = [name for name in _LABELLED if name in figures]
+        return labelled or [name for name in LABEL_FREE_SCORES if name in figures]
+
+    @property
+    def time_s(self) -> float:
+        """Time in which its epochs were trained, those of its trunk included."""
+        return sum(float(row.get("epoch_time_s") or 0) for row in self.rows)
+
+    @property
+    def variant(self) -> str:
+        """The method that it is: CoNR, Euclidean neighbours or BYOL."""
+        return variant_of(self.config)
+
+
+def variant_of(config: RunConfig) -> str:
+    """The method of a run: CoNR, Euclidean neighbours or BYOL."""
+    if config.group_start_epoch is None:
+        return "BYOL"
+    return "CoNR" if config.neighborhood.kind == "contextual" else "Euclidean neighbours"
+
+
+def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
+    """The run in a directory. Damaged files are told in `problems`.
+
+    Raises:
+        UserError: its config is missing or cannot be read.
+    """
+    config = directory.read_config()
+    if config is None:
+        raise UserError(f"{directory.uri} holds no run (no config.yaml): name a run's folder")
+    problems: dict[str, str] = {}
+    rows, origin = read_files_that_are_whole(directory, problems)
+    data = RunData(directory.uri.rpartition("/")[2], config, rows, origin, problems=problems)
+    return with_figures(data, directory, draw_map=draw_map)
+
+
+def read_files_that_are_whole(
+    directory: RunDirectory, problems: dict[str, str]
+) -> tuple[list[MetricRow], Origin | None]:
+    """A run's epochs and origin; none where they are damaged, which is told in `problems`."""
+    rows: list[MetricRow] = []
+    origin = None
+    try:
+        rows = directory.metric_rows()
+    except UserError as error:
+        problems["curves"] = str(error)
+    try:
+        origin = Origin.read(directory)
+    except (UserError, ValueError, TypeError):
+        problems["origin"] = f"{directory.uri}/origin.json is damaged: delete it"
+    return rows, origin
+
+
+def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> RunData:
+    """`data` with the snapshot in its directory, where there is a whole one."""
+    problems = dict(data.problems)
+    try:
+        snapshot = Snapshot.read(directory)
+    except (UserError, json.JSONDecodeError, KeyError) as error:
+        problems["figures"] = f"the snapshot cannot be read: {error}"
+        return dataclasses.replace(data, problems=problems)
+    if snapshot is None:
+        problems["figures"] = (
+            "no snapshot yet: one is taken after the last epoch, and with "
+            "evaluation.snapshot_every while the run goes on"
+        )
+        return dataclasses.replace(data, problems=problems)
+    tables = ("samples", "neighbors", "examples", "pictures")
+    # Its type says that they are there; a file may be gone all the same.
+    missing = [name for name in tables if getattr(snapshot, name) is None]
+    if missing:
+        names = ", ".join(f"{name}.parquet" for name in missing)
+        problems["figures"] = f"the snapshot lacks {names}: train the run's last epoch again"
+        return dataclasses.replace(data, problems=problems)
+    positions = map_positions(directory, snapshot, draw=draw_map)
+    return dataclasses.replace(data, snapshot=snapshot, positions=positions, problems=problems)
+
+
+def curve(rows: Sequence[MetricRow], name: str) -> tuple[list[int], list[float]]:
+    """A metric where it is known: epochs trained, and values."""
+    known = [(int(row["epoch"] or 0) + 1, row[name]) for row in rows if row.get(name) is not None]
+    return [epoch for epoch, _ in known], [float(value or 0) for _, value in known]
+
+
+def metric_names(rows: Sequence[MetricRow]) -> set[str]:
+    """Metrics that any of the rows has."""
+    numbers = {n for row in rows for n, v in row.items() if isinstance(v, int | float)}
+    return numbers - {"epoch"}
+
+
+def group_stage_ranges(
+    curves: Sequence[tuple[Sequence[int], Sequence[float]]], start: int | None
+) -> tuple[list[float], list[float]] | None:
+    """Ranges of epochs and of values that show what lies behind `start`; None where nothing does.
+
+    `curves` are of the form of `curve`.
+    """
+    if not start:
+        return None
+    pairs = [pair for epochs, values in curves for pair in zip(epochs, values, strict=True)]
+    shown = [value for epoch, value in pairs if epoch >= start]
+    end = max((epoch for epoch, _ in pairs), default=0)
+    if not shown or end <= start:
+        return None
+    margin = 0.05 * (max(shown) - min(shown)) or 0.01
+    left = start - 0.05 * (end - start)
+    right = end + 0.02 * (end - start)
+    return [left, right], [min(shown) - margin, max(shown) + margin]
+
+
+def group_start(rows: Sequence[MetricRow]) -> int | None:
+    """Epochs trained before the group stage; None where it has not begun."""
+    return next((int(row["epoch"] or 0) for row in rows if row.get("stage") == "group"), None)

@@ -1,0 +1,86 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+from conr_ray.errors import last_line
+from conr_ray.reporting.blocks import Block, Code, Fact, Facts, Note, Page, Section
+from conr_ray.reporting.names import score, title
+from conr_ray.reporting.run_charts import cluster_sizes, confusion_chart, map_chart, run_curves
+from conr_ray.reporting.run_data import RunData
+from conr_ray.reporting.run_pictures import example_pictures, neighbor_pictures
+from conr_ray.tracking.progress import duration
+
+logger = logging.getLogger(__name__)
+
+
+def run_page(data: RunData, extra: list[Section] | None = None) -> Page:
+    """The page of a run; `extra` sections come before its config."""
+    config = data.config
+    source = config.data.name or config.data.source
+    subtitle = f"{data.variant} on {source}, seed {config.seed}"
+    blocks: list[Block] = [Note(problem) for problem in _of(data, "curves", "origin")]
+    blocks += attempt("the curves", lambda: list(run_curves([data])))
+    sections = [Section("curves", "Curves", blocks or [Note("no epoch has ended yet")])]
+    sections += figure_section(data)
+    sections += extra or []
+    sections.append(Section("config", "Config", [Code("config.yaml", config.to_yaml())]))
+    return Page(data.name, subtitle, Facts(headline(data)), sections)
+
+
+def headline(data: RunData) -> list[Fact]:
+    """The main figures of a run."""
+    facts = [Fact(title(name), score(data.figures[name])) for name in data.main_metrics[:4]]
+    epochs = len(data.rows)
+    facts.append(Fact("epochs", f"{epochs:,}", f"of {data.config.schedule.epochs:,}"))
+    facts.append(Fact("time", duration(data.time_s)))
+    if data.origin is not None:
+        facts.append(
+            Fact("forked", f"epoch {data.origin.epoch}", f"from trunk {data.origin.trunk}")
+        )
+    return facts
+
+
+def figure_section(data: RunData, text: str = "Figures") -> list[Section]:
+    """What the snapshot of a run shows, under a heading `text`; a line where there is none."""
+    snapshot, positions = data.snapshot, data.positions
+    if snapshot is None:
+        notes: list[Block] = [Note(problem) for problem in _of(data, "figures")]
+        return [Section("figures", text, notes)] if notes else []
+    blocks = attempt("the neighbours", lambda: neighbor_pictures(snapshot))
+    if positions is not None:
+        blocks += attempt("the map", lambda: map_chart(snapshot, positions))
+    blocks += attempt("the confusion matrix", lambda: confusion_chart(snapshot))
+    if snapshot.confusion is None:
+        blocks += attempt("the sizes of clusters", lambda: cluster_sizes(snapshot))
+    blocks += attempt("the examples", lambda: example_pictures(snapshot))
+    intro = f"Drawn from the networks after {snapshot.epoch} epochs."
+    return [Section("figures", text, blocks, intro)]
+
+
+def attempt(what: str, build: Callable[[], Block | list[Block] | None]) -> list[Block]:
+    """The blocks that `build` makes, none where it has none; a line where it cannot.
+
+    Tables on disk may be of another version or be damaged in any way: the rest is still shown.
+    """
+    try:
+        found = build()
+    except Exception as error:
+        problem = f"{what} cannot be drawn: {last_line(error)}"
+        _warn_once(problem)
+        return [Note(problem)]
+    if found is None:
+        return []
+    return list(found) if isinstance(found, list) else [found]
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    logger.warning(problem, exc_info=True)
+
+
+def _of(data: RunData, *parts: str) -> list[str]:
+    return [data.problems[part] for part in parts if part in data.problems]

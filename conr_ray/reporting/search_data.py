@@ -1,0 +1,333 @@
+"""What a report shows of a search, read from its directory; nothing here draws."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from conr_ray.engine.label_free import LABEL_FREE_SCORES
+from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import Origin
+from conr_ray.errors import UserError
+from conr_ray.reporting.run_data import (
+    RunData,
+    curve,
+    group_start,
+    read_files_that_are_whole,
+    variant_of,
+    with_figures,
+)
+from conr_ray.search.run_search import SearchDirectory, parameter_importances
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_table import Cost, Trial, best_trial, read_trials
+
+# Fewest pairs of which a rank correlation says something.
+_FEWEST_PAIRS = 3
+# Values of a field that a table of two fields shows one by one.
+_MOST_VALUES = 10
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """A search as far as it has come.
+
+    Attributes:
+        name: of its folder.
+        space: that was searched, and `space_yaml` as it was written down.
+        trials: the best first.
+        importances: share of each metric's variance that each field explains.
+        best_run: the best trial that has a snapshot, and `best_byol` likewise of those without a
+            group stage where there are others.
+        variants: the method of each trial, by its number.
+        failures: why trials failed, by their number.
+        running: whether the search goes on right now.
+        problems: what could not be read, a line each.
+    """
+
+    name: str
+    space: SearchSpace
+    space_yaml: str
+    trials: list[Trial]
+    importances: dict[str, dict[str, float]] = field(default_factory=dict)
+    best_run: RunData | None = None
+    best_byol: RunData | None = None
+    variants: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    running: bool = False
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial that trained all its epochs."""
+        return best_trial(self.trials)
+
+    @property
+    def complete(self) -> list[Trial]:
+        """Trials that trained all their epochs and have values."""
+        return [t for t in self.trials if t.state == "complete" and t.values is not None]
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many trials are in which state."""
+        return Counter(self.state(trial) for trial in self.trials)
+
+    def state(self, trial: Trial) -> str:
+        """How a trial ended; one that goes on right now is `running`."""
+        return "running" if self.running and trial.state == "interrupted" else trial.state
+
+    @property
+    def cost(self) -> Cost:
+        """Of all trials."""
+        return Cost.of(self.trials)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have labels."""
+        return any(trial.figures.get("acc") is not None for trial in self.trials)
+
+    @property
+    def outcome(self) -> str:
+        """What fields are compared by: ACC where there are labels, else the metric."""
+        return "acc" if self.labelled else self.space.metric
+
+
+def read_search(
+    directory: SearchDirectory, *, running: bool = False, draw_map: bool = True
+) -> SearchData:
+    """The search in a directory. Damaged files of trials are told in `problems`.
+
+    Raises:
+        UserError: there is none, or its space or study cannot be read.
+    """
+    space = directory.read_space()
+    if space is None:
+        raise UserError(f"{directory.uri} holds no search (no space.yaml): name a search's folder")
+    study = directory.read_study()
+    problems: dict[str, str] = {}
+    trials: list[Trial] = []
+    importances: dict[str, dict[str, float]] = {}
+    if study is not None:
+        names = directory.files.folder_names("trials")
+        read = _reader(directory, names, problems)
+        trials = read_trials(study, space, directory.uri, read)
+        importances = {m: parameter_importances(space, study, m) for m in space.metrics}
+    variants = {trial.number: variant_of(space.config(trial.point)) for trial in trials}
+    byol = [trial for trial in trials if variants[trial.number] == "BYOL"]
+    others = [trial for trial in trials if variants[trial.number] != "BYOL"]
+    return SearchData(
+        directory.name,
+        space,
+        directory.files.read_text("space.yaml") or "",
+        trials,
+        importances,
+        _best_with_snapshot(directory, space, others or byol, draw_map=draw_map),
+        _best_with_snapshot(directory, space, byol, draw_map=draw_map) if others else None,
+        variants,
+        _failures(directory, trials),
+        running,
+        problems,
+    )
+
+
+def _reader(
+    directory: SearchDirectory, names: list[str], problems: dict[str, str]
+) -> Callable[[RunDirectory], tuple[list[MetricRow], Origin | None]]:
+    """Gives what is in trials' directories, all read side by side."""
+
+    def read(name: str) -> tuple[list[MetricRow], Origin | None]:
+        found: dict[str, str] = {}
+        files = read_files_that_are_whole(RunDirectory(f"{directory.uri}/trials/{name}"), found)
+        problems.update({f"trial {name}": problem for problem in found.values()})
+        return files
+
+    # In a bucket each file is a request.
+    with ThreadPoolExecutor(1 if directory.files.is_local else 16) as pool:
+        found = dict(zip(names, pool.map(read, names), strict=True))
+    return lambda run: found.get(run.uri.rpartition("/")[2], ([], None))
+
+
+def _best_with_snapshot(
+    directory: SearchDirectory, space: SearchSpace, trials: Sequence[Trial], *, draw_map: bool
+) -> RunData | None:
+    for trial in trials:
+        run = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
+        if trial.values is not None and run.has("snapshot/summary.json"):
+            config = space.config(trial.point)
+            data = RunData(f"trial {trial.number}", config, trial.rows, trial.origin)
+            return with_figures(data, run, draw_map=draw_map)
+    return None
+
+
+def _failures(directory: SearchDirectory, trials: Sequence[Trial]) -> dict[int, str]:
+    found = {}
+    for trial in trials:
+        if trial.state == "failed":
+            run = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
+            try:
+                run.raise_failure()
+                found[trial.number] = "its processes died, or its metric was not finite"
+            except Exception as error:
+                found[trial.number] = str(error)
+    return found
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Means of an outcome over trials by two fields; None where no trial was."""
+
+    rows: list[Range]
+    columns: list[Range]
+    means: list[list[float | None]]
+    counts: list[list[int]]
+
+
+def grid_of(data: SearchData, row: str, column: str, outcome: str) -> Grid | None:
+    """The outcome by two searched integers; None where one is not searched or no trial is known.
+
+    Trials that were stopped count with their last values. Many integers are put into ranges.
+    """
+    found = [
+        (trial.point[row], trial.point[column], trial.figures[outcome])
+        for trial in data.trials
+        if {row, column} <= trial.point.keys() and trial.figures.get(outcome) is not None
+    ]
+    if not found:
+        return None
+    row_of, column_of = _ranges({r for r, _, _ in found}), _ranges({c for _, c, _ in found})
+    known = [(row_of[r], column_of[c], value) for r, c, value in found]
+    rows = sorted({row_value for row_value, _, _ in known})
+    columns = sorted({column_value for _, column_value, _ in known})
+    cells: dict[tuple[Range, Range], list[float]] = {}
+    for row_value, column_value, value in known:
+        cells.setdefault((row_value, column_value), []).append(float(value or 0))
+    lines = [[cells.get((r, c), []) for c in columns] for r in rows]
+    means = [[statistics.mean(v) if v else None for v in line] for line in lines]
+    return Grid(rows, columns, means, [[len(v) for v in line] for line in lines])
+
+
+@functools.total_ordering
+@dataclass(frozen=True)
+class Range:
+    """Integers from the smallest to the largest that were tried of them."""
+
+    low: int
+    high: int
+
+    def __lt__(self, other: Range) -> bool:
+        return self.low < other.low
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low} to {self.high}"
+
+
+def _ranges(values: set[int]) -> dict[int, Range]:
+    """The range of each value: its own, or of many values one of a few of like number."""
+    rising = sorted(values)
+    if len(rising) <= _MOST_VALUES:
+        return {value: Range(value, value) for value in rising}
+    parts = np.array_split(np.array(rising), _MOST_VALUES)
+    return {int(v): Range(int(part[0]), int(part[-1])) for part in parts for v in part}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Values of an outcome that trials with the same value of a field have."""
+
+    value: Any
+    outcomes: list[float]
+
+    @property
+    def mean(self) -> float:
+        """Of the outcomes."""
+        return statistics.mean(self.outcomes)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation, of two or more."""
+        return statistics.stdev(self.outcomes) if len(self.outcomes) > 1 else None
+
+
+def groups_of(data: SearchData, name: str, outcome: str) -> list[Group]:
+    """Outcomes of complete trials by the values of a searched field, rising."""
+    found: dict[Any, list[float]] = {}
+    for trial in data.complete:
+        value = trial.figures.get(outcome)
+        if name in trial.point and value is not None:
+            found.setdefault(trial.point[name], []).append(value)
+    return [Group(value, found[value]) for value in sorted(found, key=lambda v: (str(type(v)), v))]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A label-free score against ACC, trial by trial, and their rank correlation."""
+
+    score: str
+    trials: list[Trial]
+    rho: float | None
+
+
+def agreements(data: SearchData) -> list[Agreement]:
+    """Of all label-free scores that trials have besides ACC; none without labels."""
+    found = []
+    for name in LABEL_FREE_SCORES:
+        trials = [
+            trial
+            for trial in data.trials
+            if None not in (trial.figures.get(name), trial.figures.get("acc"))
+        ]
+        if not trials:
+            continue
+        pairs = np.array([[t.figures[name], t.figures["acc"]] for t in trials], float)
+        varied = len(pairs) >= _FEWEST_PAIRS and (np.ptp(pairs, axis=0) > 0).all()
+        rho = float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varied else None
+        found.append(Agreement(name, trials, rho))
+    return found
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean and standard deviation of a metric over trials of one method, by epochs trained."""
+
+    variant: str
+    num_trials: int
+    epochs: list[int]
+    means: list[float]
+    deviations: list[float]
+
+
+def bands_of(data: SearchData, metric: str) -> list[Band]:
+    """A band for each method that complete trials have; none where all have the same."""
+    by_variant: dict[str, list[Trial]] = {}
+    for trial in data.complete:
+        by_variant.setdefault(data.variants[trial.number], []).append(trial)
+    if len(by_variant) < 2:
+        return []
+    bands = []
+    for variant in ("CoNR", "Euclidean neighbours", "BYOL"):
+        trials = by_variant.get(variant, [])
+        values: dict[int, list[float]] = {}
+        for trial in trials:
+            for epoch, value in zip(*curve(trial.rows, metric), strict=True):
+                values.setdefault(epoch, []).append(value)
+        # An epoch that only some have would make a jump.
+        epochs = [epoch for epoch in sorted(values) if len(values[epoch]) == len(trials)]
+        if epochs:
+            means = [statistics.mean(values[epoch]) for epoch in epochs]
+            spread = [statistics.stdev(values[e]) if len(trials) > 1 else 0.0 for e in epochs]
+            bands.append(Band(variant, len(trials), epochs, means, spread))
+    return bands
+
+
+def stage_change(data: SearchData) -> int | None:
+    """The epoch at which all trials with a group stage begin it, where it is the same."""
+    starts = {group_start(trial.rows) for trial in data.trials} - {None}
+    return starts.pop() if len(starts) == 1 else None

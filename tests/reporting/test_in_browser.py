@@ -1,0 +1,296 @@
+"""Reports of real searches, opened in a real browser that has no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+import conr_ray.report
+from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
+from tests.tiny_runs import TINY
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+ROWS = "#trials tbody tr:not([hidden])"
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search by the command: CoNR and BYOL, with figures."""
+    folder = tmp_path_factory.mktemp("searches")
+    space = {
+        "preset": "digits",
+        "trials": 5,
+        "fixed": {n: v for n, v in TINY.items() if n not in ("schedule.group_start", "bank.size")},
+        "search": {
+            "neighborhood.k1": {"int": [5, 20]},
+            "neighborhood.k2": {"int": [1, "neighborhood.k1"]},
+            "boundary.initial_fraction": {"float": [0.6, 1.0], "step": 0.1},
+            "schedule.group_start": {"choice": [2, "never"]},
+        },
+        "first": [{"schedule.group_start": 2}, {"schedule.group_start": "never"}],
+        "scheduler": None,
+    }
+    (folder / "space.yaml").write_text(yaml.safe_dump(space))
+    command = [sys.executable, "-m", "conr_ray.tune", "--space", str(folder / "space.yaml")]
+    command += ["--storage", str(folder), "--name", "real"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {folder}/real/report.html" in done.stdout
+    return folder / "real"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page in a window without a network, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, file: Path, width: int = 1280, **options: Any) -> None:
+        self._context = browser.new_context(
+            viewport={"width": width, "height": 900}, offline=True, **options
+        )
+        self.page: Page = self._context.new_page()
+        self.problems: list[str] = []
+        self.page.on("console", lambda one: self.problems.append(f"{one.type}: {one.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", self._request)
+        self.page.goto(file.as_uri())
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            self.problems.append(f"request: {request.url}")
+
+    def chart(self, section: str, number: int = 0) -> Locator:
+        """A chart that has been drawn."""
+        found = self.page.locator(f"#{section} .chart").nth(number)
+        found.scroll_into_view_if_needed()
+        self.page.wait_for_function("e => e.dataset.drawn", arg=found.element_handle())
+        return found
+
+    def draw_all(self) -> None:
+        """Have all charts drawn, as before printing."""
+        self.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn)"
+        )
+
+    def column(self, name: str) -> list[str]:
+        """Texts of a column of the table of trials, as it stands."""
+        names = self.page.locator("#trials thead th").all_inner_texts()
+        place = next(
+            i for i, text in enumerate(names) if text.split(" ▲")[0].split(" ▼")[0] == name
+        )
+        return self.page.locator(f"{ROWS} td:nth-child({place + 1})").all_inner_texts()
+
+    def close(self) -> None:
+        """End the visit; it must have gone without a problem."""
+        self._context.close()
+        assert self.problems == []
+
+
+@pytest.fixture
+def visit(browser: Browser, search: Path) -> Iterator[Visit]:
+    visit = Visit(browser, search / "report.html")
+    yield visit
+    visit.close()
+
+
+def test_all_charts_are_drawn_without_a_network(visit: Visit) -> None:
+    visit.draw_all()
+    sections = [one.get_attribute("id") for one in visit.page.locator("section").all()]
+    assert {"trials", "curves", "fields", "effects", "methods", "byol", "figures"} <= set(sections)
+    broken = "[...document.images].filter(image => !image.naturalWidth).length"
+    assert visit.page.evaluate(broken) == 0
+    assert visit.page.locator("#figures img").count() > 200
+
+
+def test_rows_are_sorted_by_click_and_by_keyboard(visit: Visit) -> None:
+    page, header = visit.page, visit.page.locator("#trials thead th", has_text="k1")
+    assert header.get_attribute("aria-sort") == "none"
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    numbers = [int(text) for text in visit.column("k1")]
+    assert numbers == sorted(numbers) and len(set(numbers)) > 1
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    assert [int(text) for text in visit.column("k1")] == sorted(numbers, reverse=True)
+    # The next header is one step of the Tab key away.
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert header.get_attribute("aria-sort") == "none"
+    numbers = [int(text) for text in visit.column("k2")]
+    assert numbers == sorted(numbers)
+
+
+def test_rows_are_filtered_by_words_and_by_state(browser: Browser, tmp_path: Path) -> None:
+    make_search(tmp_path / "a", ("complete",) * 3 + ("stopped",) * 2 + ("failed",))
+    conr_ray.report.main([str(tmp_path / "a")])
+    visit = Visit(browser, tmp_path / "a" / "report.html")
+    status = visit.page.get_by_role("status")
+    assert status.inner_text() == "6 of 6 rows"
+    visit.page.get_by_label("State").select_option("stopped")
+    assert set(visit.column("state")) == {"stopped"} and status.inner_text() == "2 of 6 rows"
+    visit.page.get_by_label("State").select_option("all")
+    visit.page.get_by_label("Filter").fill("complete")
+    assert visit.column("state") == ["complete"] * 3
+    visit.page.get_by_label("Filter").fill("nothing has this")
+    assert visit.column("state") == [] and status.inner_text() == "0 of 6 rows"
+    visit.close()
+
+
+def test_pointing_at_a_curve_tells_trial_and_values(visit: Visit) -> None:
+    chart = visit.chart("curves")
+    place = visit.page.evaluate(
+        """chart => {
+          const axes = chart._fullLayout, box = chart.getBoundingClientRect();
+          const line = chart._fullData.find(trace => trace.customdata && trace.x.length);
+          return {
+            x: box.x + axes.xaxis._offset + axes.xaxis.l2p(line.x[3]),
+            y: box.y + axes.yaxis._offset + axes.yaxis.l2p(line.y[3]),
+          };
+        }""",
+        chart.element_handle(),
+    )
+    visit.page.mouse.move(place["x"] - 3, place["y"])
+    visit.page.mouse.move(place["x"], place["y"])
+    visit.page.wait_for_selector("#curves .hovertext")
+    told = visit.page.locator("#curves .hovertext").first.text_content() or ""
+    assert told.startswith("trial ") and "epoch 4" in told
+    hint = visit.page.locator("#curves .hint").inner_text()
+    assert "k1" in hint and "initial fraction" in hint
+
+
+def test_another_metric_is_drawn_and_told(visit: Visit) -> None:
+    chart, caption = visit.chart("curves"), visit.page.locator("#curves figcaption")
+    assert "NMI of 5 trials" in caption.inner_text()
+    visit.page.locator("#curves").get_by_label("metric").select_option("loss")
+    visit.page.wait_for_function(
+        "chart => chart.layout.yaxis.title.text === 'loss'", arg=chart.element_handle()
+    )
+    assert "Loss of 5 trials" in caption.inner_text() and "NMI" not in caption.inner_text()
+    visit.page.locator("#curves").get_by_label("group stage only").uncheck()
+    visit.page.wait_for_function(
+        "chart => chart._fullLayout.xaxis.range[0] <= 1", arg=chart.element_handle()
+    )
+
+
+def test_the_map_is_coloured_by_cluster_or_class_and_tells_its_samples(visit: Visit) -> None:
+    chart = visit.chart("figures")
+    assert "cluster" in visit.page.evaluate("chart => chart.data[0].name", chart.element_handle())
+    visit.page.locator("#figures").get_by_label("colour by").select_option("class")
+    visit.page.wait_for_function("c => c.data[0].name === '0'", arg=chart.element_handle())
+    told = visit.page.evaluate("chart => chart.data[0].hovertext[0]", chart.element_handle())
+    assert told.startswith("sample ") and "cluster" in told and "class 0" in told
+
+
+def test_the_keyboard_reaches_all_that_can_be_used(visit: Visit) -> None:
+    visit.draw_all()
+    wanted = visit.page.evaluate(
+        """() => [...document.querySelectorAll(
+          'a[href], button, input, select, summary, [tabindex="0"]')]
+          .filter(one => one.checkVisibility()).map((one, i) => one.dataset.stop = `s${i}`)"""
+    )
+    reached = []
+    for _ in range(len(wanted) + 5):
+        visit.page.keyboard.press("Tab")
+        reached.append(visit.page.evaluate("document.activeElement.dataset.stop"))
+    assert set(wanted) <= set(reached)
+    assert reached[0] == wanted[0]
+    skip = visit.page.locator(".skip")
+    skip.focus()
+    box = skip.bounding_box()
+    assert box is not None and box["x"] >= 0
+    visit.page.keyboard.press("Enter")
+    assert visit.page.url.endswith("#main")
+
+
+def test_charts_follow_the_system_between_light_and_dark(visit: Visit) -> None:
+    chart = visit.chart("curves")
+
+    def colors() -> list[str]:
+        found: list[str] = visit.page.evaluate(
+            """chart => [
+              getComputedStyle(document.body).backgroundColor,
+              getComputedStyle(chart.querySelector('.xtitle')).fill,
+            ]""",
+            chart.element_handle(),
+        )
+        return found
+
+    assert colors() == ["rgb(255, 255, 255)", "rgb(28, 33, 38)"]
+    visit.page.emulate_media(color_scheme="dark")
+    visit.page.wait_for_function(
+        "c => getComputedStyle(c.querySelector('.xtitle')).fill === 'rgb(230, 232, 234)'",
+        arg=chart.element_handle(),
+    )
+    assert colors()[0] == "rgb(20, 23, 26)"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_and_follow_the_rules_of_accessibility(
+    browser: Browser, search: Path, finished_run: Path, tmp_path: Path, width: int, scheme: Any
+) -> None:
+    trial = next(search.glob("trials/0000*"))
+    run, compared = tmp_path / "run.html", tmp_path / "compare.html"
+    conr_ray.report.main([str(trial), "--out", str(run)])
+    conr_ray.report.main(["--compare", str(search), str(finished_run), "--out", str(compared)])
+    for file in (search / "report.html", run, compared):
+        touch = {"has_touch": True, "is_mobile": True} if width < 500 else {}
+        visit = Visit(browser, file, width, color_scheme=scheme, **touch)
+        visit.draw_all()
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(visit.page).response["violations"]
+        assert [(one["id"], [n["html"] for n in one["nodes"]]) for one in found] == []
+        visit.close()
+
+
+def test_two_hundred_trials_are_there_in_three_seconds(browser: Browser, tmp_path: Path) -> None:
+    fields = {
+        **K1_K2,
+        **FRACTION,
+        **SEEDS,
+        "schedule.group_start": {"choice": [70, "never"]},
+    }
+    make_search(
+        tmp_path / "a",
+        (["complete"] * 3 + ["stopped"]) * 50,
+        fields=fields,
+        epochs=100,
+        first=[{"schedule.group_start": 70}],
+        sampler="random",
+    )
+    conr_ray.report.main([str(tmp_path / "a")])
+    file = tmp_path / "a" / "report.html"
+    assert file.stat().st_size < 12e6
+    times = []
+    # Of a few tries the best one: other processes are not the page's fault.
+    for _ in range(3):
+        started = time.monotonic()
+        visit = Visit(browser, file)
+        visit.page.wait_for_selector("#curves .chart[data-drawn]")
+        times.append(time.monotonic() - started)
+        assert len(visit.column("trial")) == 200
+        visit.close()
+    print(f"200 trials, {os.path.getsize(file) / 1e6:.1f} MB: {min(times):.1f} s")
+    assert min(times) < 3.0
