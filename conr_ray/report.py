@@ -8,28 +8,66 @@ from collections.abc import Sequence
 from conr_ray.command_line import Parser, make_console, run_command
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
-from conr_ray.reporting.report_file import write_comparison, write_report
+from conr_ray.reporting.report_file import write_comparison, write_report, write_static
+
+# What each way of drawing heeds.
+_HEEDED = {
+    "DIR": {"out", "baseline", "study"},
+    "--figures": {"study"},
+    "--compare": {"out", "study"},
+    "--wandb": {"search"},
+}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, write, print where."""
+    """Parse, draw, print where."""
     args = _parser().parse_args(arguments)
-    if bool(args.directory) == bool(args.compare):
-        raise UserError("name one directory, or several with --compare; see --help")
-    if args.compare and args.baseline:
-        raise UserError("--baseline goes with one run: name it with --compare instead")
-    console = make_console()
-    if args.compare:
-        directories = [RunDirectory(uri.rstrip("/")) for uri in args.compare]
-        written = write_comparison(directories, args.out or "compare.html", args.study)
+    way = _way(args)
+    if way == "--wandb":
+        drawn = f"view: {_save_view(args.wandb, args.search)}"
+    elif way == "--compare":
+        directories = [_directory(uri) for uri in args.compare]
+        drawn = f"report: {write_comparison(directories, args.out or 'compare.html', args.study)}"
+    elif way == "--figures":
+        names = write_static(_directory(args.directory), args.figures, args.study)
+        drawn = f"figures in {args.figures}: {', '.join(names)}"
     else:
-        written = write_report(
-            RunDirectory(args.directory.rstrip("/")),
-            out=args.out,
-            study_url=args.study,
-            baseline=RunDirectory(args.baseline.rstrip("/")) if args.baseline else None,
-        )
-    console.print(f"report: {written}", soft_wrap=True)
+        baseline = _directory(args.baseline) if args.baseline else None
+        directory = _directory(args.directory)
+        place = write_report(directory, out=args.out, study_url=args.study, baseline=baseline)
+        drawn = f"report: {place}"
+    make_console().print(drawn, soft_wrap=True)
+
+
+def _way(args: argparse.Namespace) -> str:
+    """What is to be drawn, a key of `_HEEDED`; raise UserError for what does not go together."""
+    if sum(map(bool, (args.directory, args.compare, args.wandb))) != 1:
+        raise UserError("name one of DIR, --compare DIR DIR ... and --wandb; see --help")
+    way = "--compare" if args.compare else "--wandb" if args.wandb else "DIR"
+    if args.figures:
+        if way != "DIR":
+            raise UserError(f"--figures draws one run or search: leave {way} out")
+        way = "--figures"
+    for option in ("out", "baseline", "study", "search"):
+        if getattr(args, option) is not None and option not in _HEEDED[way]:
+            raise UserError(f"--{option} does nothing with {way}: leave it out")
+    return way
+
+
+def _directory(uri: str) -> RunDirectory:
+    return RunDirectory(uri.rstrip("/") or "/")
+
+
+def _save_view(place: str, search: str | None) -> str:
+    """Make the view of a search in W&B; its URL."""
+    # W&B's library takes seconds to import.
+    from conr_ray.reporting.wandb_workspace import save_workspace, search_workspace, space_of
+
+    entity, _, project = place.partition("/")
+    if not entity or not project or search is None:
+        raise UserError("--wandb: write ENTITY/PROJECT, and name a search with --search")
+    space = space_of(entity, project, search)
+    return save_workspace(search_workspace(entity, project, search, space))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,13 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="FILE", help="the file (report.html in DIR; compare.html here)"
     )
-    parser.add_argument(
-        "--compare", nargs="+", metavar="DIR", help="runs, and best trials of searches, in one file"
-    )
     parser.add_argument("--baseline", metavar="DIR", help="a run to compare a run with")
     parser.add_argument(
         "--study", metavar="URL", help="database of the search's study, where it is in one"
     )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="DIR", help="runs, and best trials of searches, in one file"
+    )
+    parser.add_argument(
+        "--figures", metavar="OUT", help="write SVG and PNG for papers into this folder instead"
+    )
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="make a view of a search that is logged there"
+    )
+    parser.add_argument("--search", metavar="NAME", help="with --wandb: the search")
     return parser
 
 

@@ -103,6 +103,10 @@ class RunDirectory:
         """Write a file, whole or not at all."""
         self._write(name, text.encode())
 
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        self._write(name, data)
+
     def has(self, name: str) -> bool:
         """Whether there is such a file, or a folder with files in it."""
         info = self._files.get_file_info(f"{self._root}/{name}")

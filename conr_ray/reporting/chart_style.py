@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 # After Okabe and Ito, legible on white and on black.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2585C7", "#D55E00", "#009E73", "#CC79A7", "#7A828A"
 LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#B8860B")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+DASHES = ("solid", "7px,3px", "2px,2px", "7px,2px,2px,2px", "10px,2px", "4px,2px")
 VARIANTS = {"CoNR": BLUE, "Euclidean neighbours": ORANGE, "BYOL": GREY}
 # Petroff's ten for many groups.
 GROUPS = (

@@ -97,7 +97,9 @@ def differing_fields(runs: Sequence[RunData]) -> Table:
         values = [get_field(run.config, name) for run in runs]
         if name.partition(".")[0] not in _PLACES and any(v != values[0] for v in values):
             rows.append([name, *(number(value) for value in values)])
-    caption = f"{len(rows)} fields differ" if rows else "The runs have the same config"
+    caption = "1 field differs" if len(rows) == 1 else f"{len(rows)} fields differ"
+    if not rows:
+        return Table.of("The runs have the same config", ("field",), [])
     return Table.of(caption, ("field", *(run.name for run in runs)), rows)
 
 

@@ -12,6 +12,7 @@ _TITLES = {
     "nmi": "NMI",
     "ari": "ARI",
     "neighbor_purity": "neighbour purity",
+    "neighbor_consistency": "neighbour consistency",
     "label_free": "label-free score",
     "lr": "learning rate",
     "fraction": "kept fraction",

@@ -14,7 +14,7 @@ from conr_ray.engine.snapshot import Snapshot
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
 from conr_ray.reporting.map_cache import Positions
-from conr_ray.reporting.names import number, ordered, title
+from conr_ray.reporting.names import ordered, precise, title
 from conr_ray.reporting.run_data import (
     RunData,
     curve,
@@ -74,14 +74,14 @@ def _metric_view(runs: Sequence[RunData], names: Sequence[str], axis: str) -> Vi
             hover = f"{text}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>"
             x, y = style.floats(epochs), style.floats(values)
             traces.append(go.Scatter(x=x, y=y, name=text, line=line, hovertemplate=hover, **single))
-            last.append(f"{run.name if several else title(name)} {number(values[-1])}")
+            last.append(f"{run.name if several else title(name)} {precise(values[-1])}")
     legend = len(traces) > 1
     found = style.figure(traces, x="epochs trained", y=axis, legend=legend)
     starts = {group_start(run.rows) for run in runs} - {None}
     if len(starts) == 1:
         style.mark_epoch(found, starts.pop())
     what = title(names[0]) if len(names) == 1 else "Metrics"
-    caption = f"{what[0].upper()}{what[1:]} over epochs. Last values: {', '.join(last)}."
+    caption = f"{what[0].upper()}{what[1:]} over epochs. At the end: {', '.join(last)}."
     if len(starts) > 1:
         caption += " The runs begin their group stages at different epochs."
     ranges = group_stage_ranges(curves, min((s for s in starts if s), default=None))
@@ -100,7 +100,7 @@ def map_chart(snapshot: Snapshot, positions: Positions) -> Chart:
 
 
 def _cluster_names(snapshot: Snapshot) -> dict[Any, str]:
-    """Clusters with the class that most of their samples have, where that is known."""
+    """Clusters by number, and the class that most of their samples have where it is known."""
     names = {}
     pairs = Counter(
         zip(
@@ -111,10 +111,10 @@ def _cluster_names(snapshot: Snapshot) -> dict[Any, str]:
     )
     for cluster in sorted({cluster for cluster, _ in pairs}):
         known = {label: n for (c, label), n in pairs.items() if c == cluster and label is not None}
-        names[cluster] = f"cluster {cluster}"
+        names[cluster] = str(cluster)
         if known:
             most = max(known, key=lambda label: known[label])
-            names[cluster] += f" (most: {style.plain(snapshot.class_name(most))})"
+            names[cluster] += f": {style.plain(snapshot.class_name(most))}"
     return names
 
 
@@ -167,12 +167,16 @@ def _map_view(
     axis = {"showticklabels": False, "showgrid": False, "showline": False, "title": {"text": ""}}
     found.update_layout(xaxis=axis, yaxis={**axis, "scaleanchor": "x"})
     kept = int(np.sum(snapshot.samples["kept"].to_numpy(zero_copy_only=False)))
+    told = "clusters" if kind == "cluster" else "classes"
+    if kind == "cluster" and any(label is not None for label in labels):
+        told = "clusters, each named with its most frequent class"
     caption = (
         f"{len(ids):,} of {snapshot.num_images:,} images after {snapshot.epoch} epochs, in "
-        f"{len(traces)} {'clusters' if kind == 'cluster' else 'classes'}. Points far from any "
-        f"boundary are large, those between two clusters small; {kept / len(ids):.0%} would be "
-        "kept for the loss. Distances in the plane say little between far points."
+        f"{len(traces)} {told}. Points far from any boundary are large, those between two clusters "
+        "small. Distances between groups say little."
     )
+    if kept < len(ids):
+        caption += f" The loss would keep {kept / len(ids):.0%} of them."
     return View(kind, found, caption)
 
 

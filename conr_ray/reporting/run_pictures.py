@@ -82,10 +82,10 @@ def example_pictures(snapshot: Snapshot) -> Pictures | None:
                     pictures.append(Picture(pngs.get(row["sample_id"], b""), alt))
             if pictures:
                 lists.append(PictureRow(kind, pictures))
-        groups.append(PictureGroup(f"cluster {cluster}, {sizes[cluster]:,} samples", lists))
+        groups.append(PictureGroup(f"cluster {cluster} ({sizes[cluster]:,})", lists))
     caption = (
-        f"Images of {len(groups)} clusters: typical ones, nearest to the centre, and those at the "
-        "boundary to another cluster."
+        f"Images of {len(groups)} clusters, their numbers of samples in brackets: typical ones, "
+        "nearest to the centre, and those at the boundary to another cluster."
     )
     return Pictures("Examples of clusters", caption, groups)
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
-from conr_ray.reporting.names import counted, number, ordered, title
+from conr_ray.reporting.names import counted, number, ordered, precise, title
 from conr_ray.reporting.run_data import curve, group_stage_ranges, group_start, metric_names
 from conr_ray.reporting.search_data import SearchData, stage_change
 from conr_ray.search.dimension import Dimension
@@ -63,7 +63,7 @@ def _curves_view(data: SearchData, name: str) -> View:
     if best:
         epochs, values = curve(best[0].rows, name)
         caption += (
-            f" Trial {best[0].number}, the first in the ranking, has {number(values[-1])} after "
+            f" Trial {best[0].number}, the first in the ranking, has {precise(values[-1])} after "
             f"{epochs[-1]} epochs."
         )
     return View(title(name), found, caption, group_stage=ranges)

@@ -146,8 +146,8 @@ def _best_figures(data: SearchData) -> list[Section]:
                 "byol",
                 "The best trial and the best of BYOL",
                 [*found, maps],
-                f"{best.name} has the best result of those with a group stage, {byol.name} of "
-                "those without.",
+                f"Of the trials with a group stage {best.name} is the best, of those without "
+                f"{byol.name}.",
             )
         )
     return sections + figure_section(best, f"Figures of {best.name}")

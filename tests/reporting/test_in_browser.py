@@ -196,7 +196,8 @@ def test_another_metric_is_drawn_and_told(visit: Visit) -> None:
 
 def test_the_map_is_coloured_by_cluster_or_class_and_tells_its_samples(visit: Visit) -> None:
     chart = visit.chart("figures")
-    assert "cluster" in visit.page.evaluate("chart => chart.data[0].name", chart.element_handle())
+    first = visit.page.evaluate("chart => chart.data[0].name", chart.element_handle())
+    assert first.startswith("0: ")
     visit.page.locator("#figures").get_by_label("colour by").select_option("class")
     visit.page.wait_for_function("c => c.data[0].name === '0'", arg=chart.element_handle())
     told = visit.page.evaluate("chart => chart.data[0].hovertext[0]", chart.element_handle())

@@ -224,11 +224,21 @@ def test_a_folder_that_is_neither_is_told_with_the_remedy(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a", "--compare", "b", "c"], ["--compare", "a", "b", "--baseline", "c"]]
+    ("arguments", "told"),
+    [
+        ("", "name one of"),
+        ("a --compare b c", "name one of"),
+        ("--compare a b --baseline c", "--baseline does nothing with --compare"),
+        ("--compare a b --figures c", "leave --compare out"),
+        ("a --figures b --out c", "--out does nothing with --figures"),
+        ("a --search b", "--search does nothing with DIR"),
+        ("--wandb me/digits", "name a search"),
+        ("--wandb me --search first", "ENTITY/PROJECT"),
+    ],
 )
-def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
-    with pytest.raises(UserError):
-        conr_ray.report.main(arguments)
+def test_arguments_that_do_not_go_together(arguments: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        conr_ray.report.main(arguments.split())
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

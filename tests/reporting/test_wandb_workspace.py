@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import wandb
 
+import conr_ray.report
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.errors import UserError
 from conr_ray.reporting.wandb_workspace import (
@@ -208,6 +209,15 @@ def test_a_space_is_read_back_from_the_run_of_its_search(server: WandbServer) ->
         tree = space.model_dump(mode="json", by_alias=True, exclude_unset=True)
         server.runs["first"] = {"space": tree, "trials": 8}
         assert space_of("me", "digits", "first") == space
+
+
+def test_the_command_saves_the_view_of_a_search_that_is_there(
+    server: WandbServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.runs["first"] = {"space": CIFAR.model_dump(mode="json", by_alias=True)}
+    conr_ray.report.main(["--wandb", "me/digits", "--search", "first"])
+    assert len(server.views) == 1
+    assert capsys.readouterr().out.startswith("view: http")
 
 
 def test_a_run_that_is_not_there_is_told(server: WandbServer) -> None:
