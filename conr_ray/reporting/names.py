@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from conr_ray.search.space import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
@@ -34,7 +35,14 @@ def title(name: str) -> str:
     if name in _TITLES:
         return _TITLES[name]
     leaf = name.rpartition(".")[2]
-    return leaf if leaf in ("k", "k1", "k2") else leaf.replace("_", " ")
+    return _TITLES.get(leaf, leaf.replace("_", " "))
+
+
+def titles(fields: Iterable[str]) -> dict[str, str]:
+    """How dotted fields are written where several stand together: whole where words would agree."""
+    found = {name: title(name) for name in fields}
+    words = list(found.values())
+    return {name: name if words.count(word) > 1 else word for name, word in found.items()}
 
 
 def ordered(names: set[str]) -> list[str]:

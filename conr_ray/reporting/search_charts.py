@@ -14,7 +14,6 @@ from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
 from conr_ray.reporting.names import counted, number, ordered, precise, title
 from conr_ray.reporting.run_data import curve, group_stage_ranges, group_start, metric_names
 from conr_ray.reporting.search_data import SearchData, stage_change
-from conr_ray.search.dimension import Dimension
 from conr_ray.search.trial_table import Trial
 from conr_ray.tracking.progress import duration
 
@@ -121,7 +120,7 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
     trials = [trial for trial in data.trials if trial.values is not None]
     if len(trials) < 2:
         return None
-    axes = [_field_axis(name, d, trials) for name, d in data.space.search.items()]
+    axes = [_field_axis(data, name, trials) for name in data.space.search]
     axes += [_metric_axis(m, place, trials) for place, m in enumerate(data.space.metrics)]
     quarter = max(1, len(trials) // 4)
     looks = (
@@ -178,7 +177,7 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
                 font={"size": 11},
             )
     first = trials[0]
-    fields = ", ".join(f"{title(n)} {number(first.point.get(n))}" for n in data.space.search)
+    fields = ", ".join(f"{word} {number(first.point.get(n))}" for n, word in data.fields.items())
     caption = (
         f"Each line is one of {len(trials)} trials, through its values of the searched fields and "
         f"its {_named(data.space.metrics)}. Trial {first.number}, the first in the ranking: "
@@ -188,22 +187,23 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
     return Chart("Parallel coordinates", [view], height=460, min_width=80 * len(axes))
 
 
-def _field_axis(name: str, dimension: Dimension, trials: Sequence[Trial]) -> tuple[Any, ...]:
+def _field_axis(data: SearchData, name: str, trials: Sequence[Trial]) -> tuple[Any, ...]:
     """Name, place and text of a trial's value, and ticks of the axis of a field."""
+    dimension, word = data.space.search[name], data.fields[name]
     values = [trial.point.get(name) for trial in trials]
     if dimension.choice or any(isinstance(v, str | bool) for v in values):
         words = [str(word) for word in dimension.choice or dict.fromkeys(values)]
         places = {word: i / max(1, len(words) - 1) for i, word in enumerate(words)}
         ticks = [(place, style.plain(word)) for word, place in places.items()]
         return (
-            title(name),
+            word,
             lambda trial: places.get(str(trial.point.get(name))),
-            lambda trial: f"{title(name)} = {style.plain(trial.point.get(name))}",
+            lambda trial: f"{word} = {style.plain(trial.point.get(name))}",
             ticks if len(ticks) <= 12 else ticks[:: len(ticks) - 1],
         )
     numbers = [float(v) for v in values if v is not None]
     scale = math.log if dimension.log else float
-    return _numeric_axis(title(name), numbers, scale, lambda trial: trial.point.get(name))
+    return _numeric_axis(word, numbers, scale, lambda trial: trial.point.get(name))
 
 
 def _metric_axis(name: str, place: int, trials: Sequence[Trial]) -> tuple[Any, ...]:
@@ -236,7 +236,7 @@ def importances(data: SearchData) -> Chart | None:
         names, values = list(shares), list(shares.values())
         bars = go.Bar(
             x=values[::-1],
-            y=[title(name) for name in names[::-1]],
+            y=[data.fields[name] for name in names[::-1]],
             orientation="h",
             marker={"color": style.BLUE},
             text=[f"{value:.0%}" for value in values[::-1]],
@@ -247,10 +247,12 @@ def importances(data: SearchData) -> Chart | None:
         found = style.figure([bars], x="share of the variance", bargap=0.35)
         found.update_xaxes(tickformat=".0%", range=[0, max(values) * 1.15])
         caption = (
-            f"What {title(metric)} depends on: {title(names[0])} explains {values[0]:.0%} of its "
-            f"variance over {counted(len(data.complete), 'complete trial')}, by Optuna's random "
-            "forest. With few trials this is rough."
+            f"What {title(metric)} depends on: {data.fields[names[0]]} explains {values[0]:.0%} of "
+            f"its variance over {counted(len(data.complete), 'complete trial')}, by Optuna's "
+            "random forest. With few trials this is rough."
         )
+        if missing := [word for name, word in data.fields.items() if name not in shares]:
+            caption += f" Not told of {', '.join(missing)}: the range depends on other fields."
         rows = [(name, f"{share:.1%}") for name, share in shares.items()]
         table = Table.of("Importances", ("field", "share"), rows)
         views.append(View(title(metric), found, caption, table))

@@ -18,6 +18,7 @@ from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin
 from conr_ray.errors import UserError
+from conr_ray.reporting.names import titles
 from conr_ray.reporting.run_data import (
     RunData,
     curve,
@@ -93,6 +94,11 @@ class SearchData:
     def labelled(self) -> bool:
         """Whether its images have labels."""
         return any(trial.figures.get("acc") is not None for trial in self.trials)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The searched fields, and how each is written."""
+        return titles(self.space.search)
 
     @property
     def outcome(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from conr_ray.reporting import comparison
 from conr_ray.reporting.blocks import (
     Block,
@@ -62,7 +64,7 @@ def search_page(data: SearchData) -> Page:
             sections.append(Section(anchor, text, blocks))
     sections += _best_figures(data)
     sections.append(Section("space", "Space", [Code("space.yaml", data.space_yaml)]))
-    hints = {trial.number: _hint(trial) for trial in data.trials}
+    hints = {trial.number: _hint(trial, data.fields) for trial in data.trials}
     going_on = data.states["running"]
     ended = len(data.trials) - going_on
     state = ""
@@ -119,7 +121,7 @@ def _trials(data: SearchData) -> list[Block]:
                 Cell.of(trial.time_s, duration(trial.time_s)),
             ]
         )
-    fields = [title(name) for name in space.search]
+    fields = data.fields.values()
     columns = ["rank", "trial", "state", *map(title, figures), *fields, "epochs", "time"]
     states = sorted({row[2].text for row in rows})
     caption = "All trials, the best first; epochs and time are without those of trunks"
@@ -153,6 +155,6 @@ def _best_figures(data: SearchData) -> list[Section]:
     return sections + figure_section(best, f"Figures of {best.name}")
 
 
-def _hint(trial: Trial) -> str:
-    fields = ", ".join(f"{title(name)} {number(value)}" for name, value in trial.point.items())
+def _hint(trial: Trial, names: Mapping[str, str]) -> str:
+    fields = ", ".join(f"{names[name]} {number(v)}" for name, v in trial.point.items())
     return f"trial {trial.number}, {trial.state}: {fields}"

@@ -196,7 +196,7 @@ def _importances(data: SearchData) -> Figure | None:
         return None
     figure, axes = _axes(0.8 + 0.32 * len(shares))
     names = list(shares)[::-1]
-    bars = axes.barh([title(n) for n in names], [shares[n] for n in names], color=style.BLUE)
+    bars = axes.barh([data.fields[n] for n in names], [shares[n] for n in names], color=style.BLUE)
     axes.bar_label(bars, [f"{shares[name]:.0%}" for name in names], padding=3)
     axes.set_xlabel(f"share of the variance of {title(data.space.metric)}")
     axes.set_xlim(0, max(shares.values()) * 1.15)

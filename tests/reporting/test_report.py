@@ -150,6 +150,30 @@ def test_methods_are_compared_where_they_are_searched(tmp_path: Path) -> None:
     assert "CoNR 0." in page.text and "BYOL 0." in page.text
 
 
+def test_fields_of_the_same_word_are_told_apart(tmp_path: Path) -> None:
+    fields = {
+        "optim.momentum": {"float": [0.8, 0.95]},
+        "model.momentum": {"float": [0.9, 0.99]},
+        "optim.lr": {"float": [0.01, 0.2]},
+    }
+    make_search(tmp_path / "mine", fields=fields)
+    page = report(tmp_path / "mine")
+    assert "optim.momentum model.momentum learning rate" in page.text
+    (bars,) = [
+        trace
+        for views in page.charts
+        for trace in views[0]["figure"]["data"]
+        if trace["type"] == "bar" and len(trace["y"]) == 3
+    ]
+    assert set(bars["y"]) == {"optim.momentum", "model.momentum", "learning rate"}
+
+
+def test_a_field_without_an_importance_is_told(tmp_path: Path) -> None:
+    # The range of k2 depends on k1.
+    make_search(tmp_path / "mine", ("complete",) * 12, fields={**K1_K2, **FRACTION})
+    assert "Not told of k2" in report(tmp_path / "mine").text
+
+
 def test_an_empty_search_has_a_page(tmp_path: Path) -> None:
     make_search(tmp_path / "mine", ())
     page = report(tmp_path / "mine")
