@@ -2,7 +2,7 @@
 
     python benchmarks/embedding_maps.py runs/digits runs/fashion_mnist
 
-Each method runs in a process of its own on two threads, its imports and compilation timed apart.
+Each method runs in a process of its own on one thread, its imports and compilation timed apart.
 *Kept*: share of the 10 nearest neighbours that are still among the 10 nearest on the map.
 *Trustworthiness*: scikit-learn's, of 10 neighbours, on 2,000 samples. *Class*: accuracy of the 10
 nearest neighbours on the map, which sees what a reader sees. *Order*: Spearman's correlation of the
@@ -43,14 +43,14 @@ def sklearn_tsne(points: Points) -> Points:
     """Barnes-Hut t-SNE."""
     from sklearn.manifold import TSNE
 
-    return TSNE(random_state=0, n_jobs=2).fit_transform(points)
+    return TSNE(random_state=0, n_jobs=1).fit_transform(points)
 
 
 def opentsne(points: Points) -> Points:
     """t-SNE with interpolation for many points."""
     import openTSNE
 
-    return np.asarray(openTSNE.TSNE(random_state=0, n_jobs=2).fit(points))
+    return np.asarray(openTSNE.TSNE(random_state=0, n_jobs=1).fit(points))
 
 
 def opentsne_short(points: Points) -> Points:
@@ -58,7 +58,7 @@ def opentsne_short(points: Points) -> Points:
     import openTSNE
 
     options = {"early_exaggeration_iter": 100, "n_iter": 250}
-    return np.asarray(openTSNE.TSNE(random_state=0, n_jobs=2, **options).fit(points))
+    return np.asarray(openTSNE.TSNE(random_state=0, n_jobs=1, **options).fit(points))
 
 
 def umap(points: Points) -> Points:

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 Points = npt.NDArray[np.float32]
 
 # Of t-SNE on one core, about; half of openTSNE's own number of steps lose nothing.
-TSNE_S_PER_SAMPLE = 1e-3
+TSNE_S_PER_SAMPLE = 1.5e-3
 _STEPS = {"early_exaggeration_iter": 100, "n_iter": 250}
 _PERPLEXITY = 30
 _FEWEST = 10

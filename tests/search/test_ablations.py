@@ -209,6 +209,7 @@ def test_a_choice_of_numbers_and_words_is_a_column(
 
 
 _TRIAL = Trial(
+    rows=[],
     trial_id="0000",
     number=0,
     state="complete",
