@@ -57,7 +57,7 @@ def neighbor_grid_map(data: SearchData) -> Chart | None:
         (r, c) for r, line in enumerate(grid.means) for c, m in enumerate(line) if m == best
     )
     caption = (
-        f"Mean {title(data.outcome)} of trials by k1 and k2, deeper where larger; those that were "
+        f"Mean {title(data.outcome)} of trials by k1 and k2, bluer where larger; those that were "
         f"stopped early count with their last value. The best cell is "
         f"k1 = {grid.rows[row]}, k2 = {grid.columns[column]} with {score(best)} over "
         f"{counted(grid.counts[row][column], 'trial')}. Empty cells were not tried."
