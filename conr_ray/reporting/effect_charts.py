@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -10,6 +12,7 @@ from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
 from conr_ray.reporting.names import counted, number, ordered, score, title
 from conr_ray.reporting.run_data import group_stage_ranges, metric_names
 from conr_ray.reporting.search_data import (
+    Band,
     SearchData,
     agreements,
     bands_of,
@@ -54,7 +57,7 @@ def neighbor_grid_map(data: SearchData) -> Chart | None:
         (r, c) for r, line in enumerate(grid.means) for c, m in enumerate(line) if m == best
     )
     caption = (
-        f"Mean {title(data.outcome)} of trials by k1 and k2, deeper where larger; those that were "
+        f"Mean {title(data.outcome)} of trials by k1 and k2, bluer where larger; those that were "
         f"stopped early count with their last value. The best cell is "
         f"k1 = {grid.rows[row]}, k2 = {grid.columns[column]} with {score(best)} over "
         f"{counted(grid.counts[row][column], 'trial')}. Empty cells were not tried."
@@ -160,39 +163,7 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
     bands = bands_of(data, metric)
     if not bands:
         return None
-    fills, lines = [], []
-    for band in bands:
-        color = style.VARIANTS[band.variant]
-        ends = [
-            [m + sign * d for m, d in zip(band.means, band.deviations, strict=True)]
-            for sign in (1, -1)
-        ]
-        fills.append(
-            go.Scatter(
-                x=style.floats([*band.epochs, *band.epochs[::-1]]),
-                y=style.floats([*ends[0], *ends[1][::-1]]),
-                fill="toself",
-                fillcolor=color,
-                opacity=0.16,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        )
-        lines.append(
-            go.Scatter(
-                x=style.floats(band.epochs),
-                y=style.floats(band.means),
-                mode="lines",
-                line={
-                    "color": color,
-                    "width": 2.5,
-                    "dash": style.DASHES[list(style.VARIANTS).index(band.variant)],
-                },
-                name=f"{band.variant} ({band.num_trials})",
-                hovertemplate=f"{band.variant}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
-            )
-        )
+    fills, lines = zip(*map(_band_traces, bands), strict=True)
     found = style.figure([*fills, *lines], x="epochs trained", y=title(metric), legend=True)
     style.mark_epoch(found, stage_change(data))
     last = ", ".join(
@@ -212,3 +183,31 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
     ranges = group_stage_ranges(curves, stage_change(data))
     table = Table.of("After the last epoch", columns, rows)
     return View(title(metric), found, caption, table, ranges)
+
+
+def _band_traces(band: Band) -> tuple[Any, Any]:
+    """The band of a method, and the line of its mean."""
+    color = style.VARIANTS[band.variant]
+    upper, lower = (
+        [m + sign * d for m, d in zip(band.means, band.deviations, strict=True)] for sign in (1, -1)
+    )
+    fill = go.Scatter(
+        x=style.floats([*band.epochs, *band.epochs[::-1]]),
+        y=style.floats([*upper, *lower[::-1]]),
+        fill="toself",
+        fillcolor=color,
+        opacity=0.16,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    dash = style.DASHES[list(style.VARIANTS).index(band.variant)]
+    line = go.Scatter(
+        x=style.floats(band.epochs),
+        y=style.floats(band.means),
+        mode="lines",
+        line={"color": color, "width": 2.5, "dash": dash},
+        name=f"{band.variant} ({band.num_trials})",
+        hovertemplate=f"{band.variant}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
+    )
+    return fill, line

@@ -128,32 +128,11 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
         ("best quarter", trials[1:quarter], style.BLUE, 1.6, 0.85),
         (f"trial {trials[0].number}, the first", trials[:1], style.ORANGE, 3.0, 1.0),
     )
-    traces = []
-    for text, chosen, color, width, opacity in looks:
-        if not chosen:
-            continue
-        heights, hover, numbers = [], [], []
-        for trial in chosen:
-            for _, place_of, value_of, _ in axes:
-                heights.append(place_of(trial))
-                hover.append(value_of(trial))
-                numbers.append(trial.number)
-            heights.append(None)
-            hover.append("")
-            numbers.append(trial.number)
-        traces.append(
-            go.Scatter(
-                x=style.floats([*range(len(axes)), None] * len(chosen)),
-                y=style.floats(heights),
-                customdata=np.array(numbers, np.int32),
-                text=hover,
-                mode="lines",
-                line={"color": color, "width": width},
-                opacity=opacity,
-                name=text,
-                hovertemplate="trial %{customdata}<br>%{text}<extra></extra>",
-            )
-        )
+    traces = [
+        _trial_lines(axes, chosen, text, {"color": color, "width": width}, opacity)
+        for text, chosen, color, width, opacity in looks
+        if chosen
+    ]
     found = style.figure(traces, legend=True)
     found.update_layout(margin={"l": 30, "r": 40, "t": 60, "b": 8})
     names = [name.replace(" ", "<br>") for name, *_ in axes]
@@ -185,6 +164,35 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
     )
     view = View("", found, caption)
     return Chart("Parallel coordinates", [view], height=460, min_width=80 * len(axes))
+
+
+def _trial_lines(
+    axes: Sequence[tuple[Any, ...]],
+    trials: Sequence[Trial],
+    text: str,
+    line: dict[str, Any],
+    opacity: float,
+) -> Any:
+    """Lines of several trials through all axes, as one trace."""
+    heights, hover, numbers = [], [], []
+    for trial in trials:
+        for _, place_of, value_of, _ in axes:
+            heights.append(place_of(trial))
+            hover.append(value_of(trial))
+        heights.append(None)
+        hover.append("")
+        numbers += [trial.number] * (len(axes) + 1)
+    return go.Scatter(
+        x=style.floats([*range(len(axes)), None] * len(trials)),
+        y=style.floats(heights),
+        customdata=np.array(numbers, np.int32),
+        text=hover,
+        mode="lines",
+        line=line,
+        opacity=opacity,
+        name=text,
+        hovertemplate="trial %{customdata}<br>%{text}<extra></extra>",
+    )
 
 
 def _field_axis(data: SearchData, name: str, trials: Sequence[Trial]) -> tuple[Any, ...]:

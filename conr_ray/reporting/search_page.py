@@ -156,5 +156,5 @@ def _best_figures(data: SearchData) -> list[Section]:
 
 
 def _hint(trial: Trial, names: Mapping[str, str]) -> str:
-    fields = ", ".join(f"{names[name]} {number(v)}" for name, v in trial.point.items())
+    fields = ", ".join(f"{word} {number(trial.point.get(n))}" for n, word in names.items())
     return f"trial {trial.number}, {trial.state}: {fields}"

@@ -158,26 +158,61 @@ def test_rows_are_filtered_by_words_and_by_state(browser: Browser, tmp_path: Pat
     visit.close()
 
 
-def test_pointing_at_a_curve_tells_trial_and_values(visit: Visit) -> None:
-    chart = visit.chart("curves")
-    place = visit.page.evaluate(
+def place_of_a_point(visit: Visit, chart: Locator) -> tuple[float, float]:
+    """Where the fourth point of the best trial's curve is in the window."""
+    x, y = visit.page.evaluate(
         """chart => {
           const axes = chart._fullLayout, box = chart.getBoundingClientRect();
-          const line = chart._fullData.find(trace => trace.customdata && trace.x.length);
-          return {
-            x: box.x + axes.xaxis._offset + axes.xaxis.l2p(line.x[3]),
-            y: box.y + axes.yaxis._offset + axes.yaxis.l2p(line.y[3]),
-          };
+          const line = chart._fullData.find(trace => trace.name.startsWith("trial "));
+          return [
+            box.x + axes.xaxis._offset + axes.xaxis.l2p(line.x[3]),
+            box.y + axes.yaxis._offset + axes.yaxis.l2p(line.y[3]),
+          ];
         }""",
         chart.element_handle(),
     )
-    visit.page.mouse.move(place["x"] - 3, place["y"])
-    visit.page.mouse.move(place["x"], place["y"])
+    return x, y
+
+
+def assert_the_best_is_told(visit: Visit) -> None:
     visit.page.wait_for_selector("#curves .hovertext")
     told = visit.page.locator("#curves .hovertext").first.text_content() or ""
-    assert told.startswith("trial ") and "epoch 4" in told
+    best = visit.column("trial")[0]
+    assert told.startswith(f"trial {best}epoch 4: 0.")
+    visit.page.wait_for_selector("#curves .hint:visible")
     hint = visit.page.locator("#curves .hint").inner_text()
-    assert "k1" in hint and "initial fraction" in hint
+    assert hint.startswith(f"trial {best}, complete: ")
+    assert "k1 " in hint and "initial fraction 0." in hint
+
+
+def test_pointing_at_a_curve_tells_trial_and_values(visit: Visit) -> None:
+    x, y = place_of_a_point(visit, visit.chart("curves"))
+    visit.page.mouse.move(x - 3, y)
+    visit.page.mouse.move(x, y)
+    assert_the_best_is_told(visit)
+
+
+def test_on_a_touch_screen_a_tap_tells_and_a_swipe_scrolls(browser: Browser, search: Path) -> None:
+    visit = Visit(browser, search / "report.html", 390, has_touch=True, is_mobile=True)
+    chart = visit.chart("curves")
+    ranges = "chart => [...chart._fullLayout.xaxis.range, ...chart._fullLayout.yaxis.range]"
+    before = visit.page.evaluate(ranges, chart.element_handle())
+    visit.page.touchscreen.tap(*place_of_a_point(visit, chart))
+    assert_the_best_is_told(visit)
+    assert visit.page.evaluate(ranges, chart.element_handle()) == before
+
+    box, scrolled = chart.bounding_box(), visit.page.evaluate("scrollY")
+    assert box is not None
+    finger = visit.page.context.new_cdp_session(visit.page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for step in range(16):
+        kind = "touchMove" if step else "touchStart"
+        points = [{"x": x, "y": y - 10 * step}]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        visit.page.wait_for_timeout(16)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    visit.page.wait_for_function("before => scrollY > before + 50", arg=scrolled)
+    visit.close()
 
 
 def test_another_metric_is_drawn_and_told(visit: Visit) -> None:

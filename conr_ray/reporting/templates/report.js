@@ -70,17 +70,22 @@
           line: { color: color("--text"), width: 2.5 },
         });
       }
-      const options = { responsive: true, displayModeBar: false };
+      // Plotly takes a tap for two clicks, which would undo the ranges.
+      const doubleClick = touch ? false : "reset";
+      const options = { responsive: true, displayModeBar: false, doubleClick };
       return Plotly.react(chart, data, layout, options);
     };
     show().then(() => {
-      chart.on("plotly_hover", (event) => {
+      const tell = (event) => {
         const trial = event.points[0].customdata;
         if (trial === undefined || !(trial in hints)) return;
         hint.hidden = false;
         hint.textContent = hints[trial];
         if (chart.data.some((trace) => trace.name === "pointed at")) highlight(chart, trial);
-      });
+      };
+      chart.on("plotly_hover", tell);
+      // A tap is a click alone.
+      chart.on("plotly_click", tell);
       chart.dataset.drawn = "yes";
     });
     if (close) close.addEventListener("change", show);
