@@ -209,6 +209,7 @@ def _train(
             **figures.means(),
             "fraction": fraction,
             "lr": rate,
+            "predictor_lr": optimizer.param_groups[1]["lr"],
             "momentum": momentum,
         }
         state.epoch = epoch + 1
