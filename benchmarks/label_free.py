@@ -1,9 +1,11 @@
 """Do the label-free scores follow the accuracy? Spearman's correlation over varied runs.
 
     python benchmarks/label_free.py --preset digits --runs 24
+    python benchmarks/label_free.py --searches runs/ablation_byol runs/ablation_k1_k2
 
 Draws runs at random from a space that is wide in both stages, trains each from epoch 0, and
-correlates every score of the last epoch with ACC. One process and one thread a run.
+correlates every score of the last epoch with ACC. One process and one thread a run. Or takes the
+complete trials of searches that have ended.
 """
 
 from __future__ import annotations
@@ -53,10 +55,25 @@ def trained(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
         return train_in(Path(folder), preset, overrides)
 
 
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Correlations over runs of which `rows` are the last epochs' metrics."""
+    from conr_ray.engine.label_free import LABEL_FREE_SCORES
+
+    accuracies = [row["acc"] for row in rows]
+    print(f"{title}, {len(rows)} runs, ACC {min(accuracies):.3f} to {max(accuracies):.3f}\n")
+    print("| score | Spearman with ACC | with NMI | ACC of the run it chooses |")
+    print("| --- | --- | --- | --- |")
+    for name in LABEL_FREE_SCORES:
+        scores = [row[name] for row in rows]
+        with_acc = spearmanr(scores, accuracies).statistic
+        with_nmi = spearmanr(scores, [row["nmi"] for row in rows]).statistic
+        chosen = accuracies[scores.index(max(scores))]
+        print(f"| {name} | {with_acc:.2f} | {with_nmi:.2f} | {chosen:.3f} |")
+
+
 def main() -> None:
     """Parse, train the runs, print the table."""
     from conr_ray.config import load_preset, parse_overrides
-    from conr_ray.engine.label_free import LABEL_FREE_SCORES
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="digits")
@@ -64,7 +81,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", help="Parquet file for the figures of every run")
+    parser.add_argument("--searches", nargs="+", help="folders of searches to look at instead")
     args = parser.parse_args()
+    if args.searches:
+        tables = [pq.read_table(f"{folder}/trials.parquet").to_pylist() for folder in args.searches]
+        trials = [row for table in tables for row in table if row["state"] == "complete"]
+        print_table("searches", trials)
+        return
     fixed = parse_overrides(args.settings)
     # Scores of the last epoch alone are of interest.
     fixed |= {"checkpoint.every": 10_000, "evaluation.every": 10_000}
@@ -76,16 +99,7 @@ def main() -> None:
         varied = [{name: str(value) for name, value in run.items()} for run in runs]
         joined = [{**run, **row} for run, row in zip(varied, rows, strict=True)]
         pq.write_table(pa.Table.from_pylist(joined), args.out)
-    accuracies = [row["acc"] for row in rows]
-    print(f"{args.preset}, {args.runs} runs, ACC {min(accuracies):.3f} to {max(accuracies):.3f}\n")
-    print("| score | Spearman with ACC | with NMI | ACC of the run it chooses |")
-    print("| --- | --- | --- | --- |")
-    for name in LABEL_FREE_SCORES:
-        scores = [row[name] for row in rows]
-        with_acc = spearmanr(scores, accuracies).statistic
-        with_nmi = spearmanr(scores, [row["nmi"] for row in rows]).statistic
-        chosen = accuracies[scores.index(max(scores))]
-        print(f"| {name} | {with_acc:.2f} | {with_nmi:.2f} | {chosen:.3f} |")
+    print_table(args.preset, rows)
 
 
 if __name__ == "__main__":
