@@ -203,6 +203,7 @@ def _train(
             target.follow(state.online, momentum)
             figures.add(loss, step_figures)
 
+        snapshot: Snapshot | None = None
         row: dict[str, float | int | str | None] = {
             "epoch": epoch,
             "stage": "group" if grouped else "instance",
@@ -230,7 +231,6 @@ def _train(
                 )
                 if snapshot is not None:
                     snapshot.write(directory)
-                    observer.snapshot(snapshot)
         epoch_time_s = time.perf_counter() - started
         row["epoch_time_s"] = epoch_time_s
         row["train_time_s"] = epoch_time_s + _seconds_of(state.history)
@@ -242,6 +242,9 @@ def _train(
             _save(config, state, directory, images.fingerprint, pinned=pinned)
         if rank() == 0:
             directory.write_metrics(state.history)
+        # Drawing is no part of the epoch's time.
+        if snapshot is not None:
+            observer.snapshot(snapshot)
         observer.epoch(row)
 
     return state.history

@@ -52,7 +52,7 @@ def neighbor_grid_map(data: SearchData) -> Chart | None:
         ticktext=[str(one) for one in grid.rows],
         showgrid=False,
     )
-    best = max(known) if data.outcome not in ("loss",) else min(known)
+    best = data.best_of(known)
     row, column = next(
         (r, c) for r, line in enumerate(grid.means) for c, m in enumerate(line) if m == best
     )
@@ -110,7 +110,8 @@ def fraction_effect(data: SearchData) -> Chart | None:
             )
         )
     found = style.figure(traces, x="initial fraction", y=title(data.outcome), legend=True)
-    best = max(groups, key=lambda group: group.mean)
+    best_mean = data.best_of(group.mean for group in groups)
+    best = next(group for group in groups if group.mean == best_mean)
     spread = f" ± {best.deviation:.3f}" if best.deviation is not None else ""
     caption = (
         f"{title(data.outcome)} of {counted(len(points), 'complete trial')} against the share of "

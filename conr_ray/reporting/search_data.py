@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,6 +104,11 @@ class SearchData:
     def outcome(self) -> str:
         """What fields are compared by: ACC where there are labels, else the metric."""
         return "acc" if self.labelled else self.space.metric
+
+    def best_of(self, outcomes: Iterable[float]) -> float:
+        """The largest of several outcomes, or the smallest where the search makes it small."""
+        small = self.outcome == self.space.metric and self.space.direction == "min"
+        return min(outcomes) if small else max(outcomes)
 
 
 def read_search(

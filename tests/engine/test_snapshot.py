@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from conr_ray.config import RunConfig
 from conr_ray.data.pixels import as_png
 from conr_ray.data.store import open_images
-from conr_ray.engine.observer import Observer
+from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.method.metrics import clustering_accuracy
@@ -151,6 +152,22 @@ def test_without_labels_nothing_is_right_or_wrong(tmp_path: Path) -> None:
     assert found.samples["label"].null_count == 100
     assert found.neighbors["right"].null_count == found.neighbors.num_rows > 0
     assert found.class_name(None) == "unlabelled"
+
+
+def test_who_draws_takes_no_time_from_the_epoch(tmp_path: Path) -> None:
+    class Slow(Observer):
+        told: ClassVar[list[object]] = []
+
+        def snapshot(self, snapshot: Snapshot) -> None:
+            self.told.append(snapshot.epoch)
+            time.sleep(3)
+
+        def epoch(self, row: MetricRow) -> None:
+            self.told.append(row["epoch"])
+
+    rows = run_here(tiny_config(), tmp_path, Slow())
+    assert Slow.told == [0, 1, 2, 4, 3]
+    assert all(float(row["epoch_time_s"] or 0) < 2.5 for row in rows[1:])
 
 
 def test_snapshots_are_taken_when_due_and_after_the_last_epoch(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import spearmanr
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
+from conr_ray.reporting.effect_charts import fraction_effect
 from conr_ray.reporting.run_data import group_start, metric_names, read_run
 from conr_ray.reporting.search_data import (
     agreements,
@@ -188,3 +190,19 @@ def test_a_run_is_read_with_its_snapshot_and_map(finished_run: Path) -> None:
     assert data.snapshot is not None and data.positions is not None
     assert data.positions.shape == (300, 2)
     assert data.variant == "CoNR"
+
+
+@pytest.mark.parametrize(
+    ("metric", "labelled", "better"),
+    [("nmi", True, max), ("loss", False, min), ("train_time_s", False, min), ("loss", True, max)],
+)
+def test_the_best_is_the_smallest_where_the_search_makes_the_outcome_small(
+    tmp_path: Path, metric: str, labelled: bool, better: Callable[[list[float]], float]
+) -> None:
+    # With labels fields are compared by ACC, whatever the search makes small.
+    data = read_search(make_search(tmp_path / "mine", metric=metric, labelled=labelled))
+    means = [group.mean for group in groups_of(data, "boundary.initial_fraction", data.outcome)]
+    assert data.best_of(means) == better(means)
+    chart = fraction_effect(data)
+    assert chart is not None
+    assert f"The best mean is {better(means):.3f}" in chart.views[0].caption
