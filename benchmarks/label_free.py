@@ -4,8 +4,9 @@
     python benchmarks/label_free.py --searches runs/ablation_byol runs/ablation_k1_k2
 
 Draws runs at random from a space that is wide in both stages, trains each from epoch 0, and
-correlates every score of the last epoch with ACC. One process and one thread a run. Or takes the
-complete trials of searches that have ended.
+correlates every score of the last epoch with ACC. One process and one thread a run. What a folder
+named by --out has already is not trained again. Or takes the complete trials of searches that have
+ended.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import os
 import random
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from bank_quality import train_in
 from scipy.stats import spearmanr
@@ -49,10 +50,9 @@ def drawn(number: int, config: Any) -> dict[str, Any]:
     }
 
 
-def trained(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def trained(preset: str, overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The last epoch's metrics of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        return train_in(Path(folder), preset, overrides)
+    return train_in(folder / f"run_{overrides['seed']:03d}", preset, overrides)
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=24)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--out", help="Parquet file for the figures of every run")
+    parser.add_argument("--out", help="folder that keeps the runs")
     parser.add_argument("--searches", nargs="+", help="folders of searches to look at instead")
     args = parser.parse_args()
     if args.searches:
@@ -92,13 +92,11 @@ def main() -> None:
     # Scores of the last epoch alone are of interest.
     fixed |= {"checkpoint.every": 10_000, "evaluation.every": 10_000}
     config = load_preset(args.preset, fixed)
-    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-        runs = [{**fixed, **drawn(number, config)} for number in range(args.runs)]
-        rows = list(pool.map(trained, [args.preset] * args.runs, runs))
-    if args.out:
-        varied = [{name: str(value) for name, value in run.items()} for run in runs]
-        joined = [{**run, **row} for run, row in zip(varied, rows, strict=True)]
-        pq.write_table(pa.Table.from_pylist(joined), args.out)
+    runs = [{**fixed, **drawn(number, config)} for number in range(args.runs)]
+    with tempfile.TemporaryDirectory() as temporary:
+        one_run = partial(trained, args.preset, folder=Path(args.out or temporary))
+        with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+            rows = list(pool.map(one_run, runs))
     print_table(args.preset, rows)
 
 

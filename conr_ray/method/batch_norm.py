@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from conr_ray.method.collectives import all_reduce_sum, world_size
+from conr_ray.method.collectives import all_gather_stack, world_size
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
@@ -65,20 +65,30 @@ class _GlobalBatchNorm(_BatchNorm):
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) with mean and variance of all workers' rows."""
+    """(x - mean) / sqrt(var + eps) with mean and variance of all workers' rows.
+
+    One exchange each way. Shapes: c channels, w workers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [0, *range(2, x.dim())]
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        sums = all_reduce_sum(torch.cat([x.sum(dims), count]))
-        mean, count = sums[:-1] / sums[-1], sums[-1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        centred = x - mean.view(shape)
-        # A second exchange instead of E[x^2] - E[x]^2, which loses digits where mean >> deviation.
-        var = all_reduce_sum(centred.square().sum(dims)) / count
+        local_count, local_mean = x.numel() // x.shape[1], x.mean(dims)
+        centred = x - local_mean.view(shape)
+        # Squares around each worker's own mean, joined afterwards: E[x^2] - E[x]^2 would lose
+        # digits where mean >> deviation, and squares around the global mean need a second exchange.
+        local = torch.cat([local_mean, centred.square().sum(dims), x.new_tensor([local_count])])
+        means_wc, squares_wc, counts_w1 = all_gather_stack(local).split(
+            [x.shape[1], x.shape[1], 1], dim=1
+        )
+        count = counts_w1.sum()
+        mean = (means_wc * counts_w1).sum(0) / count
+        between_wc = counts_w1 * (means_wc - mean).square()
+        var = (squares_wc + between_wc).sum(0) / count
         inverse = (var + eps).rsqrt()
-        normalized = centred * inverse.view(shape)
+        shift = (local_mean - mean) * inverse
+        normalized = torch.addcmul(shift.view(shape), centred, inverse.view(shape))
         ctx.save_for_backward(normalized, inverse, count)
         ctx.mark_non_differentiable(mean, var, count)
         return normalized, mean, var, count
@@ -90,7 +100,8 @@ class _Normalize(torch.autograd.Function):
         dims = [0, *range(2, grad.dim())]
         shape = [1, -1] + [1] * (grad.dim() - 2)
         local = torch.stack([grad.sum(dims), (grad * normalized).sum(dims)])
-        grad_sum, grad_dot = (all_reduce_sum(local) / count).unbind()
+        # Gathered and summed here: half the steps of an all-reduce, whose bytes do not matter.
+        grad_sum, grad_dot = (all_gather_stack(local).sum(0) / count).unbind()
         return (grad - grad_sum.view(shape) - normalized * grad_dot.view(shape)) * inverse.view(
             shape
         ), None

@@ -19,6 +19,8 @@ from conr_ray.scaling.cluster import check_reachable
 
 # Arguments that name a file of the caller's.
 _FILES = ("--space", "--config")
+# That a command which is interrupted has for them.
+_LAST_LINES_S = 30
 
 
 def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
@@ -51,13 +53,16 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         for place in range(1, len(sent))
         if sent[place - 1] in _FILES and "://" not in sent[place]
     }
-    on_head = ray.remote(num_cpus=0, max_retries=0, resources={"node:__internal_head__": 0.001})
-    command = on_head(_run).remote(module, sent, files)
+    on_head = ray.remote(num_cpus=0, max_concurrency=2, resources={"node:__internal_head__": 0.001})
+    command = on_head(_Command).remote(module, sent, files)
+    ended = command.run.remote()
     try:
-        status = ray.get(command)
+        status = ray.get(ended)
     except KeyboardInterrupt:
-        ray.cancel(command)
-        raise
+        # Its last lines say how to go on.
+        ray.get(command.interrupt.remote())
+        ray.wait([ended], timeout=_LAST_LINES_S)
+        raise KeyboardInterrupt(", and on the cluster too") from None
     if status:
         raise RunFailed(f"the command has ended with status {status} on the cluster")
 
@@ -69,16 +74,22 @@ def _read(path: str) -> bytes:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _run(module: str, arguments: list[str], files: dict[int, tuple[str, bytes]]) -> int:
+class _Command:
     """On the head: the command as a process of its own, whose lines go to the caller."""
-    with tempfile.TemporaryDirectory(prefix="conr_ray_") as folder:
+
+    def __init__(
+        self, module: str, arguments: list[str], files: dict[int, tuple[str, bytes]]
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="conr_ray_")
         for place, (name, content) in files.items():
-            file = Path(folder, name)
+            file = Path(self._folder.name, name)
             file.write_bytes(content)
             arguments[place] = str(file)
         package = str(Path(conr_ray.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = subprocess.Popen(
+        # Ray's processes have it blocked, and what they start inherits that.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             env={
                 **os.environ,
@@ -89,12 +100,15 @@ def _run(module: str, arguments: list[str], files: dict[int, tuple[str, bytes]])
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-            return process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
+
+    def run(self) -> int:
+        """Print what it prints to its end; gives its status."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            print(line, end="", flush=True)
+        self._folder.cleanup()
+        return self._process.wait()
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)

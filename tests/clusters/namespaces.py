@@ -191,6 +191,10 @@ class Host:
                 stderr=subprocess.STDOUT,
             )
 
+    def take_interface(self, device: str, name: str) -> None:
+        """Move a network device of this thread's network into the host, where it has a new name."""
+        ip(f"link set {device} netns {self._first} name {name}")
+
     def _logged_in(self, script: str) -> list[str]:
         script = f". ~/.bashrc; {script}"
         shell = ["env", "-i", f"HOME={self.home}", "bash", "-c", script]

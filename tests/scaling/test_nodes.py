@@ -147,6 +147,43 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     assert "does not see /dev/shm/runs" in done.stdout
 
 
+def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    nodes.add(0)
+    nodes.add(2)
+    elsewhere = nodes.stranger()
+    space = {"preset": "digits", "trials": 2, "scheduler": None}
+    space |= {"fixed": {**RUN, "schedule.epochs": 400, "data.limit": 1200}}
+    space["search"] = {"seed": {"int": [0, 9]}}
+    (elsewhere.home / "mine.yaml").write_text(yaml.safe_dump(space))
+    tune = "python -m conr_ray.tune --address=ray://10.77.0.10:10001 --space ~/mine.yaml"
+    log = tmp_path / "tune.log"
+    # In the place of the shell, so that the signal is the command's.
+    process = elsewhere.start(
+        f"echo $$ > ~/pid; exec {tune} --storage {tmp_path}/runs --name one", log
+    )
+    trials = tmp_path / "runs" / "one" / "trials"
+
+    def trained() -> int:
+        return sum(len(RunDirectory(folder).metric_rows()) for folder in trials.glob("*"))
+
+    until(lambda: trained() > 5, timeout_s=180)
+    elsewhere.run("kill -INT $(cat ~/pid)")
+    assert process.wait(timeout=60) == 130, log.read_text()
+    told = log.read_text()
+    assert "interrupted: the same command with --name one --resume goes on" in told
+    assert told.endswith("interrupted, and on the cluster too\n")
+
+    def at_work() -> str:
+        return nodes.hosts[0].run("pgrep -f conr_ray.tune").stdout
+
+    until(lambda: not at_work(), timeout_s=30)
+    stopped = trained()
+    time.sleep(5)
+    assert trained() == stopped
+
+
 def test_a_search_loses_nothing_with_a_node(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(0)
     lost, _ = nodes.add(1), nodes.add(1)
