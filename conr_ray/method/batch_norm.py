@@ -79,9 +79,8 @@ class _Normalize(torch.autograd.Function):
         # Squares around each worker's own mean, joined afterwards: E[x^2] - E[x]^2 would lose
         # digits where mean >> deviation, and squares around the global mean need a second exchange.
         local = torch.cat([local_mean, centred.square().sum(dims), x.new_tensor([local_count])])
-        means_wc, squares_wc, counts_w1 = all_gather_stack(local).split(
-            [x.shape[1], x.shape[1], 1], dim=1
-        )
+        parts = torch.split(all_gather_stack(local), [x.shape[1], x.shape[1], 1], dim=1)
+        means_wc, squares_wc, counts_w1 = parts
         count = counts_w1.sum()
         mean = (means_wc * counts_w1).sum(0) / count
         between_wc = counts_w1 * (means_wc - mean).square()

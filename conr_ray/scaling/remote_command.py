@@ -53,8 +53,10 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         for place in range(1, len(sent))
         if sent[place - 1] in _FILES and "://" not in sent[place]
     }
-    on_head = ray.remote(num_cpus=0, max_concurrency=2, resources={"node:__internal_head__": 0.001})
-    command = on_head(_Command).remote(module, sent, files)
+    on_head = ray.remote(_Command).options(
+        num_cpus=0, max_concurrency=2, resources={"node:__internal_head__": 0.001}
+    )
+    command = on_head.remote(module, sent, files)
     ended = command.run.remote()
     try:
         status = ray.get(ended)
