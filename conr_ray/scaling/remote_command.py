@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -56,7 +57,7 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     on_head = ray.remote(_Command).options(
         num_cpus=0, max_concurrency=2, resources={"node:__internal_head__": 0.001}
     )
-    command = on_head.remote(module, sent, files)
+    command: Any = on_head.remote(module, sent, files)
     ended = command.run.remote()
     try:
         status = ray.get(ended)
