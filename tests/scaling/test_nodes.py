@@ -173,7 +173,7 @@ def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     assert process.wait(timeout=60) == 130, log.read_text()
     told = log.read_text()
     assert "interrupted: the same command with --name one --resume goes on" in told
-    assert told.endswith("interrupted, and on the cluster too\n")
+    assert "interrupted, and on the cluster too" in told
 
     def at_work() -> str:
         return nodes.hosts[0].run("pgrep -f conr_ray.tune").stdout
