@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import slow_link
 import torch
 import torch.distributed as dist
-from slow_link import SlowLink
+from slow_link import ADDRESSES, INTERFACE, slow_link
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -37,7 +36,7 @@ from conr_ray.engine.training_state import TrainingState
 from tests.clusters.caller import ROOT
 from tests.clusters.namespaces import Sandbox
 
-_ADDRESSES = ("10.77.0.11", "10.77.0.12")
+_HOSTS = ("10.77.0.11", "10.77.0.12")
 _CONFIG: dict[str, Any] = {
     "model.head_hidden_dim": 1024,
     "model.embedding_dim": 256,
@@ -80,7 +79,8 @@ def probed(rank: int) -> dict[str, float]:
     def both_ways(tensor: torch.Tensor) -> float:
         began = time.perf_counter()
         for sender in (0, 1):
-            dist.send(tensor, 1 - rank) if rank == sender else dist.recv(tensor, 1 - rank)
+            pass_on = dist.send if rank == sender else dist.recv
+            pass_on(tensor, 1 - rank)
         return (time.perf_counter() - began) / 2
 
     both_ways(stream)
@@ -152,11 +152,11 @@ def measure(link: Link, folder: Path) -> tuple[Link, dict[str, tuple[float, floa
     }
     with ExitStack() as open_:
         sandbox = open_.enter_context(Sandbox(folder))
-        first, second = (sandbox.add_host([address], "", variables) for address in _ADDRESSES)
-        interface, address = "eth0", _ADDRESSES[0]
+        first, second = (sandbox.add_host([address], "", variables) for address in _HOSTS)
+        interface, address = "eth0", _HOSTS[0]
         if link.mbit_per_s is not None:
-            open_.enter_context(SlowLink((first, second), link.mbit_per_s, link.delay_ms))
-            interface, address = slow_link.INTERFACE, slow_link.ADDRESSES[0]
+            open_.enter_context(slow_link((first, second), link.mbit_per_s, link.delay_ms))
+            interface, address = INTERFACE, ADDRESSES[0]
         where = f"--interface {interface} --address {address} --folder {folder}"
         script = f"GLOO_SOCKET_IFNAME={interface} python {Path(__file__).resolve()} {where}"
         workers: list[subprocess.Popen[bytes]] = [

@@ -13,7 +13,8 @@ import select
 import struct
 import time
 from collections import deque
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.clusters.namespaces import Host
 
@@ -25,41 +26,30 @@ _TUNSETIFF = 0x400454CA
 _TUN_WITHOUT_HEADER = 0x0001 | 0x1000
 
 
-class SlowLink:
-    """Between two hosts while it is open: INTERFACE with one of ADDRESSES each.
+@contextmanager
+def slow_link(hosts: tuple[Host, Host], mbit_per_s: float, delay_ms: float) -> Iterator[None]:
+    """Link two hosts: INTERFACE on each, with one of ADDRESSES.
 
     Both directions have the rate, and the delay is that from one host to the other.
     """
-
-    def __init__(self, hosts: tuple[Host, Host], mbit_per_s: float, delay_ms: float) -> None:
-        self._hosts = hosts
-        self._bytes_per_s = mbit_per_s * 1e6 / 8
-        self._delay_s = delay_ms / 1e3
-
-    def __enter__(self) -> SlowLink:
-        self._ends = [_open_tun(f"tun{number}") for number in range(2)]
-        for number, (host, address) in enumerate(zip(self._hosts, ADDRESSES, strict=True)):
-            host.take_interface(f"tun{number}", INTERFACE)
-            done = host.run(
-                f"ip link set {INTERFACE} mtu {_MTU} txqueuelen 10000 up && "
-                f"ip addr add {address}/24 dev {INTERFACE}"
-            )
-            assert done.returncode == 0, done.stderr
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_carry, args=(self._ends, self._bytes_per_s, self._delay_s), daemon=True
+    ends = [_open_tun(f"tun{number}") for number in range(2)]
+    for number, (host, address) in enumerate(zip(hosts, ADDRESSES, strict=True)):
+        host.take_interface(f"tun{number}", INTERFACE)
+        done = host.run(
+            f"ip link set {INTERFACE} mtu {_MTU} txqueuelen 10000 up && "
+            f"ip addr add {address}/24 dev {INTERFACE}"
         )
-        self._process.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.terminate()
-        self._process.join()
-        for end in self._ends:
+        assert done.returncode == 0, done.stderr
+    process = multiprocessing.get_context("fork").Process(
+        target=_carry, args=(ends, mbit_per_s * 1e6 / 8, delay_ms / 1e3), daemon=True
+    )
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+        for end in ends:
             os.close(end)
 
 
