@@ -115,6 +115,7 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
             stage = "group" if epoch >= start else "instance"
             steps[stage].append([after[0] - before[0], after[1] - before[1]])
     (folder / f"rank{rank}.json").write_text(json.dumps({"link": link, "steps": steps}))
+    dist.destroy_process_group()
 
 
 def predicted(config: RunConfig) -> dict[str, tuple[float, int]]:
