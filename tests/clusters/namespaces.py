@@ -197,7 +197,9 @@ class Host:
 
     def _logged_in(self, script: str) -> list[str]:
         script = f". ~/.bashrc; {script}"
-        shell = ["env", "-i", f"HOME={self.home}", "bash", "-c", script]
+        # Tests may run in the background, where shells have Ctrl-C ignored.
+        clean = ["env", "-i", "--default-signal=INT", f"HOME={self.home}"]
+        shell = [*clean, "bash", "-c", script]
         return [*_enter_command(self._first), "--", *shell]
 
     @property
