@@ -2,8 +2,9 @@
 
 A bucket that is closed to the public; the roles of head and workers with the two policies beside
 this file; a security group that lets SSH in from one address and the nodes talk among themselves.
-Called again it brings all of it up to date, such as after your address has changed. `--remove`
-removes all but the bucket.
+Called again it brings all of it up to date, such as after your address has changed. That results
+go to the bucket is written to ~/.conr_ray/aws.sh, from where nodes get it. `--remove` removes all
+but the bucket.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import yaml
 from botocore.exceptions import ClientError
 
 _HERE = Path(__file__).parent
+# What the nodes of aws.yaml have in their environment.
+_NODES = Path("~/.conr_ray/aws.sh").expanduser()
 _TRUST = json.dumps(
     {
         "Version": "2012-10-17",
@@ -55,6 +58,8 @@ def main() -> None:
         return
     sources = [str(ipaddress.ip_network(cidr)) for cidr in args.ssh_from or [_own_address()]]
     account.make(sources)
+    _NODES.parent.mkdir(exist_ok=True)
+    _NODES.write_text(f"export CONR_RAY_STORAGE=s3://{args.bucket}/runs\n")
     print(
         f"ready: s3://{args.bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml"
     )

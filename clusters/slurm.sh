@@ -4,13 +4,13 @@
 # At most nodes x time below: Slurm ends the job then, whatever it does.
 #
 #   sbatch clusters/slurm.sh python -m conr_ray.tune --address auto --space search_spaces/cifar10.yaml \
-#       --gpus-per-worker 1 --storage "$SCRATCH/runs" --name first
+#       --gpus-per-worker 1 --name first
 #   sbatch clusters/slurm.sh ... --name first --resume        where it did not finish in its time
 #
 # Call it from the root of a checkout whose .venv is set up (`make .venv/.ready`), on a file system
-# that all nodes see, as --storage has to be. To change: the lines below, or the same as arguments of
-# sbatch; your site may want --partition and --account. WANDB_API_KEY is taken from the environment
-# of sbatch, which Slurm hands on by itself.
+# that all nodes see. Results go to CONR_RAY_STORAGE, else to runs/ there. To change: the lines below,
+# or the same as arguments of sbatch; your site may want --partition and --account. WANDB_API_KEY is
+# taken from the environment of sbatch, which Slurm hands on by itself.
 
 #SBATCH --job-name=conr_ray
 #SBATCH --nodes=3
@@ -34,6 +34,8 @@ RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 # At its default, info, Ray writes the environment of each job to a log file.
 export RAY_LOGGER_LEVEL=warning RAY_USAGE_STATS_ENABLED=0
+# Else one connection by ray:// in a few fails (ray-project/ray#63202).
+export GRPC_ENABLE_FORK_SUPPORT=0
 
 # Ports that differ between jobs, since a node may serve several.
 port=$((20000 + SLURM_JOB_ID % 20000))

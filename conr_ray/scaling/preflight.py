@@ -50,7 +50,7 @@ def check_storage(directory: RunDirectory, *, more_to_come: bool) -> None:
     Where there is one node, a folder of its own will do, unless `more_to_come`.
     """
     nodes = _nodes()
-    remedy = "give s3://bucket/folder, or a folder that all nodes mount"
+    remedy = "give --storage s3://bucket/folder, or a folder that all nodes mount"
     if directory.is_local and len(nodes) == 1:
         if more_to_come:
             raise UserError(

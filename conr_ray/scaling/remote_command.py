@@ -20,6 +20,9 @@ from conr_ray.scaling.cluster import check_reachable
 
 # Arguments that name a file of the caller's.
 _FILES = ("--space", "--config")
+# Of connecting: the head forks a server for each client while other threads of its own are in gRPC,
+# and now and then the new process dies of it (ray-project/ray#63202).
+_TRIES = 4
 # That a command which is interrupted has for them.
 _LAST_LINES_S = 30
 
@@ -37,14 +40,7 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     package = str(Path(conr_ray.__file__).parent)
     check_reachable(address)
     wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-    try:
-        ray.init(
-            address,
-            runtime_env={"py_modules": [package], "env_vars": wandb},
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
+    _connect(address, {"py_modules": [package], "env_vars": wandb})
     # --option=value means the same as --option value.
     pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in arguments)
     sent = [word for pair in pairs for word in pair]
@@ -68,6 +64,17 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         raise KeyboardInterrupt(", and on the cluster too") from None
     if status:
         raise RunFailed(f"the command has ended with status {status} on the cluster")
+
+
+def _connect(address: str, runtime_env: dict[str, Any]) -> None:
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR)
+            return
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if not (tries_left and isinstance(error, ConnectionAbortedError)):
+                problem = f"--address {address}: no Ray cluster there: {last_line(error)}"
+                raise UserError(problem) from None
 
 
 def _read(path: str) -> bytes:

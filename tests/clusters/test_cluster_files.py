@@ -157,9 +157,18 @@ def check_starts(cluster: dict[str, Any]) -> None:
         before, _, options = start.partition("ray start")
         assert "RAY_AUTH_MODE=token" in before, "no token"
         assert "RAY_LOGGER_LEVEL=warning" in before, "jobs' environments are logged"
+        if kind == "head":
+            assert "GRPC_ENABLE_FORK_SUPPORT=0" in before, "servers of clients die"
         assert ("--dashboard-host=127.0.0.1" in options) == (kind == "head"), "dashboard is open"
         assert "0.0.0.0" not in options, "listens for all"
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def check_storage_is_known(cluster: dict[str, Any]) -> None:
+    """Every node has the caller's default of where results go."""
+    local = cluster["file_mounts"]["~/.conr_ray/nodes.sh"]
+    assert re.fullmatch(r"~/\.conr_ray/\w+\.sh", local)
+    assert any("'. ~/.conr_ray/nodes.sh' >> ~/.bashrc" in c for c in cluster["setup_commands"])
 
 
 def check_ships_the_package(cluster: dict[str, Any]) -> None:
@@ -213,7 +222,9 @@ def check_bash(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-@pytest.mark.parametrize("check", [check_ray_accepts, check_starts, check_ships_the_package])
+@pytest.mark.parametrize(
+    "check", [check_ray_accepts, check_starts, check_ships_the_package, check_storage_is_known]
+)
 def test_ray_up_files(name: str, check: Callable[[dict[str, Any]], None]) -> None:
     check(load(name))
 
@@ -318,6 +329,7 @@ _SPOT = ("available_node_types", "gpu_spot")
         (check_gcp, _with("gcp.yaml", "provider", "availability_zone", value="us-east1-b")),
         (check_starts, _with("onprem.yaml", "head_start_ray_commands", value=["ray start --head"])),
         (check_ships_the_package, _with("onprem.yaml", "file_mounts", value={})),
+        (check_storage_is_known, _with("gcp.yaml", "setup_commands", value=["true"])),
     ],
 )
 def test_broken_ray_up_files(

@@ -113,7 +113,9 @@ def check_ray_cluster(spec: dict[str, Any]) -> None:
         validate_kubernetes({**pod, "spec": group["template"]["spec"]})
         [container] = group["template"]["spec"]["containers"]
         names = {variable["name"] for variable in container["env"]}
-        assert names == {"RAY_LOGGER_LEVEL", "WANDB_API_KEY"}
+        assert names == {
+            *("CONR_RAY_STORAGE", "GRPC_ENABLE_FORK_SUPPORT", "RAY_LOGGER_LEVEL", "WANDB_API_KEY")
+        }
         assert "/dev/shm" in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 

@@ -40,6 +40,8 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
     with Sandbox(tmp_path) as sandbox:
         public = key.with_suffix(".pub").read_text()
         hosts = [sandbox.add_host([address], public, variables) for address in addresses]
+        (home / ".conr_ray").mkdir()
+        (home / ".conr_ray" / "onprem.sh").write_text("export CONR_RAY_STORAGE=/shared/runs\n")
         caller = Caller(sandbox, home, file, {})
         caller.run("ray", "get-auth-token", "--generate")
         began = time.monotonic()
@@ -48,6 +50,9 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         print(f"all hosts: {time.monotonic() - began:.0f} s")
         homes = {path.partition("/conr_ray/.venv/")[0] for path in paths}
         assert homes == {str(host.home) for host in hosts}
+        assert "at /shared/runs" in caller.python_on_head(
+            "import os; print('at', os.environ['CONR_RAY_STORAGE'])"
+        )
 
         caller.ray("down", "-y")
         # The head at once; the others, which only the head knows, when they missed it for a minute.

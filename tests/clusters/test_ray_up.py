@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,15 @@ pytestmark = [
 BUCKET = "conr-ray-test"
 ACCOUNT = str(ROOT / "clusters" / "aws_account.py")
 WANDB_KEY = secrets.token_hex(20)
-# The search that is submitted: each trial on two nodes, results to S3.
+# What is submitted: a search, each trial on two nodes, and a run on two nodes. Neither says where
+# its results go.
 SEARCH = [
     *("python", "-m", "conr_ray.tune", "--address", "auto", "--space", "tiny.yaml"),
-    *("--workers-per-trial", "2", "--gpus-per-worker", "0"),
-    *("--storage", f"s3://{BUCKET}/searches", "--name", "first"),
+    *("--workers-per-trial", "2", "--gpus-per-worker", "0", "--name", "first"),
 ]
-# A run on two nodes.
 RUN = [
     *("python", "-m", "conr_ray.train", "--address", "auto", "--preset", "digits"),
     *("--workers", "2", "--cpus-per-worker", "1", "--gpus-per-worker", "0"),
-    *("--storage", f"s3://{BUCKET}/runs", "--name", "one", *as_settings(TINY)),
 ]
 SPACE = {
     "preset": "digits",
@@ -194,10 +193,9 @@ def test_a_key_of_wandb_reaches_the_job_and_no_file(caller: AwsCaller, job_api: 
 
 def test_a_run_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
     began = time.monotonic()
-    _submit(caller, job_api, RUN)
+    _submit(caller, job_api, [*RUN, "--name", "one", *as_settings(TINY)])
     print(f"run: {time.monotonic() - began:.0f} s")
-    metrics = pyarrow.parquet.read_table(io.BytesIO(_stored(caller, "runs/one/metrics.parquet")))
-    assert metrics.num_rows == TINY["schedule.epochs"]
+    assert _epochs(caller, "one") == list(range(TINY["schedule.epochs"]))
 
 
 def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
@@ -207,10 +205,32 @@ def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, jo
     began = time.monotonic()
     _submit(caller, job_api, SEARCH, working_directory=folder)
     print(f"search: {time.monotonic() - began:.0f} s")
-    table = pyarrow.parquet.read_table(io.BytesIO(_stored(caller, "searches/first/trials.parquet")))
+    table = pyarrow.parquet.read_table(io.BytesIO(_stored(caller, "runs/first/trials.parquet")))
     assert [trial["state"] for trial in table.to_pylist()] == ["complete", "complete"]
-    best = yaml.safe_load(_stored(caller, "searches/first/best.yaml"))
+    best = yaml.safe_load(_stored(caller, "runs/first/best.yaml"))
     assert best["data"]["limit"] == TINY["data.limit"]
+
+
+def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
+    caller: AwsCaller, job_api: str
+) -> None:
+    # A worker on each of the three nodes, so that the run cannot go on without a new one.
+    epochs = 24
+    settings = {**TINY, "schedule.epochs": epochs, "data.limit": 1200, "optim.batch_size": 96}
+    job = [*RUN, "--workers", "3", "--name", "lost", *as_settings(settings)]
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(_submit, caller, job_api, job)
+        until(lambda: len(_epochs(caller, "lost")) > 10, timeout_s=180)
+        before = caller.nodes()
+        taken = next(name for name in before if name.startswith("gpu "))
+        caller.ec2.client("ec2").terminate_instances(InstanceIds=[taken.split()[1]])
+        until(lambda: taken not in caller.nodes(), timeout_s=20)
+        began, seen = time.monotonic(), len(_epochs(caller, "lost"))
+        until(lambda: len(_epochs(caller, "lost")) > seen + 1, timeout_s=90)
+        print(f"trains on after {time.monotonic() - began:.0f} s")
+        assert caller.nodes().keys() - before.keys()
+        submitted.result()
+    assert _epochs(caller, "lost") == list(range(epochs))
 
 
 def test_strangers_are_refused(caller: AwsCaller) -> None:
@@ -252,10 +272,21 @@ def test_strangers_are_refused(caller: AwsCaller) -> None:
         results.append((what, done.returncode, said[-1:] or (done.stdout + done.stderr)[-2000:]))
         print(*results[-1], f"{time.monotonic() - began:.0f} s", sep=" | ")
     assert all(code != 0 and isinstance(said, list) for _, code, said in results)
+    # Of all ports that listen to others, only those with figures for Prometheus tell anything.
+    listening = head.run("ss -Hltn | awk '{print $4}'", timeout_s=10).stdout.split()
+    ends = [socket.rpartition(":") for socket in listening]
+    ports = {port for host, _, port in ends if not host.startswith(("127.", "[::1]"))}
+    probe = f"python -c {shlex.quote(_PROBE)} {address} {' '.join(ports)}"
+    answers = json.loads(stranger.run(probe, timeout_s=120).stdout)
+    print(answers)
+    assert {"22", "6379", "10001"} <= answers.keys() == ports
+    refusals = {"401", "UNAUTHENTICATED", "SSH"}
+    assert all(answer in refusals or answer.startswith("# HELP") for answer in answers.values())
     # It was the token: with it, the stranger is let in by both ports.
     for script in (ping, client, gcs):
         done = stranger.run(right + script, timeout_s=90)
-        assert done.returncode == 0, done.stdout + done.stderr
+        logs = "tail -n 30 /tmp/ray/session_latest/logs/ray_client_server*.err"
+        assert done.returncode == 0, done.stdout + done.stderr + head.run(logs, timeout_s=9).stdout
     stranger.end()
 
 
@@ -304,6 +335,37 @@ ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(
 """
 
 
+# What a port answers to HTTP, and where that is the first frame of HTTP/2, what to gRPC: to a
+# method of each of Ray's services, whichever is there.
+_PROBE = """
+import http.client, json, sys, urllib.error, urllib.request, grpc
+METHODS = (
+    "NodeManagerService/GetNodeStats", "ObjectManagerService/Pull",
+    "CoreWorkerService/NumPendingTasks", "InternalKVGcsService/InternalKVKeys",
+    "RayletDriver/ClusterInfo", "ReporterService/GetTraceback", "LogService/ListLogs",
+)
+def call(target, method):
+    try:
+        with grpc.insecure_channel(target) as channel:
+            channel.unary_unary("/ray.rpc." + method)(b"", timeout=5)
+        return "OK"
+    except grpc.RpcError as error:
+        return error.code().name
+def answer(target):
+    try:
+        found = urllib.request.urlopen("http://" + target + "/metrics", timeout=5)
+        return found.readline().decode()
+    except urllib.error.HTTPError as error:
+        return str(error.code)
+    except http.client.BadStatusLine as error:
+        if "SSH" in error.line:
+            return "SSH"
+    codes = {call(target, method) for method in METHODS} - {"UNIMPLEMENTED"}
+    return " ".join(sorted(codes))
+print(json.dumps({port: answer(sys.argv[1] + ":" + port) for port in sys.argv[2:]}))
+"""
+
+
 def _submit(
     caller: AwsCaller, job_api: str, command: list[str], working_directory: Path | None = None
 ) -> str:
@@ -313,6 +375,17 @@ def _submit(
     if working_directory is not None:
         options += ["--working-dir", str(working_directory)]
     return caller.run("ray", "job", "submit", *options, "--", *command, timeout_s=400)
+
+
+def _epochs(caller: AwsCaller, run: str) -> list[int]:
+    """Those that the metrics of a run have, none where it has not begun."""
+    try:
+        found = _stored(caller, f"runs/{run}/metrics.parquet")
+    except caller.ec2.client("s3").exceptions.NoSuchKey:
+        return []
+    return [
+        int(epoch) for epoch in pyarrow.parquet.read_table(io.BytesIO(found))["epoch"].to_pylist()
+    ]
 
 
 def _stored(caller: AwsCaller, key: str) -> bytes:
