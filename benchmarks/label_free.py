@@ -5,8 +5,8 @@
 
 Draws runs at random from a space that is wide in both stages, trains each from epoch 0, and
 correlates every score of the last epoch with ACC. One process and one thread a run. What a folder
-named by --out has already is not trained again. Or takes the complete trials of searches that have
-ended.
+named by --out has already is not trained again, but scored again by this code. Or takes the
+complete trials of searches that have ended.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 from bank_quality import train_in
 from scipy.stats import spearmanr
 
@@ -51,8 +52,43 @@ def drawn(number: int, config: Any) -> dict[str, Any]:
 
 
 def trained(preset: str, overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The last epoch's metrics of a run."""
-    return train_in(folder / f"run_{overrides['seed']:03d}", preset, overrides)
+    """The last epoch's metrics of a run, the scores found from its last checkpoint."""
+    name = folder / f"run_{overrides['seed']:03d}"
+    return {**train_in(name, preset, overrides), **scored(name)}
+
+
+def scored(folder: Path) -> dict[str, float]:
+    """Clusters, scores and agreement after the last epoch of the run in `folder`, found anew."""
+    import torch
+
+    from conr_ray.config import RunConfig
+    from conr_ray.data.keyed_random import fold
+    from conr_ray.data.pixels import Pixels
+    from conr_ray.data.store import open_images
+    from conr_ray.data.views import Views
+    from conr_ray.engine.embedder import Embedder
+    from conr_ray.engine.evaluation import cluster_data
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.engine.training_state import TrainingState
+
+    directory, device = RunDirectory(folder), torch.device("cpu")
+    epoch = directory.checkpoint_epochs()[-1]
+    checkpoint = directory.load_checkpoint(epoch, device)
+    config = RunConfig(**yaml.safe_load(checkpoint["config"]))
+    images = open_images(config.data)
+    state = TrainingState.create(config, images.num_channels, device)
+    state.load(checkpoint, images.fingerprint)
+    embedder = Embedder(
+        state.target,
+        Pixels(images.images, device, on_device=False),
+        Views(config.views, images.mean, images.std),
+        torch.autocast("cpu", enabled=False),
+    )
+    clusters = config.clustering.num_clusters or images.num_classes
+    found = cluster_data(
+        config, embedder, num_rows=images.num_images, num_clusters=clusters, epoch=epoch
+    )
+    return found.metrics(images.labels, embedder, fold(config.seed, "scores", epoch))
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -78,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", help="folder that keeps the runs")
@@ -92,7 +129,9 @@ def main() -> None:
     # Scores of the last epoch alone are of interest.
     fixed |= {"checkpoint.every": 10_000, "evaluation.every": 10_000}
     config = load_preset(args.preset, fixed)
-    runs = [{**fixed, **drawn(number, config)} for number in range(args.runs)]
+    runs = [
+        {**fixed, **drawn(number, config)} for number in range(args.first, args.first + args.runs)
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         one_run = partial(trained, args.preset, folder=Path(args.out or temporary))
         with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:

@@ -21,6 +21,16 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, p
 from conr_ray.config import ViewsConfig
 from conr_ray.data import keyed_random
 
+# The paper's jitter, on every image.
+_OTHER_LIGHT = ViewsConfig(
+    jitter_probability=1,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grayscale_probability=0,
+)
+
 
 class Views:
     """Makes float views, normalised by the data set's mean and deviation, from uint8 images."""
@@ -39,16 +49,16 @@ class Views:
 
     def plain(self, images: Tensor) -> Tensor:
         """The images as they are, for evaluation: centre-cropped or resized to the view's size."""
-        size = self.config.size
-        pixels = _to_unit_range(images)
-        height, width = pixels.shape[2:]
-        if min(height, width) < size:
-            scale = size / min(height, width)
-            shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-            pixels = interpolate(pixels, shape, mode="bilinear", align_corners=False)
-            height, width = shape
-        top, left = (height - size) // 2, (width - size) // 2
-        return self._normalized(pixels[:, :, top : top + size, left : left + size])
+        return self._normalized(self._centered(images))
+
+    def relit(self, images: Tensor, key: int, positions: Tensor) -> Tensor:
+        """The images as `plain` has them, each in a light and colour of its own.
+
+        Changed as much as by the paper's jitter whatever the config says, so that runs which differ
+        in their views can be compared. Arguments are those of `random`.
+        """
+        pixels = _jittered(self._centered(images), _Draws(key, positions), _OTHER_LIGHT, 1.0)
+        return self._normalized(pixels)
 
     def random(self, images: Tensor, key: int, positions: Tensor, *, group_stage: bool) -> Tensor:
         """One random view of each image, (b, c, size, size) float32.
@@ -62,13 +72,25 @@ class Views:
         draw = _Draws(key, positions)
         strength = self.config.group_stage_strength if group_stage else 1.0
         pixels = self._warped(_to_unit_range(images), draw, strength, group_stage=group_stage)
-        pixels = self._jittered(pixels, draw, strength)
+        pixels = _jittered(pixels, draw, self.config, strength)
         pixels = self._blurred(pixels, draw)
         if self.config.noise:
             count = pixels[0].numel()
             noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
             pixels = pixels + self.config.noise * strength * noise.view_as(pixels)
         return self._normalized(pixels)
+
+    def _centered(self, images: Tensor) -> Tensor:
+        size = self.config.size
+        pixels = _to_unit_range(images)
+        height, width = pixels.shape[2:]
+        if min(height, width) < size:
+            scale = size / min(height, width)
+            shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+            pixels = interpolate(pixels, shape, mode="bilinear", align_corners=False)
+            height, width = shape
+        top, left = (height - size) // 2, (width - size) // 2
+        return pixels[:, :, top : top + size, left : left + size]
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         return (pixels - self._mean) / self._std
@@ -112,32 +134,6 @@ class Views:
         padding = "zeros" if moved else "border"
         return grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
 
-    def _jittered(self, pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
-        config = self.config
-        amounts = [strength * a for a in (config.brightness, config.contrast)]
-        brightness, contrast = (draw.factor(amount) for amount in amounts)
-        chosen = draw.happens(config.jitter_probability).view(-1, 1, 1, 1)
-        changed = pixels
-        if config.brightness:
-            changed = (changed * brightness).clamp(0, 1)
-        if config.contrast:
-            mean = _gray(changed).mean((1, 2, 3), keepdim=True)
-            changed = (mean + (changed - mean) * contrast).clamp(0, 1)
-        if pixels.shape[1] == 3:
-            saturation = draw.factor(strength * config.saturation)
-            turn = draw.around(strength * config.hue).view(-1, 1, 1, 1)
-            if config.saturation:
-                gray = _gray(changed)
-                changed = (gray + (changed - gray) * saturation).clamp(0, 1)
-            if config.hue:
-                changed = _turned_hue(changed, turn)
-        if changed is not pixels:
-            pixels = torch.where(chosen, changed, pixels)
-        if pixels.shape[1] == 3 and config.grayscale_probability:
-            chosen = draw.happens(config.grayscale_probability).view(-1, 1, 1, 1)
-            pixels = torch.where(chosen, _gray(pixels), pixels)
-        return pixels
-
     def _blurred(self, pixels: Tensor, draw: _Draws) -> Tensor:
         """Gaussian blur, of a width of its own for each image; the kernel spans a tenth of it."""
         config = self.config
@@ -177,6 +173,32 @@ class _Draws:
 
     def happens(self, probability: float) -> Tensor:
         return next(self._numbers) < probability
+
+
+def _jittered(pixels: Tensor, draw: _Draws, config: ViewsConfig, strength: float) -> Tensor:
+    amounts = [strength * a for a in (config.brightness, config.contrast)]
+    brightness, contrast = (draw.factor(amount) for amount in amounts)
+    chosen = draw.happens(config.jitter_probability).view(-1, 1, 1, 1)
+    changed = pixels
+    if config.brightness:
+        changed = (changed * brightness).clamp(0, 1)
+    if config.contrast:
+        mean = _gray(changed).mean((1, 2, 3), keepdim=True)
+        changed = (mean + (changed - mean) * contrast).clamp(0, 1)
+    if pixels.shape[1] == 3:
+        saturation = draw.factor(strength * config.saturation)
+        turn = draw.around(strength * config.hue).view(-1, 1, 1, 1)
+        if config.saturation:
+            gray = _gray(changed)
+            changed = (gray + (changed - gray) * saturation).clamp(0, 1)
+        if config.hue:
+            changed = _turned_hue(changed, turn)
+    if changed is not pixels:
+        pixels = torch.where(chosen, changed, pixels)
+    if pixels.shape[1] == 3 and config.grayscale_probability:
+        chosen = draw.happens(config.grayscale_probability).view(-1, 1, 1, 1)
+        pixels = torch.where(chosen, _gray(pixels), pixels)
+    return pixels
 
 
 def _to_unit_range(images: Tensor) -> Tensor:

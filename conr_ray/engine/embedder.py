@@ -1,4 +1,4 @@
-"""Target embeddings of a run's images, as they are and as random views."""
+"""Target embeddings of a run's images, as they are and in another light."""
 
 from __future__ import annotations
 
@@ -28,12 +28,9 @@ class Embedder:
         """Of the images at `rows_b` as they are, (b, d) float32 of unit length."""
         return self._embedded(rows_b, lambda images, _: self.views.plain(images))
 
-    def random(self, rows_b: Tensor, key: int) -> Tensor:
-        """Of one random view of each, as the instance stage makes it; `key` decides which one."""
-        return self._embedded(
-            rows_b,
-            lambda images, rows: self.views.random(images, key, rows, group_stage=False),
-        )
+    def relit(self, rows_b: Tensor, key: int) -> Tensor:
+        """Of each image in a light of its own, by `Views.relit`; `key` decides which one."""
+        return self._embedded(rows_b, lambda images, rows: self.views.relit(images, key, rows))
 
     @torch.no_grad()
     def _embedded(self, rows_b: Tensor, view: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

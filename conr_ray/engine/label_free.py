@@ -40,11 +40,14 @@ def label_free_scores(
     """LABEL_FREE_SCORES of k-means on target embeddings; equal on all workers.
 
     silhouette: `centre_silhouette` of all samples.
-    view_agreement: information that the clusters of two random views of a sample share; in both
-        stages the views of the first.
-    neighbor_consistency: the same of a sample and each of its 10 nearest ones.
+    view_agreement: information that the clusters of a sample and of it in another light share.
+    neighbor_consistency: the same of a sample and each of its 10 nearest ones, which are found with
+        every sample in a light of its own.
     restart_agreement: the same of a sample and a k-means from one other random start.
     label_free: mean of the four.
+
+    The light is that of `Views.relit`, which no config changes: runs whose own views differ are
+    asked the same.
 
     Information is in shares of log c, 0 to 1: fewer clusters in use have less of it to share, so
     that a collapse scores low. All but the silhouette are found on the subset.
@@ -56,7 +59,7 @@ def label_free_scores(
         subset_m: rows of the subset, the same on all workers.
         subset_md: their embeddings.
         embedder: what made the embeddings.
-        key: decides the random views and the other start.
+        key: decides the lights and the other start.
     """
     num_rows, num_clusters = len(clusters_n), len(centers_cd)
     local, clusters_m = share(len(subset_m)), clusters_n[subset_m]
@@ -66,9 +69,9 @@ def label_free_scores(
         counts_cc = all_reduce_sum(joint_counts(left, right, num_clusters))
         return shared_information(counts_cc)
 
-    views = [embedder.random(subset_m[local], fold(key, "view", view)) for view in (1, 2)]
+    relit_bd = embedder.relit(subset_m[local], fold(key, "light"))
     _, near_mk = euclidean_neighbors(
-        subset_md[local], num_rows=len(subset_md), k=min(len(subset_md), 1 + _NUM_NEIGHBORS)
+        relit_bd, num_rows=len(subset_md), k=min(len(subset_md), 1 + _NUM_NEIGHBORS)
     )
     others_mk = clusters_m[near_mk[:, 1:]]
     again = spherical_kmeans(
@@ -78,7 +81,7 @@ def label_free_scores(
     total = embeddings_bd.new_tensor(silhouette * len(embeddings_bd), dtype=torch.float64)
     scores = {
         "silhouette": float(all_reduce_sum(total)) / num_rows,
-        "view_agreement": shared(*((view_md @ centers_cd.T).argmax(1) for view_md in views)),
+        "view_agreement": shared(clusters_m[local], (relit_bd @ centers_cd.T).argmax(1)),
         "neighbor_consistency": shared(clusters_m[local, None].expand_as(others_mk), others_mk),
         "restart_agreement": shared(clusters_m[local], again.labels_b),
     }

@@ -379,3 +379,20 @@ def test_the_strength_of_the_group_stage_scales_amplitudes(end: float) -> None:
     torch.testing.assert_close(
         _random(off, images, group_stage=True), off.plain(images), rtol=0, atol=1e-4
     )
+
+
+def test_relit_is_the_jitter_of_the_paper_whatever_the_config() -> None:
+    images = _images(6, 3, 20, 18)
+    positions = torch.arange(6)
+    found = Views(ViewsConfig(**EVERYTHING), [0.0] * 3, [1.0] * 3).relit(images, 5, positions)
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "size": 15}
+    assert torch.equal(found, _views(**jitter).relit(images, 5, positions))
+    assert torch.equal(found[2:4], _views(**jitter).relit(images[2:4], 5, positions[2:4]))
+    plain = _views(size=15).plain(images)
+    assert found.shape == plain.shape
+    assert ((found - plain).abs().amax((1, 2, 3)) > 0.01).all()
+    # Each image is changed in a way of its own, and where nothing varies nothing can.
+    same = _views(size=15).relit(images[:1].expand(6, 3, 20, 18), 5, positions)
+    assert len(same.mean((1, 2, 3)).unique()) == 6
+    black = torch.zeros(2, 1, 15, 15, dtype=torch.uint8)
+    assert torch.equal(_views(1, size=15).relit(black, 5, positions[:2]), black.float())
