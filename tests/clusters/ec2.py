@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -33,15 +34,14 @@ class Ec2:
     def __init__(self, sandbox: Sandbox, host_variables: Mapping[str, str]) -> None:
         self.hosts: dict[str, Host] = {}
         self.error: Exception | None = None
-        # While this file is there, no spot instance is to be had.
-        self.spot_shortage = sandbox.folder / "spot_shortage"
+        self._capacity = sandbox.folder / "capacity.json"
         self._sandbox = sandbox
         self._host_variables = host_variables
         self._stop = threading.Event()
 
     def __enter__(self) -> Ec2:
         self._sandbox.start(
-            [sys.executable, moto_server.__file__, GATEWAY, "5000", str(self.spot_shortage)],
+            [sys.executable, moto_server.__file__, GATEWAY, "5000", str(self._capacity)],
             self._sandbox.folder / "moto.log",
             {**os.environ, **VARIABLES},
         )
@@ -73,6 +73,10 @@ class Ec2:
         """All that were ever started."""
         found = self.client("ec2").describe_instances()["Reservations"]
         return [instance for reservation in found for instance in reservation["Instances"]]
+
+    def limit(self, **left: int) -> None:
+        """No more instances can be started than these: `spot=0`, `on_demand=2`."""
+        self._capacity.write_text(json.dumps(left))
 
     def _watch(self) -> None:
         ended: set[str] = set()

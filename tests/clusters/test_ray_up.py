@@ -224,6 +224,7 @@ def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
         until(lambda: len(_epochs(caller, "lost")) > 10, timeout_s=400)
         before = caller.nodes()
         taken = next(name for name in before if name.startswith("gpu "))
+        caller.ec2.limit(spot=1)
         caller.ec2.client("ec2").terminate_instances(InstanceIds=[taken.split()[1]])
         until(lambda: taken not in caller.nodes(), timeout_s=20)
         began, seen = time.monotonic(), len(_epochs(caller, "lost"))
@@ -299,7 +300,7 @@ def test_idle_workers_are_taken_down(caller: AwsCaller) -> None:
 
 
 def test_without_spot_capacity_an_on_demand_worker_comes(caller: AwsCaller) -> None:
-    caller.ec2.spot_shortage.touch()
+    caller.ec2.limit(spot=0)
     began = time.monotonic()
     caller.packages("GPU", 1, timeout_s=300)
     print(f"on-demand worker: {time.monotonic() - began:.0f} s")
