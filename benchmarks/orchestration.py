@@ -27,14 +27,14 @@ from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
+from conr_ray.search.study import journal_file, open_study
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 
 def plain_loop(space: SearchSpace, folder: Path, num_trials: int) -> tuple[float, float]:
     """Wall time and the epochs' own of an ask-and-tell loop around `train`."""
     started, training_s = time.perf_counter(), 0.0
-    study = open_study(space, folder / "plain.journal", "plain")
+    study = open_study(space, journal_file(folder / "plain.journal"), "plain")
     for _ in range(num_trials):
         trial = study.ask()
         config = space.config(space(trial))
@@ -84,6 +84,7 @@ def main() -> None:
             WandbSettings("off"),
             Console(file=io.StringIO()),
             num_trials=args.trials,
+            fingerprint=open_images(space.config().data).fingerprint,
             max_concurrent=1,
         )
         search_s = time.perf_counter() - started

@@ -37,7 +37,7 @@ from conr_ray.search.run_search import (
     with_metric,
 )
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
+from conr_ray.search.space_file import check_points, load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
 from conr_ray.search.wandb_search import log_search
 from conr_ray.tracking.library_logs import library_logs
@@ -69,12 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     directory = SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
     images = open_images(space.config().data)
     check_images(space.config(), images, args.workers)
+    check_points(space, lambda config: check_images(config, images, args.workers))
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
-    if args.study:
-        directory.open_study(space)
     trunks = None
-    if not args.no_trunks and space.num_trunks is not None:
+    if not args.no_trunks and not space.why_no_trunks:
         place = args.trunks or f"{directory.uri}/trunks"
         trunks = open_trunks(place, space.group_starts, ActorLocks())
     mode, note = wandb_mode(space.config().tracking)
@@ -91,7 +90,10 @@ def main(arguments: Sequence[str]) -> None:
     console.print(f"report: {report.uri}, also while the search runs", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
-    with resumable(directory.uri), library_logs(directory.files), report:
+    if args.trunks and trunks is None:
+        console.print(f"--trunks is not used: {space.why_no_trunks}", soft_wrap=True)
+    held, logs = directory.held(), library_logs(directory.files)
+    with held, resumable(directory.uri), logs, report:
         trials = run_search(
             space,
             directory,
@@ -99,6 +101,7 @@ def main(arguments: Sequence[str]) -> None:
             WandbSettings(mode),
             console,
             num_trials=num_trials,
+            fingerprint=images.fingerprint,
             trunks=trunks,
             max_concurrent=args.max_concurrent,
             on_news=report.note,
@@ -169,10 +172,11 @@ def _print_result(
         lines.append(f"its state went through trials {legs}, and is in {directory.uri}/trials/")
     else:
         lines.append(f"train it: python -m conr_ray.train --config {directory.uri}/best.yaml")
-        lines.append(
-            f"go on: the same command with --name {directory.name} --resume "
-            f"--trials {2 * len(trials)}"
-        )
+        more = min(2 * len(trials), space.most_trials or 2 * len(trials))
+        if more > len(trials):
+            lines.append(
+                f"go on: the same command with --name {directory.name} --resume --trials {more}"
+            )
     console.print("\n".join(lines), soft_wrap=True)
 
 

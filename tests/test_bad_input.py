@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -371,6 +372,10 @@ def test_a_storage_that_cannot_be_written_is_told(
             {"preset": "digits", "search": SEARCH, "fixed": {"optim.batch_size": 2000}},
             "optim.batch_size=2000 exceeds the 1797 images: lower it or add images",
         ),
+        (
+            {"preset": "digits", "search": {"optim.batch_size": {"choice": [128, 4096]}}},
+            "the space has points that cannot run: optim.batch_size=4096 exceeds the 1797 images",
+        ),
     ],
 )
 def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message: str) -> None:
@@ -387,7 +392,7 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space {space} --preset digts", "preset digts: no such preset; did you mean digits?"),
         ("--space {space} --max-concurrent 0", "--max-concurrent 0: give 1 or more"),
         ("--space {space} --gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
-        ("--space {space} --study nonsense://x", "--study: nonsense://x cannot be opened: "),
+        ("--space {space} --study nonsense://x", "--study cannot be read: "),
         ("--space {space} --trunks ftp://x/y", "ftp://x/y cannot be opened: "),
         (
             "--space {space} --trunks {space}",
@@ -414,6 +419,20 @@ def test_a_study_in_a_database_is_not_forgotten(refuse: Refuse, storage: Path) -
     (Path(directory.uri) / "study.journal").touch()
     told = refuse(conr_ray.tune, *arguments, "--study", "sqlite:///nowhere.db")
     assert told.startswith(f"--study: the study of this search is {directory.uri}/study.journal")
+
+
+def test_a_study_of_the_same_name_is_not_taken_over(
+    refuse: Refuse, storage: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    space = load_space(DIGITS_SPACE)
+    SearchDirectory(RunDirectory(tmp_path / "elsewhere" / "first"), url).open_study(space)
+    arguments = ["--space", str(DIGITS_SPACE), "--name", "first", "--study", url]
+    told = refuse(conr_ray.tune, *arguments)
+    assert told == "--study has a search called first already: choose another --name"
+    # Nothing that is refused leaves a study behind.
+    refuse(conr_ray.tune, *arguments, "--name", "second", "--trunks", "ftp://x/y")
+    assert optuna.get_all_study_names(url) == ["first"]
 
 
 @pytest.mark.parametrize("trials", ["0", "-1"])

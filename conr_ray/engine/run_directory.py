@@ -12,6 +12,7 @@ A checkpoint whose `summary.json` is missing was not finished and is passed over
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,7 +27,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
-from conr_ray.config import RunConfig, differences, from_yaml
+from conr_ray.config import RunConfig, differences, from_yaml, override
 from conr_ray.engine.observer import MetricRow
 from conr_ray.errors import RunFailed, UserError
 
@@ -59,13 +60,15 @@ class RunDirectory:
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether a run of `config` is here already; nothing is written.
 
+        Where its images lie may have changed.
+
         Raises:
             UserError: another run is here, or this one is and `resume` was not asked for.
         """
         old = self.read_config()
         if old is None:
             return False
-        changed = differences(old, config)
+        changed = differences(old, override(config, {"data.path": old.data.path}))
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(
@@ -207,12 +210,16 @@ class RunDirectory:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         self._write(f"{name}/state.pt", buffer.getbuffer())
-        summary = {**summary, "pinned": True} if pinned else summary
+        summary = {**summary, "sha256": _digest(buffer.getbuffer())}
+        summary |= {"pinned": True} if pinned else {}
         self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
         for old in self.checkpoint_epochs()[:-keep]:
-            summary_of_old = self.read_text(f"{self.checkpoint_name(old)}/summary.json")
-            if not json.loads(summary_of_old or "{}").get("pinned"):
+            if not self._summary(old).get("pinned"):
                 self.delete_checkpoint(old)
+
+    def _summary(self, epoch: int) -> dict[str, Any]:
+        text = self.read_text(f"{self.checkpoint_name(epoch)}/summary.json")
+        return dict(json.loads(text or "{}"))
 
     def delete_checkpoint(self, epoch: int) -> None:
         """Delete the checkpoint after `epoch` epochs."""
@@ -225,6 +232,9 @@ class RunDirectory:
         try:
             if data is None:
                 raise ValueError("it is missing")
+            digest = _digest(data)
+            if self._summary(epoch).get("sha256", digest) != digest:
+                raise ValueError("its checksum is another one")
             state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             if not isinstance(state, dict):
                 raise ValueError(f"it holds a {type(state).__name__}")
@@ -257,3 +267,7 @@ class RunDirectory:
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         part.write_bytes(data)
         part.replace(target)
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -25,7 +25,15 @@ import torch
 from conr_ray.config import RunConfig, override
 from conr_ray.data import keyed_random, pixels, views
 from conr_ray.data.store import ImageSet
-from conr_ray.engine import embedder, evaluation, label_free, loop, schedule, training_state
+from conr_ray.engine import (
+    embedder,
+    evaluation,
+    label_free,
+    loop,
+    schedule,
+    step_figures,
+    training_state,
+)
 from conr_ray.engine.locks import FileLocks, Lock, Locks
 from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
@@ -34,11 +42,17 @@ from conr_ray.errors import RunFailed, UserError
 from conr_ray.method import (
     batch_norm,
     collectives,
+    compiled,
     instance_stage,
     kmeans,
     metrics,
+    neighbor_lists,
     networks,
+    rank_keys,
+    reranking,
+    rough_products,
     schedules,
+    search_kernels,
 )
 from conr_ray.method.collectives import broadcast_first, rank
 
@@ -66,10 +80,12 @@ _GROUP_STAGE_FIELDS: dict[str, Any] = {
 }
 # Sections that say where things are and what is kept; images count by their fingerprint.
 _NOT_SHAPING = ("data", "checkpoint", "tracking")
+# What trains an instance stage, or makes the figures in the rows of its epochs.
 _SHAPING_CODE = (
     *(keyed_random, pixels, views),
-    *(embedder, evaluation, label_free, loop, schedule, training_state),
+    *(embedder, evaluation, label_free, loop, schedule, step_figures, training_state),
     *(batch_norm, collectives, instance_stage, kmeans, metrics, networks, schedules),
+    *(compiled, neighbor_lists, rank_keys, reranking, rough_products, search_kernels),
 )
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 _READY, _BUILD, _WAIT, _FAILED = range(4)
@@ -154,13 +170,10 @@ class TrunkStore:
         """The trunk called `name`."""
         return RunDirectory(f"{self.uri}/{name}")
 
-    def progress(self) -> dict[str, int]:
-        """Epochs trained of each trunk by its name; of folders only, where looking is cheap."""
-        root = Path(self.uri)
-        if "://" in self.uri or not root.is_dir():
-            return {}
-        names = sorted(path.name for path in root.iterdir() if path.is_dir())
-        return {name: len(self.directory(name).metric_rows()) for name in names}
+    def epochs_trained(self, name: str) -> int | None:
+        """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
+        trunk = self.directory(name)
+        return len(trunk.metric_rows()) if trunk.is_local else None
 
     def fork_epoch(self, config: RunConfig) -> int:
         """The epoch at which a run of `config` leaves its trunk; 0 where it has none.
@@ -204,13 +217,14 @@ def train_from_trunk(
     """`train`, but a run without a checkpoint goes on from its trunk, which is built if need be.
 
     The run is bit for bit the one that trains from epoch 0 on the same number of workers as the
-    trunk. Called by every worker. A span with an origin of its own needs no trunk.
+    trunk. Called by every worker. A span that has an origin of its own, or ends before the trunk,
+    needs none.
     """
     begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
     if store is None or span.origin is not None or _agreed(int(begun), device):
         return train(config, images, directory, observer, device, span)
     epoch = store.fork_epoch(config)
-    if not epoch:
+    if not epoch or (span.until is not None and span.until <= epoch):
         return train(config, images, directory, observer, device, span)
     try:
         origin = _provide(store, config, epoch, images, device)

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from conr_ray.engine.trunk import TrunkStore
+from conr_ray.engine.trunk import TrunkStore, trunk_name
 from conr_ray.errors import last_line
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT
@@ -31,11 +31,13 @@ class LiveDisplay(Callback):
         num_trials: int,
         console: Console,
         trunks: TrunkStore | None,
+        fingerprint: str,
         on_news: Callable[[], None] | None = None,
     ) -> None:
         self._on_news = on_news
         self._space = space
         self._trunks = trunks
+        self._fingerprint = fingerprint
         self._num_trials = num_trials
         self._console = console
         self._started = time.monotonic()
@@ -73,13 +75,13 @@ class LiveDisplay(Callback):
             self._live.stop()
 
     def _note(self, trial: Any, state: str) -> None:
-        self._states[trial.trial_id] = state
         self._given[trial.trial_id] = trial.config
+        self._states[trial.trial_id] = state
         if self._on_news is not None:
             self._on_news()
 
     def _end(self, trial: Any, error: bool = False) -> None:
-        result = self._last.get(trial.trial_id, {})
+        result = self._last.get(trial.trial_id, {FAILURE: "it reported nothing"})
         failure = last_line(trial.get_error()) if error else result.get(FAILURE)
         stopped = result.get(EPOCHS, 0) < self._stretch(trial.config)[1]
         state = "failed" if failure else "stopped" if stopped else "complete"
@@ -125,13 +127,19 @@ class LiveDisplay(Callback):
         return Group(*(Text(line) for line in lines))
 
     def _trunk_lines(self) -> list[str]:
-        """How far the trunk is, as long as trials wait for it."""
-        waiting = [i for i, state in list(self._states.items()) if state == "running"]
-        if self._trunks is None or all(i in self._last for i in waiting):
-            return []
+        """How far the trunks are that running trials wait for."""
+        wanted: dict[str, int] = {}
+        for trial_id, state in list(self._states.items()):
+            if self._trunks is not None and state == "running" and trial_id not in self._last:
+                config = self._space.config(self._given[trial_id][POINT])
+                name, epoch = trunk_name(config, self._fingerprint), self._trunks.fork_epoch(config)
+                wanted[name] = max(epoch, wanted.get(name, 0))
         return [
-            f"trunk {name}: {epochs} of {max(self._trunks.starts)} epochs"
-            for name, epochs in self._trunks.progress().items()
+            f"trunk {name}: {trained} of {epochs} epochs"
+            for name, epochs in wanted.items()
+            if self._trunks is not None
+            and epochs
+            and (trained := self._trunks.epochs_trained(name)) is not None
         ]
 
     def _time_left(self, elapsed: float) -> str:

@@ -110,9 +110,9 @@ def print_plan(
         f"search     {num_trials} trials{drawn}, {stopping}; {', '.join(aims)}",
         f"images     {images.num_images:,}, " + _labels(images),
         "trunks     " + _trunks(space, plan, store, images),
-        f"epochs     {plan.epochs:,} at most ({plan.trunk_epochs:,} of trunks, "
-        f"{plan.fork_epochs:,} of trials); without trunks {plan.unshared_epochs:,}, "
-        f"{plan.saving:.1f} times as many",
+        f"epochs     about {plan.epochs:,} ({plan.trunk_epochs:,} of trunks, "
+        f"{plan.fork_epochs:,} of trials) if none is stopped early; without trunks "
+        f"{plan.unshared_epochs:,}, {plan.saving:.1f} times as many",
         f"resources  {resources.workers} x ({need}) a trial; {concurrent} trials at once, the "
         f"cluster has room for {fits}",
     ]
@@ -124,10 +124,8 @@ def _labels(images: ImageSet) -> str:
 
 
 def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: ImageSet) -> str:
-    if not plan.num_trunks or store is None:
-        if not space.num_trunks:
-            return "none: a searched field of the instance stage has no end of values"
-        return "none"
+    if store is None:
+        return f"none: {space.why_no_trunks}" if space.why_no_trunks else "none"
     size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
     text = (
         f"{plan.num_trunks}, each with {plan.num_checkpoints} checkpoints of "

@@ -10,7 +10,8 @@ best.yaml           the config of the best trial; `train --config` runs it
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ import ray.tune
 import yaml
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from pydantic import ValidationError
 from rich.console import Console
 
 from conr_ray.config import parse_yaml
 from conr_ray.data.store import ImageSet
+from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError, last_line
@@ -35,13 +36,21 @@ from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.space import LABELLED_METRICS, SearchSpace
-from conr_ray.search.study import StudyScheduler, StudySearcher, num_left, open_study
+from conr_ray.search.study import (
+    StudyScheduler,
+    StudySearcher,
+    journal_file,
+    num_left,
+    open_study,
+)
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
 _JOURNAL = "study.journal"
+# Key of what the study knows of the images: their fingerprint.
+_IMAGES = "images"
 # Deaths of a trial's processes; it goes on from its checkpoint each time.
 _MAX_FAILURES = 5
 
@@ -69,8 +78,13 @@ class SearchDirectory:
         if text is None:
             if resume:
                 raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
+            if self.study_url is not None and self.name in self._open_storage()[1]:
+                raise UserError(
+                    f"--study has a search called {self.name} already: choose another --name"
+                )
             return
-        old, new = yaml.safe_load(text), as_tree(space)
+        # Where the images lie may have changed.
+        old, new = map(_without_data_path, (yaml.safe_load(text), as_tree(space)))
         # More trials may be added, unless they are a population.
         free = () if space.exchanges else ("trials",)
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
@@ -97,14 +111,22 @@ class SearchDirectory:
         except OSError as error:
             raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other process runs this search; one in a bucket is stopped by its journal.
+
+        Raises:
+            UserError: another process runs it.
+        """
+        with FileLocks(self.uri)("search") if self.files.is_local else nullcontext() as lock:
+            if lock is not None and not lock.acquired():
+                raise UserError(f"{self.uri}: another process runs this search: stop it first")
+            yield
+
     def open_study(self, space: SearchSpace) -> optuna.Study:
         """The search's study."""
-        if self.study_url is not None:
-            return open_study(space, self.study_url, self.name)
-        if self.files.is_local:
-            return open_study(space, Path(self.uri) / _JOURNAL, self.name)
-        storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
-        return open_study(space, storage, self.name)
+        storage, names = self._open_storage()
+        return open_study(space, storage, self._study_name(names))
 
     def read_space(self) -> SearchSpace | None:
         """The space of the search that is here, None where there is none."""
@@ -127,41 +149,45 @@ class SearchDirectory:
         Raises:
             UserError: it is in a database that is not named or cannot be opened.
         """
-        try:
-            storage = self._study_to_read()
-            if storage is None:
-                return None
-            names = optuna.get_all_study_names(storage)
-        except UserError:
-            raise
-        # A journal may be damaged in any way.
-        except Exception as error:
-            raise UserError(f"{self.uri}: its study cannot be read: {last_line(error)}") from None
-        if self.study_url is None and len(names) == 1:
-            return optuna.load_study(study_name=names[0], storage=storage)
-        if self.name not in names:
-            return None
-        return optuna.load_study(study_name=self.name, storage=storage)
-
-    def _study_to_read(self) -> BaseStorage | None:
-        if self.study_url is not None:
-            try:
-                return get_storage(self.study_url)
-            # Of the many kinds that database drivers raise.
-            except Exception as error:
-                raise UserError(f"--study cannot be opened: {last_line(error)}") from None
-        if not self.files.has(_JOURNAL):
+        if self.study_url is None and not self.files.has(_JOURNAL):
             if self.files.has("trials"):
                 raise UserError(f"{self.uri}: its study is in a database: give its --study")
             return None
-        if self.files.is_local:
-            return JournalStorage(JournalFileBackend(str(Path(self.uri) / _JOURNAL)))
-        return JournalStorage(BucketJournal(self.files, _JOURNAL))
+        storage, names = self._open_storage()
+        name = self._study_name(names)
+        return optuna.load_study(study_name=name, storage=storage) if name in names else None
+
+    def _open_storage(self) -> tuple[BaseStorage, list[str]]:
+        """Where the study is or will be, and the names of the studies there."""
+        storage: BaseStorage
+        try:
+            if self.study_url is not None:
+                storage = get_storage(self.study_url)
+            elif self.files.is_local:
+                storage = journal_file(Path(self.uri) / _JOURNAL)
+            else:
+                storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
+            return storage, optuna.get_all_study_names(storage)
+        except UserError:
+            raise
+        # Of the many kinds that database drivers raise; a journal may be damaged in any way.
+        except Exception as error:
+            what = "--study" if self.study_url is not None else f"{self.uri}: its study"
+            raise UserError(f"{what} cannot be read: {last_line(error)}") from None
+
+    def _study_name(self, names: list[str]) -> str:
+        """Of the studies in its storage its own; a journal's is called as the folder once was."""
+        return names[0] if self.study_url is None and len(names) == 1 else self.name
 
 
 def as_tree(space: SearchSpace) -> Any:
     """The space as plain values, as it is written to space.yaml."""
     return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _without_data_path(tree: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = {k: v for k, v in (tree.get("fixed") or {}).items() if k != "data.path"}
+    return {**tree, "fixed": fixed}
 
 
 def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
@@ -189,6 +215,7 @@ def run_search(
     console: Console,
     *,
     num_trials: int,
+    fingerprint: str,
     trunks: TrunkStore | None = None,
     max_concurrent: int | None = None,
     on_news: Callable[[], None] | None = None,
@@ -204,21 +231,30 @@ def run_search(
         wandb: mode of logging; each trial gets a run of its own.
         console: for the live display.
         num_trials: of the whole search, those of earlier calls included.
+        fingerprint: of the images.
         trunks: where trials find, or leave, the instance stages that they share.
         max_concurrent: trials at once; as many as fit where None.
         on_news: called, in this process, after each report and at the end of each trial.
 
     Raises:
+        UserError: earlier trials were trained on other images.
         RunFailed: no trial trained all its epochs.
         KeyboardInterrupt: the user stopped it; called again, it goes on.
     """
     study = directory.open_study(space)
+    if study.user_attrs.get(_IMAGES, fingerprint) != fingerprint:
+        raise UserError(
+            f"{directory.uri} is a search on other images: look at data.path, or choose another "
+            "--name"
+        )
+    study.set_user_attr(_IMAGES, fingerprint)
     if (remaining := num_left(space, study, num_trials)) > 0:
         runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
         # Behind Ray Train one more waits for cores, so that its start costs no time.
         ready = resources.fits() + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
-        _run_trials(runner, study, console, remaining, concurrent, on_news)
+        display = LiveDisplay(space, remaining, console, trunks, fingerprint, on_news)
+        _run_trials(runner, study, display, remaining, concurrent)
     trials = write_results(space, study, directory)
     if num_left(space, study, num_trials):
         raise KeyboardInterrupt
@@ -234,15 +270,13 @@ def run_search(
 def _run_trials(
     runner: TrialRunner,
     study: optuna.Study,
-    console: Console,
+    display: LiveDisplay,
     count: int,
     concurrent: int,
-    on_news: Callable[[], None] | None,
 ) -> None:
     """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
-    display = LiveDisplay(runner.space, count, console, runner.trunks, on_news)
     # All that has to last is in the search's directory.
     scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
     tuner = ray.tune.Tuner(

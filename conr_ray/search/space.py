@@ -57,6 +57,11 @@ class SchedulerConfig(SpacePart):
         None, description="of pbt and pb2, between exchanges; as unset grace_epochs where unset"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_kind(cls, tree: Any) -> Any:
+        return {"kind": tree} if isinstance(tree, str) else tree
+
     @property
     def is_population(self) -> bool:
         """Whether trials take over one another's state, instead of being stopped."""
@@ -185,22 +190,43 @@ class SearchSpace(SpacePart):
     @property
     def group_starts(self) -> frozenset[int]:
         """Every epoch at which a trial can begin its group stage."""
+        return frozenset(v for v in self._group_start_values if isinstance(v, int) and v > 0)
+
+    @property
+    def always_groups(self) -> bool:
+        """Whether every trial has a group stage."""
+        return "never" not in self._group_start_values
+
+    @property
+    def _group_start_values(self) -> Sequence[Any]:
         dimension = self.search.get("schedule.group_start")
         if dimension is None:
-            values: Sequence[Any] = [self.config().schedule.group_start]
-        else:
-            values = dimension.values(self.search) or ()
-        return frozenset(v for v in values if isinstance(v, int) and v > 0)
+            return [self.config().schedule.group_start]
+        return dimension.values(self.search) or ()
 
     @property
     def num_trunks(self) -> int | None:
-        """How many instance stages the trials can have; None where there is no end of them."""
+        """How many instance stages trials can share; None where there is no end of them.
+
+        0 where a population exchanges states before they end.
+        """
+        if self.exchanges and self.exchanges[0] <= max(self.group_starts, default=0):
+            return 0
         counts = [
             None if (values := dimension.values(self.search)) is None else len(values)
             for name, dimension in self.search.items()
             if shapes_trunk(name)
         ]
         return None if None in counts else math.prod(count for count in counts if count)
+
+    @property
+    def why_no_trunks(self) -> str | None:
+        """Why trials share no instance stage, None where they do."""
+        if self.num_trunks is None:
+            return "a searched field of the instance stage has no end of values"
+        if self.num_trunks == 0:
+            return "states are exchanged before the group stage"
+        return None if self.group_starts else "no trial has an instance and a group stage"
 
     @property
     def most_trials(self) -> int | None:

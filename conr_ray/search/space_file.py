@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from conr_ray.config import check_field, get_field, load_preset, read_yaml
+from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.training_state import may_change
 from conr_ray.errors import UserError
@@ -125,6 +125,7 @@ def _check(space: SearchSpace) -> None:
             )
         if problem := dimension.problem():
             raise UserError(f"search.{name}: {problem}")
+    for name, dimension in space.search.items():
         for needed in dimension.needs():
             if needed not in space.search:
                 raise UserError(
@@ -142,9 +143,19 @@ def _check(space: SearchSpace) -> None:
             f"scheduler.grace_epochs={space.asked_grace} would compare trials before and after "
             f"their group_start: raise it above {latest}, or leave it out"
         )
+    if "neighbor_purity" in space.metrics and not space.always_groups:
+        raise UserError(
+            "metric=neighbor_purity: a run without a group stage does not report it: choose nmi, "
+            "or drop schedule.group_start=never"
+        )
+    if (space.asked_grace or 0) >= space.config().schedule.epochs:
+        raise UserError(
+            f"scheduler.grace_epochs={space.asked_grace} leaves nothing to stop or exchange: lower "
+            f"it below schedule.epochs={space.config().schedule.epochs}"
+        )
     if space.sampler == "grid":
         space.grid()
-    _check_draws(space)
+    check_points(space)
     if space.scheduler is not None and space.scheduler.is_population:
         _check_population(space)
 
@@ -184,11 +195,6 @@ def _check_population(space: SearchSpace) -> None:
             "it out"
         )
     config = space.config()
-    if space.grace_epochs >= config.schedule.epochs:
-        raise UserError(
-            f"scheduler.grace_epochs={space.grace_epochs} leaves nothing to exchange: lower it "
-            f"below schedule.epochs={config.schedule.epochs}"
-        )
     for epoch in space.exchanges:
         if not Schedule(config, 1).evaluated(epoch - 1):
             raise UserError(
@@ -212,13 +218,19 @@ def _check_first(space: SearchSpace) -> None:
         space.config(point)
 
 
-def _check_draws(space: SearchSpace) -> None:
-    """Many corners and random points must be runs, so that no trial is lost hours later."""
+def check_points(
+    space: SearchSpace, check: Callable[[RunConfig], object] = lambda config: None
+) -> None:
+    """Many corners and random points must be runs, so that no trial is lost hours later.
+
+    Raises:
+        UserError: one of them is none, or `check` raised it.
+    """
     numbers = random.Random(0)
     shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]
     shares += [numbers.random, lambda: float(numbers.random() < 0.5)] * (_DRAWS_CHECKED // 2)
     for share in shares:
         try:
-            space.config(space(ShareDrawer(share)))
+            check(space.config(space(ShareDrawer(share))))
         except UserError as error:
             raise UserError(f"the space has points that cannot run: {error}") from None

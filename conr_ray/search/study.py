@@ -18,7 +18,7 @@ from optuna import pruners, samplers
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as TuneTrial
@@ -27,7 +27,6 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from conr_ray.data.keyed_random import fold
-from conr_ray.errors import UserError, last_line
 from conr_ray.search.population import Leg, Population
 from conr_ray.search.space import SearchSpace
 
@@ -39,32 +38,17 @@ TRIAL_ID, POINT, LEG = "trial_id", "point", "leg"
 CONFIG_HASH = "config_hash"
 
 
-def open_study(space: SearchSpace, place: Path | str | BaseStorage, name: str) -> optuna.Study:
-    """The study called `name`, created with the points tried first where there is none.
-
-    Args:
-        space: what it searches.
-        place: a journal file, the URL of a database, or an open storage.
-        name: of the study.
-
-    Raises:
-        UserError: the database cannot be used.
-    """
+def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.Study:
+    """The study of `space` called `name`, created with the points tried first if there is none."""
     # Optuna warns of each field that it draws alone.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        study = optuna.create_study(
-            storage=_storage(place),
-            study_name=name,
-            directions=["maximize" if d == "max" else "minimize" for d in space.directions],
-            pruner=_pruner(space),
-            load_if_exists=True,
-        )
-    # Of the many kinds that database drivers raise.
-    except Exception as error:
-        if not isinstance(place, str):
-            raise
-        raise UserError(f"--study: {place} cannot be opened: {last_line(error)}") from None
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=["maximize" if d == "max" else "minimize" for d in space.directions],
+        pruner=_pruner(space),
+        load_if_exists=True,
+    )
     num_trials = len(study.get_trials(deepcopy=False))
     # A search that goes on must not draw its first points once more.
     study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
@@ -75,12 +59,9 @@ def open_study(space: SearchSpace, place: Path | str | BaseStorage, name: str) -
     return study
 
 
-def _storage(place: Path | str | BaseStorage) -> BaseStorage:
-    if isinstance(place, BaseStorage):
-        return place
-    if isinstance(place, Path):
-        return JournalStorage(JournalFileBackend(str(place)))
-    return get_storage(place)
+def journal_file(path: Path) -> BaseStorage:
+    """The storage of studies in a file."""
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
@@ -141,23 +122,25 @@ def _pruner(space: SearchSpace) -> BasePruner:
                 start,
             )
         case "median":
-            return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=space.grace_epochs)
+            median = pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=space.grace_epochs)
+            return _ClockPruner(median, start, zero=0)
         case "pbt" | "pb2":
             return pruners.NopPruner()
 
 
 class _ClockPruner(BasePruner):
-    """A pruner whose steps are epochs since `start`."""
+    """A pruner that knows nothing of epochs up to `start`, and counts from there or from `zero`."""
 
-    def __init__(self, pruner: BasePruner, start: int) -> None:
+    def __init__(self, pruner: BasePruner, start: int, zero: int | None = None) -> None:
         self._pruner = pruner
         self._start = start
+        self._zero = start if zero is None else zero
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial is stopped."""
         shifted = copy.copy(trial)
         shifted.intermediate_values = {
-            step - self._start: value
+            step - self._zero: value
             for step, value in trial.intermediate_values.items()
             if step > self._start
         }

@@ -6,6 +6,7 @@ The same holds on a local path and in an object store, here fsspec's in-memory o
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_checkpoint_comes_back_with_tensors_and_plain_values(
     assert torch.equal(state["online"]["weight"], STATE["online"]["weight"])  # type: ignore[index]
     assert (state["epoch"], state["config"]) == (4, "seed: 0")
     summary = open_directory().read_text("checkpoints/epoch_000004/summary.json")
-    assert summary == '{\n  "epochs_trained": 4\n}\n'
+    assert summary is not None and json.loads(summary)["epochs_trained"] == 4
 
 
 def test_pruning_keeps_the_newest_checkpoints(open_directory: OpenDirectory) -> None:

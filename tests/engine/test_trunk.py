@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,6 +14,7 @@ from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_images
 from conr_ray.engine import trunk as trunk_module
 from conr_ray.engine.locks import FileLocks
+from conr_ray.engine.loop import Span
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import (
@@ -142,6 +145,16 @@ def test_a_fork_stopped_before_its_first_checkpoint_still_tells_what_it_built(
     assert origin_of(tmp_path / "fork").built_epochs == 2
 
 
+def test_a_leg_that_ends_before_the_trunk_is_trained_without_it(tmp_path: Path) -> None:
+    config, store = tiny_config(), store_in(tmp_path, 2)
+    images, leg = open_images(config.data), RunDirectory(tmp_path / "leg")
+    for until in (1, 2):
+        span = Span(until=until)
+        train_from_trunk(config, images, leg, Observers(), torch.device("cpu"), store, span)
+        assert (len(leg.metric_rows()), leg.checkpoint_epochs()[-1]) == (until, until)
+    assert not (tmp_path / "trunks").exists()
+
+
 def test_a_stopped_fork_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
     store = store_in(tmp_path, 2)
     whole = run_here(tiny_config(), tmp_path / "whole")
@@ -150,9 +163,15 @@ def test_a_stopped_fork_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
     assert without_times(fork(tiny_config(), store, tmp_path / "fork")) == without_times(whole)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def flip(data: bytes) -> bytes:
+    """With another byte in the middle, amid the numbers of a tensor."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"not a checkpoint", flip, None])
 def test_a_damaged_checkpoint_is_trained_anew_and_this_is_said(
-    tmp_path: Path, damage: bytes | None
+    tmp_path: Path, damage: Callable[[bytes], bytes] | None
 ) -> None:
     store = store_in(tmp_path, 1, 2)
     fork(tiny_config(), store, tmp_path / "first")
@@ -160,7 +179,7 @@ def test_a_damaged_checkpoint_is_trained_anew_and_this_is_said(
     trunk = the_trunk(store)
     for epoch in (1, 2):
         state = Path(trunk.uri) / trunk.checkpoint_name(epoch) / "state.pt"
-        state.unlink() if damage is None else state.write_bytes(damage)
+        state.unlink() if damage is None else state.write_bytes(damage(state.read_bytes()))
     fork(tiny_config(), store, tmp_path / "second")
     assert without_times(RunDirectory(tmp_path / "second").metric_rows()) == without_times(whole)
     origin = origin_of(tmp_path / "second")
@@ -252,6 +271,24 @@ def test_other_images_and_other_code_have_other_trunks(monkeypatch: pytest.Monke
     assert trunk_name(tiny_config(), "others") != name
     monkeypatch.setattr(trunk_module, "_code_version", lambda: "another")
     assert trunk_name(tiny_config(), "images") != name
+
+
+def test_code_that_shapes_a_trunk_uses_no_other_that_might() -> None:
+    """What a listed module imports is listed, or is known to leave instance stages as they are."""
+    known = {module.__name__ for module in trunk_module._SHAPING_CODE}
+    harmless = {
+        *("config", "errors", "data.store", "engine.observer", "engine.run_directory"),
+        *("engine.snapshot", "method.bank", "method.boundary", "method.contexts"),
+        "method.group_stage",
+    }
+    for module in trunk_module._SHAPING_CODE:
+        assert module.__file__ is not None
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("conr_ray."):
+                for alias in node.names:
+                    names = {f"{node.module}.{alias.name}", str(node.module)}
+                    allowed = {f"conr_ray.{name}" for name in harmless}
+                    assert names & (known | allowed), f"{module.__name__} imports {names}"
 
 
 def test_every_field_is_the_trunks_or_the_group_stages() -> None:

@@ -24,7 +24,7 @@ from conr_ray.search.space import (
     SearchSpace,
 )
 from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
+from conr_ray.search.study import journal_file, open_study
 from conr_ray.search.trial_table import Trial, to_arrow
 from tests.search.test_plan import plan_of
 from tests.search.test_space import FRACTION, K1, K2, START, K, refusal, space_of
@@ -175,7 +175,7 @@ def test_a_grid_need_not_hold_the_presets_values(tmp_path: Path) -> None:
     space = space_of(tmp_path, search, sampler="grid")
     config = space.config()
     assert (config.boundary.initial_fraction, config.schedule.relax_epochs) == (0.5, 12)
-    study = open_study(space, tmp_path / "study.journal", "grid")
+    study = open_study(space, journal_file(tmp_path / "study.journal"), "grid")
     assert study.get_trials() == []
     drawn = []
     for _ in range(4):

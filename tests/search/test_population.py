@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from conr_ray.search.population import GENERATION, PARENT, Population
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, LEG, POINT, StudySearcher, open_study
+from conr_ray.search.study import EPOCHS, LEG, POINT, StudySearcher, journal_file, open_study
 from tests.search.test_space import FRACTION, K1, K2, LR, space_of
 
 SEARCH = {
@@ -57,7 +57,7 @@ class World:
 
     def restart(self) -> None:
         """As after a kill: all but the study is gone, and what ran is given once more."""
-        self.study = open_study(self.space, self.folder / "study.journal", "search")
+        self.study = open_study(self.space, journal_file(self.folder / "study.journal"), "search")
         self.searcher = StudySearcher(self.space, self.study)
         self.running: dict[str, dict[str, Any]] = {}
 

@@ -31,7 +31,7 @@ from conr_ray.scaling.cluster import WorkerResources, start
 from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
+from conr_ray.search.study import journal_file, open_study
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.search.wandb_search import log_search
 from conr_ray.tracking.wandb_file import history
@@ -91,6 +91,7 @@ def search(
         wandb,
         Console(file=io.StringIO()),
         num_trials=num_trials,
+        fingerprint=open_images(space.config().data).fingerprint,
         trunks=trunks,
     )
     return trials, directory.open_study(space), directory
@@ -350,7 +351,7 @@ def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_p
 
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert resumed.returncode == 0, resumed.stderr
-    study = open_study(space, folder / "study.journal", "search")
+    study = open_study(space, journal_file(folder / "study.journal"), "search")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
     trials = {trial.name for trial in folder.glob("trials/*")}
     assert first <= trials

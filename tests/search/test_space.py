@@ -248,6 +248,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: {"int": [5, 20], "step": 0}}, {}, f"search.{K1}.step: input should be greater than 0"),
     ({K1: {}}, {}, f"search.{K1}: give exactly one of int: [low, high], float: [low, high], choi"),
     ({K1: {"choice": []}}, {}, f"search.{K1}: give exactly one of int"),
+    ({K2: {"int": [1, K1]}, K1: {"step": 1}}, {}, f"search.{K1}: give exactly one of int"),
     ({K1: {"int": [5, 9], "choice": [5]}}, {}, f"search.{K1}: give exactly one of int"),
     ({K1: {"choice": [10], "log": True}}, {}, f"search.{K1}: a choice has no step and no log"),
     ({K1: {"choice": [[1, 2]]}}, {}, f"search.{K1}.choice.0.bool: a choice is a list of numbers"),
@@ -310,6 +311,19 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "nmi"]}, "metric=['nmi', 'nmi'] names one twice:"),
     ({K1: {"int": [5, 20]}}, {"metric": []}, "metric: tuple should have at least 1 item"),
     ({K1: {"int": [5, 20]}}, {"mode": ["max", "min"]}, "mode: give one for each metric, or leave"),
+    (
+        {K1: {"int": [5, 20]}},
+        {"scheduler": {"kind": "median", "grace_epochs": 80}},
+        "scheduler.grace_epochs=80 leaves nothing to stop or exchange: lower it below schedule.ep",
+    ),
+    *(
+        ({K1: {"int": [5, 20]}, **search}, {"metric": "neighbor_purity", **more}, message)
+        for message in ("metric=neighbor_purity: a run without a group stage does not report it:",)
+        for search, more in (
+            ({}, {"fixed": {START: "never"}}),
+            ({START: {"choice": [30, "never"]}}, {}),
+        )
+    ),
     # Populations
     (
         {START: {"int": [20, 30]}},
@@ -329,7 +343,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         {K1: {"int": [5, 20]}},
         {"scheduler": {"kind": "pbt", "grace_epochs": 60}},
-        "scheduler.grace_epochs=60 leaves nothing to exchange: lower it below schedule.epochs=60",
+        "scheduler.grace_epochs=60 leaves nothing to stop or exchange: lower it below schedule.ep",
     ),
     (
         {LR: {"float": [0.05, 1]}},
@@ -411,6 +425,18 @@ def test_the_starts_of_group_stages_and_the_number_of_trunks(tmp_path: Path) -> 
     two = {LR: {"choice": [0.1, 0.2]}, "seed": {"int": [0, 2]}, K1: {"int": [5, 20]}}
     assert space(two).num_trunks == 6
     assert space({LR: {"float": [0.1, 0.2]}}).num_trunks is None
+
+
+def test_members_that_exchange_before_their_group_stage_share_no_trunk(tmp_path: Path) -> None:
+    for interval, count in ((10, 0), (40, 1)):
+        scheduler = {"kind": "pbt", "grace_epochs": interval, "interval_epochs": 10}
+        space = space_of(tmp_path, {K1: {"int": [5, 20]}}, scheduler=scheduler)
+        assert space.num_trunks == count
+
+
+def test_a_scheduler_may_be_a_word(tmp_path: Path) -> None:
+    by_word = space_of(tmp_path, {K1: {"int": [5, 20]}}, scheduler="median")
+    assert by_word == space_of(tmp_path, {K1: {"int": [5, 20]}}, scheduler={"kind": "median"})
 
 
 def test_a_grace_that_ends_before_a_group_stage_is_refused(tmp_path: Path) -> None:

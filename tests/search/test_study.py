@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, POINT, StudySearcher, open_study
+from conr_ray.search.study import EPOCHS, POINT, StudySearcher, journal_file, open_study
 from tests.search.test_space import FRACTION, K1, K2, START, space_of
 
 NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}
@@ -27,7 +27,7 @@ def run_trials(space: SearchSpace, folder: Path, count: int) -> optuna.Study:
     """Trials without training, by a study that is opened anew for each five."""
     for number in range(count):
         if number % 5 == 0:
-            study = open_study(space, folder / "study.journal", "search")
+            study = open_study(space, journal_file(folder / "study.journal"), "search")
         trial = study.ask()
         study.tell(trial, value_at(space(trial)))
     return study
@@ -71,7 +71,9 @@ def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
 def test_several_metrics_lead_to_a_set_of_best_trials(tmp_path: Path, sampler: str) -> None:
     space = space_of(tmp_path, NUMBERS, sampler=sampler, metric=["nmi", "train_time_s"])
     assert (space.directions, space.scheduler) == (("max", "min"), None)
-    searcher = StudySearcher(space, open_study(space, tmp_path / "study.journal", "search"))
+    searcher = StudySearcher(
+        space, open_study(space, journal_file(tmp_path / "study.journal"), "search")
+    )
     for number in range(20):
         given = searcher.suggest(str(number))
         assert isinstance(given, dict)
@@ -82,7 +84,7 @@ def test_several_metrics_lead_to_a_set_of_best_trials(tmp_path: Path, sampler: s
         if number == 7:
             result["train_time_s"] = math.nan
         searcher.on_trial_complete(str(number), result)
-    study = open_study(space, tmp_path / "study.journal", "search")
+    study = open_study(space, journal_file(tmp_path / "study.journal"), "search")
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
     assert [t.number for t in study.trials if t.state == TrialState.FAIL] == [7]
     # One for each k1 that was tried, the one with the best fraction.
@@ -96,7 +98,7 @@ def stopped_at(
     space: SearchSpace, folder: Path, values: list[float], first: int = 1
 ) -> list[int | None]:
     """The epochs at which trials of constant values are stopped, one after the other."""
-    study = open_study(space, folder / "study.journal", "search")
+    study = open_study(space, journal_file(folder / "study.journal"), "search")
     stops: list[int | None] = []
     for value in values:
         trial, stop = study.ask(), None
@@ -136,6 +138,16 @@ def test_the_median_rule_and_hyperband_stop_the_worse(tmp_path: Path) -> None:
         assert stops[4] is not None or stops[5] is not None
         assert stops[1] is None and stops[6] is None
         assert all(stop is None or stop >= 45 for stop in stops)
+
+
+def test_the_median_rule_knows_nothing_of_what_was_before_its_clock(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {START: {"int": [20, 40]}}, scheduler={"kind": "median"})
+    stopped_at(space, tmp_path, [0.5, 0.6, 0.55, 0.45])
+    study = open_study(space, journal_file(tmp_path / "study.journal"), "search")
+    trial = study.ask()
+    for epoch, value in ((10, 0.9), (41, 0.1), (45, 0.1), (46, 0.1)):
+        trial.report(value, epoch)
+        assert trial.should_prune() == (epoch >= 45)
 
 
 def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""A search on disk that is moved, renamed, asked for twice, or given other images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk import TrunkStore, open_trunks, trunk_name
+from conr_ray.errors import UserError
+from conr_ray.scaling.actor_locks import ActorLocks
+from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.search.live_display import LiveDisplay
+from conr_ray.search.run_search import SearchDirectory, run_search
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.study import POINT
+from conr_ray.tracking.wandb_settings import WandbSettings
+from tests.search.test_space import K1, START, space_of
+
+FIELDS = {K1: {"int": [5, 20]}}
+
+
+def at(folder: Path) -> SearchDirectory:
+    return SearchDirectory(RunDirectory(folder))
+
+
+def test_a_renamed_search_keeps_its_study(tmp_path: Path) -> None:
+    space = space_of(tmp_path, FIELDS)
+    at(tmp_path / "a").claim(space, resume=False)
+    at(tmp_path / "a").open_study(space).ask()
+    (tmp_path / "a").rename(tmp_path / "b")
+    at(tmp_path / "b").check(space, resume=True)
+    assert len(at(tmp_path / "b").open_study(space).trials) == 1
+
+
+def test_a_search_goes_on_where_its_images_have_moved(tmp_path: Path) -> None:
+    def space(path: str, **fixed: Any) -> SearchSpace:
+        return space_of(tmp_path, FIELDS, fixed={"data.path": path, **fixed})
+
+    directory = at(tmp_path / "search")
+    directory.claim(space("/here"), resume=False)
+    directory.claim(space("/there"), resume=True)
+    known = directory.read_space()
+    assert known is not None and known.fixed["data.path"] == "/there"
+    with pytest.raises(UserError, match="another search"):
+        directory.check(space("/there", seed=1), resume=True)
+
+
+def test_a_search_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    space, directory = space_of(tmp_path, FIELDS), at(tmp_path / "search")
+    directory.claim(space, resume=False)
+    directory.open_study(space).set_user_attr("images", "those")
+    with pytest.raises(UserError, match="is a search on other images"):
+        run_search(
+            space,
+            directory,
+            WorkerResources(),
+            WandbSettings("off"),
+            Console(file=io.StringIO()),
+            num_trials=1,
+            fingerprint="these",
+        )
+
+
+def test_one_process_at_a_time_runs_a_search(tmp_path: Path) -> None:
+    again = at(tmp_path).held()
+    with at(tmp_path).held(), pytest.raises(UserError, match="another process runs this search"):
+        again.__enter__()
+    with at(tmp_path).held():
+        pass
+
+
+# What the live display says
+
+
+@pytest.fixture
+def display(tmp_path: Path) -> Callable[..., tuple[LiveDisplay, TrunkStore, io.StringIO]]:
+    def make(search: Any) -> tuple[LiveDisplay, TrunkStore, io.StringIO]:
+        space, told = space_of(tmp_path, search, metric="nmi"), io.StringIO()
+        trunks = open_trunks(str(tmp_path / "trunks"), space.group_starts, ActorLocks())
+        assert trunks is not None
+        return LiveDisplay(space, 2, Console(file=told, width=200), trunks, "images"), trunks, told
+
+    return make
+
+
+def started(display: LiveDisplay, trial_id: str, point: dict[str, Any]) -> SimpleNamespace:
+    trial = SimpleNamespace(trial_id=trial_id, config={POINT: point})
+    display.on_trial_start(0, [], trial)
+    return trial
+
+
+def shown(display: LiveDisplay) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(display._panel())
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_of_a_store_that_searches_share_only_awaited_trunks_are_shown(display: Any) -> None:
+    live, trunks, _ = display({START: {"choice": [20, 30]}})
+    trunks.directory("another").write_metrics([{"epoch": 0}] * 9)
+    config = live._space.config({START: 20})
+    name = trunk_name(config, "images")
+    trunks.directory(name).write_metrics([{"epoch": epoch} for epoch in range(5)])
+    trial = started(live, "one", {START: 20})
+    assert f"trunk {name}: 5 of 20 epochs" in shown(live)
+    assert "another" not in shown(live)
+    live.on_trial_result(1, [], trial, {"epochs": 21, "nmi": 0.5})
+    assert "trunk" not in shown(live)
+
+
+def test_trials_without_a_group_stage_wait_for_no_trunk(display: Any) -> None:
+    live, _, _ = display({START: {"choice": [0, "never", 30]}})
+    started(live, "one", {START: 0})
+    assert "trunk" not in shown(live)
+
+
+def test_a_trial_that_reported_nothing_has_failed(display: Any) -> None:
+    live, _, told = display({START: {"choice": [20, 30]}})
+    live.on_trial_complete(1, [], started(live, "one", {START: 20}))
+    assert "trial 1/2 failed (it reported nothing) after 0 epochs" in told.getvalue()
