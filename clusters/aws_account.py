@@ -1,10 +1,10 @@
 """`python clusters/aws_account.py --bucket NAME`: what aws.yaml expects of an AWS account.
 
 A bucket that is closed to the public; the roles of head and workers with the two policies beside
-this file; a security group that lets SSH in from one address and the nodes talk among themselves.
-Called again it brings all of it up to date, such as after your address has changed. That results
-go to the bucket is written to ~/.conr_ray/aws.sh, from where nodes get it. `--remove` removes all
-but the bucket.
+this file, and AWS's own for spot instances; a security group that lets SSH in from the addresses
+given, yours by default, and the nodes talk among themselves. Called again it brings all of it up
+to date, such as after your address has changed. That results go to the bucket is written to
+~/.conr_ray/aws.sh, from where nodes get it. `--remove` removes all but the bucket and AWS's role.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import boto3
 import yaml
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 _HERE = Path(__file__).parent
 # What the nodes of aws.yaml have in their environment.
@@ -36,33 +36,73 @@ _TRUST = json.dumps(
         ],
     }
 )
+# What to do about an error, by its code or class.
+_REMEDIES = {
+    **dict.fromkeys(
+        (
+            *("NoCredentialsError", "PartialCredentialsError"),
+            *("AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidClientTokenId"),
+            *("RequestExpired", "SignatureDoesNotMatch"),
+        ),
+        "`aws configure` asks for the keys of an account",
+    ),
+    "BucketAlreadyExists": "it is someone else's, choose another name",
+    "DependencyViolation": "instances are still there: `ray down clusters/aws.yaml`, and again in"
+    " a minute, when they have shut down",
+}
 
 
 def main() -> None:
-    """Parse, then make or remove."""
+    """Parse, then make or remove. Errors are told in one line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bucket", required=True, help="of searches and data; made if it is new")
     parser.add_argument(
         "--ssh-from",
         nargs="+",
         metavar="CIDR",
-        help="who may use SSH, such as 203.0.113.7/32 (your address alone)",
+        help="all who may use SSH, such as 203.0.113.7/32 198.51.100.0/24 (your address alone)",
     )
-    parser.add_argument("--remove", action="store_true", help="remove all but the bucket")
+    parser.add_argument(
+        "--remove", action="store_true", help="remove what it has made, but the bucket"
+    )
     args = parser.parse_args()
-    cluster = yaml.safe_load((_HERE / "aws.yaml").read_text())
-    account = Account(cluster, args.bucket)
-    if args.remove:
-        account.remove()
-        print("removed; the bucket is still there: aws s3 rb --force s3://" + args.bucket)
-        return
-    sources = [str(ipaddress.ip_network(cidr)) for cidr in args.ssh_from or [_own_address()]]
-    account.make(sources)
+    try:
+        if args.remove:
+            _remove(args.bucket)
+        else:
+            _make(args.bucket, args.ssh_from)
+    except (BotoCoreError, ClientError) as error:
+        raise SystemExit(f"error: {_told(error)}") from None
+
+
+def _make(bucket: str, ssh_from: Sequence[str] | None) -> None:
+    sources = list(dict.fromkeys(map(_network, ssh_from or [_own_address()])))
+    closed = _account(bucket).make(sources)
     _NODES.parent.mkdir(exist_ok=True)
-    _NODES.write_text(f"export CONR_RAY_STORAGE=s3://{args.bucket}/runs\n")
+    _NODES.write_text(f"export CONR_RAY_STORAGE=s3://{bucket}/runs\n")
+    if closed:
+        print(f"no longer SSH from {', '.join(closed)}: --ssh-from names all who may")
+    print(f"ready: s3://{bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml")
+
+
+def _remove(bucket: str) -> None:
+    _account(bucket).remove()
     print(
-        f"ready: s3://{args.bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml"
+        f"removed; still there: the account's role for spot instances, which is AWS's own, and the"
+        f" bucket: aws s3 rb --force s3://{bucket}"
     )
+
+
+def _account(bucket: str) -> Account:
+    return Account(yaml.safe_load((_HERE / "aws.yaml").read_text()), bucket)
+
+
+def _told(error: BotoCoreError | ClientError) -> str:
+    """An error in one line, with its remedy where there is one."""
+    is_answer = isinstance(error, ClientError)
+    code = error.response["Error"]["Code"] if is_answer else type(error).__name__
+    remedy = [_REMEDIES[code]] if code in _REMEDIES else []
+    return ": ".join([" ".join(str(error).split()), *remedy])
 
 
 class Account:
@@ -81,17 +121,27 @@ class Account:
         self._iam = boto3.client("iam")
         self._s3 = boto3.client("s3", self._region)
 
-    def make(self, ssh_from: Sequence[str]) -> None:
-        """Make what is missing, and set what is there to what it should be."""
+    def make(self, ssh_from: Sequence[str]) -> list[str]:
+        """Make what is missing, and set what is there to what it should be.
+
+        Returns:
+            who could use SSH before, and can no longer.
+        """
         self._make_bucket()
+        self._make_spot_role()
         storage = {"storage": self._policy("aws-s3-policy.json")}
         arn = self._make_role(self._worker, storage)
         nodes = {"nodes": self._policy("aws-head-policy.json", WORKER_ROLE_ARN=arn)}
         self._make_role(self._head, storage | nodes)
-        self._make_group(ssh_from)
+        return self._make_group(ssh_from)
 
     def remove(self) -> None:
-        """Remove roles and security group, where they are."""
+        """Remove roles and security group, where they are; all or, with instances there, none."""
+        vpc = self._default_vpc()
+        group = self._group(vpc) if vpc else None
+        # First: it is refused while there are instances, which need their roles until they end.
+        if group is not None:
+            self._ec2.delete_security_group(GroupId=group["GroupId"])
         for role in (self._head, self._worker):
             with _missing_is_fine():
                 self._iam.remove_role_from_instance_profile(InstanceProfileName=role, RoleName=role)
@@ -101,9 +151,6 @@ class Account:
                 for name in self._iam.list_role_policies(RoleName=role)["PolicyNames"]:
                     self._iam.delete_role_policy(RoleName=role, PolicyName=name)
                 self._iam.delete_role(RoleName=role)
-        group = self._group(self._default_vpc())
-        if group is not None:
-            self._ec2.delete_security_group(GroupId=group["GroupId"])
 
     def _make_bucket(self) -> None:
         where: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
@@ -116,6 +163,12 @@ class Account:
             Bucket=self._bucket,
             PublicAccessBlockConfiguration=dict.fromkeys((*closed, "RestrictPublicBuckets"), True),
         )
+
+    def _make_spot_role(self) -> None:
+        # One for each account. AWS makes it for who asks for spot on its website, not for programs,
+        # and the head's role may not. InvalidInput: there is one.
+        with _Expected("InvalidInput", "EntityAlreadyExists"):
+            self._iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
 
     def _policy(self, file: str, **values: str) -> str:
         text = (_HERE / file).read_text()
@@ -137,8 +190,12 @@ class Account:
             self._iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
         return str(self._iam.get_role(RoleName=role)["Role"]["Arn"])
 
-    def _make_group(self, ssh_from: Sequence[str]) -> None:
+    def _make_group(self, ssh_from: Sequence[str]) -> list[str]:
         vpc = self._default_vpc()
+        if vpc is None:
+            raise SystemExit(
+                f"error: {self._region} has no default VPC: aws ec2 create-default-vpc makes one"
+            )
         group = self._group(vpc)
         if group is None:
             self._ec2.create_security_group(
@@ -147,26 +204,24 @@ class Account:
             group = self._group(vpc)
             assert group is not None
         own = group["GroupId"]
-        if group["IpPermissions"]:
-            self._ec2.revoke_security_group_ingress(
-                GroupId=own, IpPermissions=group["IpPermissions"]
-            )
         ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
-        self._ec2.authorize_security_group_ingress(
-            GroupId=own,
-            IpPermissions=[
-                {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": own}]},
-                {**ssh, "IpRanges": [{"CidrIp": cidr} for cidr in ssh_from]},
-            ],
-        )
+        wanted: list[dict[str, Any]] = [
+            {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": own}]},
+            {**ssh, "IpRanges": [{"CidrIp": cidr} for cidr in ssh_from]},
+        ]
+        should, there = _rules(wanted), _rules(group["IpPermissions"])
+        missing = [rule for key, rule in should.items() if key not in there]
+        stale = {key: rule for key, rule in there.items() if key not in should}
+        # In this order, since `ray up` opens a group without rules to all addresses.
+        if missing:
+            self._ec2.authorize_security_group_ingress(GroupId=own, IpPermissions=missing)
+        if stale:
+            self._ec2.revoke_security_group_ingress(GroupId=own, IpPermissions=list(stale.values()))
+        return [source for _, *ports, source in stale if ports == [22, 22]]
 
-    def _default_vpc(self) -> str:
+    def _default_vpc(self) -> str | None:
         found = self._ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])
-        if not found["Vpcs"]:
-            raise SystemExit(
-                f"error: {self._region} has no default VPC: aws ec2 create-default-vpc makes one"
-            )
-        return str(found["Vpcs"][0]["VpcId"])
+        return str(found["Vpcs"][0]["VpcId"]) if found["Vpcs"] else None
 
     def _group(self, vpc: str) -> dict[str, Any] | None:
         filters = [
@@ -175,6 +230,28 @@ class Account:
         ]
         found = self._ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
         return dict(found[0]) if found else None
+
+
+def _rules(permissions: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Rules of one source each, by protocol, ports and source."""
+    kinds = {
+        "IpRanges": "CidrIp",
+        "Ipv6Ranges": "CidrIpv6",
+        "PrefixListIds": "PrefixListId",
+        "UserIdGroupPairs": "GroupId",
+    }
+    rules: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for permission in permissions:
+        protocol = permission["IpProtocol"]
+        # Not all protocols have ports.
+        ports: dict[str, Any] = {
+            name: permission[name] for name in ("FromPort", "ToPort") if name in permission
+        }
+        for kind, name in kinds.items():
+            for source in permission.get(kind, []):
+                key = (protocol, *ports.values(), source[name])
+                rules[key] = {"IpProtocol": protocol, **ports, kind: [source]}
+    return rules
 
 
 class _Expected:
@@ -198,9 +275,21 @@ def _missing_is_fine() -> _Expected:
     return _Expected("NoSuchEntity")
 
 
+def _network(cidr: str) -> str:
+    try:
+        return str(ipaddress.IPv4Network(cidr, strict=False))
+    except ValueError:
+        raise SystemExit(f"error: {cidr!r} is no IPv4 range, such as 203.0.113.7/32") from None
+
+
 def _own_address() -> str:
-    with urllib.request.urlopen("https://checkip.amazonaws.com", timeout=10) as answer:
-        return str(answer.read().decode().strip())
+    try:
+        with urllib.request.urlopen("https://checkip.amazonaws.com", timeout=10) as answer:
+            return str(answer.read().decode().strip())
+    except OSError as error:
+        raise SystemExit(
+            f"error: your address could not be looked up ({error}): give it by --ssh-from"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,10 @@ import moto
 import pytest
 import yaml
 from botocore.model import ListShape, Shape, StructureShape
+from moto.ec2.exceptions import DependencyViolationError
+from moto.ec2.models import EC2Backend
+from moto.iam.exceptions import InvalidInput
+from moto.iam.models import IAMBackend
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.providers import _NODE_PROVIDERS
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -363,3 +370,158 @@ def test_slurm_says_how_it_is_called() -> None:
         ["bash", CLUSTERS / "slurm.sh"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr[:6]) == (2, "usage:")
+
+
+# aws_account.py, with moto.
+
+HOME, OFFICE = "203.0.113.7/32", "198.51.100.0/24"
+
+
+@pytest.fixture
+def fresh_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home and a session of boto3 without anything of AWS."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def account(fresh_caller: None) -> Iterator[None]:
+    with local_aws():
+        yield
+
+
+def run_aws_account(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["aws_account.py", "--bucket", "conr-ray-test", *arguments])
+        runpy.run_path(str(CLUSTERS / "aws_account.py"), run_name="__main__")
+
+
+def refusal(*arguments: str) -> str:
+    """The one line that it ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        run_aws_account(*arguments)
+    line = stopped.value.code
+    assert isinstance(line, str)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line
+
+
+def let_in() -> list[str]:
+    """Who may use SSH. The nodes may reach each other all the time."""
+    groups = boto3.client("ec2", "us-west-2").describe_security_groups(GroupNames=["conr-ray"])
+    [group] = groups["SecurityGroups"]
+    [own] = [rule for rule in group["IpPermissions"] if rule["IpProtocol"] == "-1"]
+    assert [pair["GroupId"] for pair in own["UserIdGroupPairs"]] == [group["GroupId"]]
+    ssh = [rule for rule in group["IpPermissions"] if rule.get("FromPort") == 22]
+    return sorted(source["CidrIp"] for rule in ssh for source in rule["IpRanges"])
+
+
+def role_paths() -> list[str]:
+    return sorted(role["Path"] for role in boto3.client("iam").list_roles()["Roles"])
+
+
+@pytest.mark.usefixtures("account")
+def test_ssh_is_opened_before_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_aws_account("--ssh-from", HOME)
+    assert "no longer" not in capsys.readouterr().out
+    revoke, seen = EC2Backend.revoke_security_group_ingress, []
+
+    def note(backend: EC2Backend, *arguments: Any, **options: Any) -> None:
+        seen.append(let_in())
+        revoke(backend, *arguments, **options)
+
+    monkeypatch.setattr(EC2Backend, "revoke_security_group_ingress", note)
+    run_aws_account("--ssh-from", OFFICE, HOME)
+    assert let_in() == [OFFICE, HOME]
+    assert seen == []
+    run_aws_account("--ssh-from", "192.0.2.1")
+    assert seen[0] == ["192.0.2.1/32", OFFICE, HOME]
+    assert let_in() == ["192.0.2.1/32"]
+    said = capsys.readouterr().out
+    assert "no longer SSH from" in said
+    assert OFFICE in said
+    assert HOME in said
+
+
+@pytest.mark.usefixtures("account")
+def test_ranges_of_addresses() -> None:
+    run_aws_account("--ssh-from", "198.51.100.7/24", "198.51.100.9/24")
+    assert let_in() == [OFFICE]
+    for nonsense in ("home", "203.0.113.300/32", "2001:db8::1/128"):
+        assert repr(nonsense) in refusal("--ssh-from", nonsense)
+    assert let_in() == [OFFICE]
+
+
+@pytest.mark.usefixtures("account")
+def test_the_role_for_spot_is_the_accounts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spot = "/aws-service-role/spot.amazonaws.com/"
+    run_aws_account("--ssh-from", HOME)
+    assert role_paths() == ["/", "/", spot]
+    run_aws_account("--ssh-from", HOME)
+
+    # What AWS answers. moto has another code.
+    def taken(*_: Any, **__: Any) -> None:
+        raise InvalidInput("Service role name AWSServiceRoleForEC2Spot has been taken")
+
+    monkeypatch.setattr(IAMBackend, "create_service_linked_role", taken)
+    run_aws_account("--ssh-from", HOME)
+    run_aws_account("--remove")
+    assert role_paths() == [spot]
+    assert "still there: the account's role for spot" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fresh_caller")
+def test_an_account_needs_keys() -> None:
+    assert "`aws configure`" in refusal("--ssh-from", HOME)
+    assert "`aws configure`" in refusal("--remove")
+
+
+@pytest.mark.usefixtures("account")
+def test_a_bucket_of_someone_else() -> None:
+    other = boto3.client("sts", "us-west-2").assume_role(
+        RoleArn="arn:aws:iam::111111111111:role/other", RoleSessionName="other"
+    )["Credentials"]
+    boto3.client(
+        "s3",
+        "us-east-1",
+        aws_access_key_id=other["AccessKeyId"],
+        aws_secret_access_key=other["SecretAccessKey"],
+        aws_session_token=other["SessionToken"],
+    ).create_bucket(Bucket="conr-ray-test")
+    assert "choose another name" in refusal("--ssh-from", HOME)
+
+
+@pytest.mark.usefixtures("account")
+def test_nothing_is_removed_while_there_are_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete = EC2Backend.delete_security_group
+
+    # As AWS does it. moto deletes groups in use.
+    def delete_unused(backend: EC2Backend, *, group_id: str) -> None:
+        for instance in backend.all_instances():
+            used = group_id in [group.id for group in instance.security_groups]
+            if used and instance.state != "terminated":
+                raise DependencyViolationError(f"resource {group_id} has a dependent object")
+        delete(backend, group_id=group_id)
+
+    monkeypatch.setattr(EC2Backend, "delete_security_group", delete_unused)
+    run_aws_account("--ssh-from", HOME)
+    ec2 = boto3.client("ec2", "us-west-2")
+    [group] = ec2.describe_security_groups(GroupNames=["conr-ray"])["SecurityGroups"]
+    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    [instance] = ec2.run_instances(
+        ImageId=image, MinCount=1, MaxCount=1, SecurityGroupIds=[group["GroupId"]]
+    )["Instances"]
+    assert "`ray down" in refusal("--remove")
+    assert len(role_paths()) == 3
+    assert let_in() == [HOME]
+    ec2.terminate_instances(InstanceIds=[instance["InstanceId"]])
+    run_aws_account("--remove")
+    assert len(role_paths()) == 1
