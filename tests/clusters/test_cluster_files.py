@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import re
 import runpy
@@ -169,6 +170,8 @@ def check_starts(cluster: dict[str, Any]) -> None:
         assert ("--dashboard-host=127.0.0.1" in options) == (kind == "head"), "dashboard is open"
         assert "0.0.0.0" not in options, "listens for all"
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+    exported = "'export RAY_AUTH_MODE=token' >> ~/.bashrc"
+    assert any(exported in c for c in cluster["setup_commands"]), "shells have no token"
 
 
 def check_storage_is_known(cluster: dict[str, Any]) -> None:
@@ -195,16 +198,33 @@ def check_ceiling(text: str) -> None:
     cluster = yaml.safe_load(text)
     money = r"(\d+\.\d+)"
     pattern = rf"At most \${money} an hour: head {money} \+ (\d+) workers x {money} \+ "
-    found = re.search(pattern + rf"(\d+) disks x {money}", text)
+    pattern += rf"(\d+) disks x {money} \+ (\d+) addresses x {money}"
+    found = re.search(pattern, text)
     assert found, "no ceiling"
-    total, head, workers, worker, disks, disk = map(float, found.groups())
+    total, head, workers, worker, disks, disk, addresses, address = map(float, found.groups())
     assert workers == cluster["max_workers"], "the ceiling is of another number of workers"
-    assert disks == workers + 1
-    sum_ = head + workers * worker + disks * disk
-    assert abs(total - sum_) < 0.01, f"{total} is not {sum_:.2f}"
+    assert disks == addresses == workers + 1
+    sum_ = head + workers * worker + disks * disk + addresses * address
+    assert 0 <= total - sum_ < 0.01, f"{total} is not {sum_:.3f}"
+    idle = re.search(rf"With no work[^$]*\${money}", text)
+    assert idle, "no price of an idle cluster"
+    assert abs(float(idle[1]) - (head + disk + address)) < 0.01
     types = cluster["available_node_types"]
     assert types[cluster["head_node_type"]]["max_workers"] == 0
     assert not any(kind.get("min_workers") for kind in types.values()), "costs without work"
+
+
+def check_header(text: str) -> None:
+    """The commands at the top: their order, the token for the caller's, what macOS's sed takes."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.split("\n"))
+    commands = [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+    steps = ["ray get-auth-token", "export RAY_AUTH_MODE=token", "ray up", "ray job submit"]
+    if "type: gcp" in text:
+        steps.insert(0, "gcloud auth login && gcloud auth application-default login")
+    places = [[n for n, c in enumerate(commands) if c.startswith(step)] for step in steps]
+    assert all(len(place) == 1 for place in places), dict(zip(steps, places, strict=True))
+    assert places == sorted(places)
+    assert not any(re.search(r"sed -i\s", command) for command in commands)
 
 
 def check_no_secret(text: str) -> None:
@@ -260,6 +280,11 @@ def test_gcp() -> None:
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
 def test_the_ceiling_at_the_top(name: str) -> None:
     check_ceiling((CLUSTERS / name).read_text())
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_commands_at_the_top(name: str) -> None:
+    check_header((CLUSTERS / name).read_text())
 
 
 @pytest.mark.parametrize("path", sorted(CLUSTERS.iterdir()), ids=lambda path: path.name)
@@ -335,6 +360,7 @@ _SPOT = ("available_node_types", "gpu_spot")
         (check_gcp, _with("gcp.yaml", *_SPOT, "node_config", "machineType", value="g2")),
         (check_gcp, _with("gcp.yaml", "provider", "availability_zone", value="us-east1-b")),
         (check_starts, _with("onprem.yaml", "head_start_ray_commands", value=["ray start --head"])),
+        (check_starts, _with("gcp.yaml", "setup_commands", value=["true"])),
         (check_ships_the_package, _with("onprem.yaml", "file_mounts", value={})),
         (check_storage_is_known, _with("gcp.yaml", "setup_commands", value=["true"])),
     ],
@@ -350,8 +376,15 @@ def test_broken_ray_up_files(
     ("name", "old", "new", "check"),
     [
         ("aws.yaml", "max_workers: 4\nupscaling", "max_workers: 40\nupscaling", check_ceiling),
-        ("aws.yaml", "$4.30", "$3.40", check_ceiling),
+        ("aws.yaml", "$4.33", "$3.43", check_ceiling),
+        ("aws.yaml", "$4.33", "$4.32", check_ceiling),
+        ("aws.yaml", " + 5 addresses x 0.005", "", check_ceiling),
+        ("aws.yaml", "$0.21", "$0.19", check_ceiling),
         ("gcp.yaml", "min_workers: 0", "min_workers: 1", check_ceiling),
+        ("aws.yaml", "#   export RAY_AUTH_MODE=token", "#", check_header),
+        ("onprem.yaml", "#   ray up", "#   ray job submit", check_header),
+        ("gcp.yaml", "application-default login", "login", check_header),
+        ("gcp.yaml", "sed -i.bak", "sed -i", check_header),
         ("gcp.yaml", "RAY_AUTH_MODE=token", "WANDB_API_KEY=x", check_no_secret),
         ("onprem.yaml", "~/.ssh/conr_ray", "0123456789abcdef" * 4, check_no_secret),
         ("slurm.sh", "trap stop EXIT", "trap 'stop EXIT", check_bash),

@@ -153,6 +153,8 @@ def test_demand_brings_two_spot_workers_with_this_checkout(caller: AwsCaller) ->
         assert instance["InstanceLifecycle"] == "spot"
         assert instance["Placement"]["AvailabilityZone"] == "us-west-2a"
         assert instance["IamInstanceProfile"]["Arn"].endswith("/conr-ray-worker")
+    # A command on the head has the token.
+    assert "Node status" in caller.ray("exec", "ray status")
 
 
 @pytest.fixture(scope="module")
