@@ -37,8 +37,9 @@ export RAY_LOGGER_LEVEL=warning RAY_USAGE_STATS_ENABLED=0
 # Else one connection by ray:// in a few fails (ray-project/ray#63202).
 export GRPC_ENABLE_FORK_SUPPORT=0
 
-# Ports that differ between jobs, since a node may serve several.
-port=$((20000 + SLURM_JOB_ID % 20000))
+# Three ports that differ between jobs, since a node may serve several: above those that Ray takes
+# for clients, below those that Linux gives to connections.
+port=$((24000 + SLURM_JOB_ID % 2900 * 3))
 temp=/tmp/ray-$SLURM_JOB_ID
 head=$(hostname --ip-address | awk '{print $1}')
 gpus=${SLURM_GPUS_ON_NODE:-0}
@@ -58,8 +59,9 @@ trap stop EXIT
 export RAY_ADDRESS=$head:$port
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
+    # What it does not take over from sbatch: the cores, and that a node's loss does not end it.
     srun --nodes="$others" --ntasks="$others" --exclude="$(hostname -s)" --kill-on-bad-exit=0 \
-        "${start[@]}" --address="$RAY_ADDRESS" &
+        --no-kill --cpus-per-task="$SLURM_CPUS_PER_TASK" "${start[@]}" --address="$RAY_ADDRESS" &
     started+=($!)
 fi
 

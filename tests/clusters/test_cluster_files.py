@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from moto.iam.models import IAMBackend
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.providers import _NODE_PROVIDERS
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.util.client.server.proxier import MAX_SPECIFIC_SERVER_PORT
 
 from conr_ray.scaling.spot import SpotThenOnDemand
 
@@ -245,6 +247,55 @@ def check_bash(text: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def started_by_slurm(text: str, job: int) -> dict[str, list[str]]:
+    """What slurm.sh calls `ray` and `srun` with on three nodes, which stand-ins for them note."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "activate").write_text(f"PATH={folder}:$PATH\n")
+        note = f'#!/bin/sh\necho "$@" > {folder}/$(basename $0).new\n'
+        note += f"mv {folder}/$(basename $0).new {folder}/$(basename $0).called; exec sleep 60\n"
+        # The one that asks how many nodes there are, and any other.
+        python = f'case $2 in *ray.init*) echo 3;; *) exec {sys.executable} "$@";; esac'
+        for tool, script in {"ray": note, "srun": note, "python": f"#!/bin/sh\n{python}\n"}.items():
+            (folder / tool).write_text(script)
+            (folder / tool).chmod(0o755)
+        both = "until test -e ray.called -a -e srun.called; do sleep 0.05; done"
+        job_variables = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NUM_NODES": "3"}
+        done = subprocess.run(
+            ["bash", "-c", text, "slurm.sh", "sh", "-c", both],
+            cwd=folder,
+            env={**os.environ, **job_variables, "SLURM_CPUS_PER_TASK": "8"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "3 of 3 nodes" in done.stdout
+        return {tool: (folder / f"{tool}.called").read_text().split() for tool in ("ray", "srun")}
+
+
+def check_slurm_ports(text: str) -> None:
+    """Jobs on one node do not meet, nor with ports that Ray or Linux gives away by itself."""
+    found = []
+    for job in (1234, 1235, 5799):
+        calls = started_by_slurm(text, job)
+        ports = [int(word.partition("port=")[2]) for word in calls["ray"] if "port=" in word]
+        assert len(ports) == 3
+        assert f":{ports[0]}" in calls["srun"][-1]
+        found += ports
+    assert len(set(found)) == len(found), found
+    assert all(MAX_SPECIFIC_SERVER_PORT <= port < 32768 for port in found), found
+
+
+def check_slurm_workers(text: str) -> None:
+    """The step of the workers has what srun does not take over from the job."""
+    srun = started_by_slurm(text, 1)["srun"]
+    options = srun[: srun.index("ray")]
+    assert {"--no-kill", "--cpus-per-task=8", "--nodes=2", "--ntasks=2"} <= set(options), options
+
+
 # The files as they are.
 
 
@@ -293,8 +344,9 @@ def test_no_secret(path: Path) -> None:
         check_no_secret(path.read_text())
 
 
-def test_slurm() -> None:
-    check_bash((CLUSTERS / "slurm.sh").read_text())
+@pytest.mark.parametrize("check", [check_bash, check_slurm_ports, check_slurm_workers])
+def test_slurm(check: Callable[[str], None]) -> None:
+    check((CLUSTERS / "slurm.sh").read_text())
 
 
 @pytest.mark.parametrize("name", ["aws-s3-policy.json", "aws-head-policy.json"])
@@ -388,6 +440,15 @@ def test_broken_ray_up_files(
         ("gcp.yaml", "RAY_AUTH_MODE=token", "WANDB_API_KEY=x", check_no_secret),
         ("onprem.yaml", "~/.ssh/conr_ray", "0123456789abcdef" * 4, check_no_secret),
         ("slurm.sh", "trap stop EXIT", "trap 'stop EXIT", check_bash),
+        ("slurm.sh", "% 2900 * 3", "% 2900", check_slurm_ports),
+        (
+            "slurm.sh",
+            "24000 + SLURM_JOB_ID % 2900",
+            "20000 + SLURM_JOB_ID % 4200",
+            check_slurm_ports,
+        ),
+        ("slurm.sh", "--no-kill --cpus-per-task", "--cpus-per-task", check_slurm_workers),
+        ("slurm.sh", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', "", check_slurm_workers),
     ],
 )
 def test_broken_text(name: str, old: str, new: str, check: Callable[[str], None]) -> None:
