@@ -296,6 +296,19 @@ def check_slurm_workers(text: str) -> None:
     assert {"--no-kill", "--cpus-per-task=8", "--nodes=2", "--ntasks=2"} <= set(options), options
 
 
+def check_kuberay_rights(text: str) -> None:
+    """Workers do not share the head's account, to which the operator adds rights on pods."""
+    cluster = next(yaml.safe_load_all(text))["spec"]
+    [workers] = cluster["workerGroupSpecs"]
+    head, worker = (
+        group["template"]["spec"]["serviceAccountName"]
+        for group in (cluster["headGroupSpec"], workers)
+    )
+    assert head != worker
+    for account in (head, worker):
+        assert f"create serviceaccount {account}\n" in text, f"nobody makes {account}"
+
+
 # The files as they are.
 
 
@@ -347,6 +360,10 @@ def test_no_secret(path: Path) -> None:
 @pytest.mark.parametrize("check", [check_bash, check_slurm_ports, check_slurm_workers])
 def test_slurm(check: Callable[[str], None]) -> None:
     check((CLUSTERS / "slurm.sh").read_text())
+
+
+def test_kuberay_rights() -> None:
+    check_kuberay_rights((CLUSTERS / "kuberay.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", ["aws-s3-policy.json", "aws-head-policy.json"])
@@ -449,6 +466,18 @@ def test_broken_ray_up_files(
         ),
         ("slurm.sh", "--no-kill --cpus-per-task", "--cpus-per-task", check_slurm_workers),
         ("slurm.sh", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', "", check_slurm_workers),
+        (
+            "kuberay.yaml",
+            "serviceAccountName: conr-ray-worker",
+            "serviceAccountName: conr-ray-head",
+            check_kuberay_rights,
+        ),
+        (
+            "kuberay.yaml",
+            "serviceaccount conr-ray-worker",
+            "serviceaccount x",
+            check_kuberay_rights,
+        ),
     ],
 )
 def test_broken_text(name: str, old: str, new: str, check: Callable[[str], None]) -> None:
