@@ -223,7 +223,8 @@ def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(_submit, caller, job_api, job)
         # Nodes that the last job has left idle may go first, and new ones come.
-        until(lambda: len(_epochs(caller, "lost")) > 10, timeout_s=400)
+        until(lambda: submitted.done() or len(_epochs(caller, "lost")) > 10, timeout_s=400)
+        assert not submitted.done(), submitted.result()
         before = caller.nodes()
         taken = next(name for name in before if name.startswith("gpu "))
         caller.ec2.limit(spot=1)
