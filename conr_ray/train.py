@@ -70,6 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         resources = connect(cluster_options(args), workers)
         check_storage(directory, more_to_come=resources.more_to_come)
+        if trunks is not None:
+            store = RunDirectory(trunks.uri)
+            check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
     directory.claim(config, resume=args.resume)
 
     console = make_console()

@@ -84,6 +84,9 @@ def main(arguments: Sequence[str]) -> None:
         print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
         return
     check_storage(directory.files, more_to_come=resources.more_to_come)
+    if args.trunks and trunks is not None:
+        store = RunDirectory(trunks.uri)
+        check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
     directory.claim(space, resume=args.resume)
     report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)

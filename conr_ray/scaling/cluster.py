@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 import yaml
+from ray.exceptions import AuthenticationError
 
 import conr_ray
 from conr_ray.errors import UserError, last_line
 
 # Where `ray up` leaves its cluster file on a head node.
 _CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+# What Ray raises where there is no cluster to join, or none that lets this process in.
+NOT_JOINED = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
 # Runs that a cluster holds which starts who knows how many nodes.
 _UNKNOWN = 10_000
 # Of Ray, in the command and all processes that it starts.
@@ -101,6 +105,8 @@ class ClusterOptions:
         Raises:
             UserError: an amount that cannot be.
         """
+        if workers < 1:
+            raise UserError(f"--workers {workers}: give 1 or more")
         more_to_come = self.address is not None and (self.autoscaling or _grows())
         gpus, cpus = self.gpus_per_worker, self.cpus_per_worker or cpus_per_worker
         if gpus is None:
@@ -110,7 +116,7 @@ class ClusterOptions:
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
             raise UserError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more")
         if cpus is None:
-            cpus = 1 if gpus else max(1, num_cpus // max(1, workers))
+            cpus = 1 if gpus else max(1, num_cpus // workers)
         return WorkerResources(workers, cpus, gpus, more_to_come)
 
 
@@ -203,6 +209,17 @@ def check_reachable(address: str) -> None:
         raise UserError(f"--address {address}: no Ray cluster there: {error}") from None
 
 
+def not_joined(address: str, error: Exception) -> UserError:
+    """One of NOT_JOINED in a line for the user."""
+    if isinstance(error, AuthenticationError):
+        cause, _, _ = error.message.partition(". ")
+        return UserError(
+            f"--address {address}: {cause}: copy the cluster's token to ~/.ray/auth_token "
+            "(for a cluster that is still to be started: ray get-auth-token --generate)"
+        )
+    return UserError(f"--address {address}: no Ray cluster there: {last_line(error)}")
+
+
 def _join(address: str) -> None:
     check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     for name, value in _SETTINGS.items():
@@ -219,13 +236,23 @@ def _join(address: str) -> None:
                 "env_vars": {name: os.environ[name] for name in _SETTINGS},
             },
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there: {last_line(error)}") from None
+    except NOT_JOINED as error:
+        raise not_joined(address, error) from None
 
 
 def _grows() -> bool:
-    """Whether `ray up` has made this node the head of a cluster that starts others."""
-    return _CLUSTER_FILE.expanduser().exists()
+    """Whether `ray up` has made this node the head of a cluster that starts others.
+
+    Hosts of one's own are in the cluster all the time, and its file does not say what they have.
+    """
+    cluster = _cluster_file()
+    return cluster is not None and cluster["provider"]["type"] != "local"
+
+
+def _cluster_file() -> dict[str, Any] | None:
+    """What `ray up` has left on this node, None where it did not make it a head."""
+    file = _CLUSTER_FILE.expanduser()
+    return yaml.safe_load(file.read_text()) if file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -255,7 +282,8 @@ def _nodes(more_to_come: bool) -> _Nodes:
     if not more_to_come:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return _Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)
-    cluster = yaml.safe_load(_CLUSTER_FILE.expanduser().read_text())
+    cluster = _cluster_file()
+    assert cluster is not None
     most = cluster.get("max_workers", 2)
     types = cluster["available_node_types"]
     to_come = [

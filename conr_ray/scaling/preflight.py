@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray._private.state import available_resources_per_node
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
@@ -24,6 +26,8 @@ from conr_ray.errors import UserError, last_line
 from conr_ray.scaling.cluster import WorkerResources
 
 _NODE_TIMEOUT_S = 60.0
+# In which what a run had on the nodes is given back after its end.
+_RETURN_S = 5.0
 _MOST_SKEW_S = 1.0
 _REDUCED_MIB = 64
 _REPEATS = 5
@@ -44,45 +48,44 @@ class Finding:
     detail: str
 
 
-def check_storage(directory: RunDirectory, *, more_to_come: bool) -> None:
-    """Raise UserError where a node of the connected cluster cannot read what is written here.
+def check_storage(
+    directory: RunDirectory, *, more_to_come: bool, option: str = "--storage"
+) -> None:
+    """Raise UserError where a node of the connected cluster does not share a folder with this one.
 
     Where there is one node, a folder of its own will do, unless `more_to_come`.
+
+    Args:
+        directory: the folder; files are written to it, read and deleted again.
+        more_to_come: the cluster starts nodes when there is work.
+        option: of the command, that names the folder.
     """
     nodes = _nodes()
-    remedy = "give --storage s3://bucket/folder, or a folder that all nodes mount"
-    if directory.is_local and len(nodes) == 1:
-        if more_to_come:
-            raise UserError(
-                f"--storage: {directory.uri} is on this node, others that come later would not "
-                f"see it: {remedy}"
-            )
-        return
-    blind = [node for node, seen in _seen_from(directory, nodes).items() if seen is not True]
-    if blind:
-        raise UserError(
-            f"--storage: node {', '.join(blind)} does not see {directory.uri}: {remedy}"
-        )
+    if not _is_for_one_node(directory, nodes, more_to_come, option):
+        _exchange(directory, nodes, option)
 
 
 def preflight(directory: RunDirectory, resources: WorkerResources) -> list[Finding]:
     """Look at the connected cluster as a run of such workers would use it."""
+    # First, since this brings the nodes that the others look at, where they come for work.
+    reduced = _find("all-reduce", lambda: _all_reduce(directory, resources))
     nodes = _nodes()
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("state API", _state_api),
-        ("versions", lambda: _versions(nodes)),
-        ("clocks", lambda: _clocks(nodes)),
-        ("storage", lambda: _storage(directory, nodes, resources.more_to_come)),
-        ("GPUs", lambda: _gpus(nodes)),
-        ("all-reduce", lambda: _all_reduce(directory, resources)),
+    return [
+        Finding("nodes", True, ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items())),
+        _find("state API", _state_api),
+        _find("versions", lambda: _versions(nodes)),
+        _find("clocks", lambda: _clocks(nodes)),
+        _find("storage", lambda: _storage(directory, nodes, resources.more_to_come)),
+        _find("GPUs", lambda: _gpus(nodes)),
+        reduced,
     ]
-    findings = [Finding("nodes", True, ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items()))]
-    for subject, check in checks:
-        try:
-            findings.append(Finding(subject, True, check()))
-        except Exception as error:
-            findings.append(Finding(subject, False, last_line(error)))
-    return findings
+
+
+def _find(subject: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, True, check())
+    except Exception as error:
+        return Finding(subject, False, last_line(error))
 
 
 def _nodes() -> dict[str, dict[str, Any]]:
@@ -102,23 +105,36 @@ def _holds(node: dict[str, Any]) -> str:
 
 
 def _on_each(
-    nodes: dict[str, dict[str, Any]], function: Callable[..., Any], *args: Any, gpus: bool = False
+    nodes: dict[str, dict[str, Any]],
+    function: Callable[..., Any],
+    *args: Any,
+    num_gpus: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What `function` returns on each node; an error where it raises or gives no answer."""
+    """What `function` returns on each node; an error where it raises or gives no answer.
+
+    Without the nodes that have left meanwhile, as idle ones of a cluster that grows do.
+    """
     pending = {}
     for name, node in nodes.items():
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
-        if gpus:
-            options["num_gpus"] = node["Resources"].get("GPU", 0)
+        if num_gpus is not None:
+            options["num_gpus"] = num_gpus[name]
         pending[name] = ray.remote(**options)(function).remote(*args)
     found: dict[str, Any] = {}
     for name, reference in pending.items():
         try:
             found[name] = ray.get(reference, timeout=_NODE_TIMEOUT_S)
+        except GetTimeoutError:
+            found[name] = UserError(f"no answer within {_NODE_TIMEOUT_S:g} s")
         except Exception as error:
             found[name] = error
-    return found
+    staying = {node["NodeID"] for node in _nodes().values()}
+    return {
+        name: answer
+        for name, answer in found.items()
+        if not isinstance(answer, Exception) or nodes[name]["NodeID"] in staying
+    }
 
 
 def _all_well(found: dict[str, Any]) -> dict[str, Any]:
@@ -128,21 +144,88 @@ def _all_well(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _seen_from(directory: RunDirectory, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether each node reads what is written here now."""
+def _is_for_one_node(
+    directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool, option: str
+) -> bool:
+    """Whether there is nobody to share a folder with.
+
+    Raises:
+        UserError: there will be.
+    """
+    if not directory.is_local or len(nodes) > 1:
+        return False
+    if more_to_come:
+        raise UserError(
+            f"{option}: {directory.uri} is on this node, others that come later would not see it: "
+            f"{_shared(option)}"
+        )
+    return True
+
+
+def _exchange(directory: RunDirectory, nodes: dict[str, dict[str, Any]], option: str) -> None:
+    """Have each node read what is written here, and write what is read here.
+
+    Raises:
+        UserError: one cannot.
+    """
+    try:
+        found = _read_and_written(directory, nodes)
+    except (OSError, UserError) as error:
+        raise UserError(f"{option}: {directory.uri} cannot be used: {_cause(error)}") from None
+    if failed := [name for name, answer in found.items() if isinstance(answer, Exception)]:
+        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise UserError(
+            f"{option}: node {failed[0]}{others} cannot use {directory.uri}: "
+            f"{_cause(found[failed[0]])}"
+        )
+    if blind := [name for name, (read, _) in found.items() if not read]:
+        raise UserError(
+            f"{option}: node {', '.join(blind)} does not see {directory.uri}: {_shared(option)}"
+        )
+    if apart := [name for name, (_, written) in found.items() if not written]:
+        raise UserError(
+            f"{option}: what node {', '.join(apart)} writes to {directory.uri} does not arrive: "
+            f"{_shared(option)}"
+        )
+
+
+def _read_and_written(directory: RunDirectory, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Whether each node reads what is written here, and whether what it writes is read here.
+
+    An error in the place of the two where a node raises one or gives no answer.
+    """
     name, token = f".seen-{secrets.token_hex(4)}", secrets.token_hex(8)
-    try:
-        directory.write_text(name, token)
-    except OSError as error:
-        raise UserError(f"--storage: {directory.uri} cannot be written: {error}") from None
 
-    def sees(uri: str) -> bool:
-        return RunDirectory(uri).read_text(name) == token
+    def read_and_write(uri: str) -> bool:
+        there = RunDirectory(uri)
+        if there.read_text(name) != token:
+            # Another folder, in which nothing is to be left.
+            return False
+        there.write_text(f"{name}-{ray.get_runtime_context().get_node_id()}", token)
+        return True
 
+    answers = {node_name: f"{name}-{node['NodeID']}" for node_name, node in nodes.items()}
+    directory.write_text(name, token)
     try:
-        return _on_each(nodes, sees, directory.uri)
+        found = _on_each(nodes, read_and_write, directory.uri)
+        for node_name, read in found.items():
+            if not isinstance(read, Exception):
+                written = directory.read_text(answers[node_name]) == token
+                found[node_name] = (read, written)
     finally:
-        directory.delete_file(name)
+        for file in (name, *answers.values()):
+            if directory.has(file):
+                directory.delete_file(file)
+    return found
+
+
+def _shared(option: str) -> str:
+    return f"give {option} s3://bucket/folder, or a folder that all nodes mount"
+
+
+def _cause(error: Exception) -> str:
+    """Its last line, without the option that a run directory takes itself to be."""
+    return last_line(error).rpartition("--storage: ")[2]
 
 
 def _state_api() -> str:
@@ -177,8 +260,10 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
         # The first answer has the start of a process in it.
         for _ in range(2):
             asked = time.time()
-            told = _all_well(_on_each({name: node}, lambda: time.time()))[name]
+            told = _all_well(_on_each({name: node}, lambda: time.time())).get(name)
             answered = time.time()
+        if told is None:
+            continue
         skew = abs(told - (asked + answered) / 2)
         # What the answer took could all have been on one way.
         sure = max(0.0, skew - (answered - asked) / 2)
@@ -189,35 +274,61 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
 
 
 def _storage(directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
-    check_storage(directory, more_to_come=more_to_come)
+    _is_for_one_node(directory, nodes, more_to_come, "--storage")
     started = time.perf_counter()
-    _all_well(_seen_from(directory, nodes))
-    return f"{directory.uri} is read from every node, {time.perf_counter() - started:.1f} s"
+    _exchange(directory, nodes, "--storage")
+    took = time.perf_counter() - started
+    return f"{directory.uri} is written and read from every node, {took:.1f} s"
 
 
 def _gpus(nodes: dict[str, dict[str, Any]]) -> str:
-    with_gpus = {name: node for name, node in nodes.items() if node["Resources"].get("GPU")}
-    if not with_gpus:
+    totals = {name: n["Resources"]["GPU"] for name, n in nodes.items() if n["Resources"].get("GPU")}
+    if not totals:
         return "none, runs use cores"
+    available = _available_gpus({name: nodes[name] for name in totals})
+    # A worker can have whole ones and parts of one; devices are counted whole.
+    free = {name: int(amount) for name, amount in available.items() if amount >= 1}
 
     def names() -> list[str]:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
-    found = _all_well(_on_each(with_gpus, names, gpus=True))
+    found = _all_well(_on_each({name: nodes[name] for name in free}, names, num_gpus=free))
     for name, devices in found.items():
-        wanted = int(with_gpus[name]["Resources"]["GPU"])
-        if len(devices) != wanted:
+        if len(devices) != free[name]:
             raise UserError(
-                f"node {name} offers {wanted} GPUs, torch sees {len(devices)}: look at its driver"
+                f"node {name} offers {free[name]} GPUs, torch sees {len(devices)}: look at its "
+                "driver"
             )
     kinds = sorted({device for devices in found.values() for device in devices})
-    return f"{sum(map(len, found.values()))} x {', '.join(kinds)}"
+    told = [f"{sum(free.values())} x {', '.join(kinds)}"] if found else []
+    told += [
+        f"node {name}: {total - available[name]:g} of {total:g} in use"
+        for name, total in totals.items()
+        if available[name] < total
+    ]
+    return "; ".join(told)
+
+
+def _available_gpus(nodes: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """GPUs of each node that nobody has, or has given back within a moment."""
+    deadline = time.monotonic() + _RETURN_S
+    while True:
+        by_id = available_resources_per_node()  # type: ignore[no-untyped-call]
+        found = {name: by_id.get(n["NodeID"], {}).get("GPU", 0.0) for name, n in nodes.items()}
+        missing = any(found[name] < node["Resources"]["GPU"] for name, node in nodes.items())
+        if not missing or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
 
 
 def _all_reduce(directory: RunDirectory, resources: WorkerResources) -> str:
-    """Time an all-reduce among the workers of a run, spread over the nodes."""
-    if resources.workers == 1:
-        return "one worker has nobody to talk to: give --workers"
+    """Time an all-reduce among the workers of a run, spread over the nodes.
+
+    A single worker is started where nodes come for work: for its node.
+    """
+    alone = "one worker has nobody to talk to: give --workers" if resources.workers == 1 else None
+    if alone and not resources.more_to_come:
+        return alone
     backend = "nccl" if resources.gpus_per_worker else "gloo"
     name = f".preflight-{secrets.token_hex(4)}"
     trainer = ray.train.torch.TorchTrainer(
@@ -245,6 +356,8 @@ def _all_reduce(directory: RunDirectory, resources: WorkerResources) -> str:
         directory.delete_folder(name)
         if directory.has(name + ".txt"):
             directory.delete_file(name + ".txt")
+    if alone:
+        return alone
     share = 2 * (resources.workers - 1) / resources.workers
     rate = share * _REDUCED_MIB * 2**20 * 8 / float(seconds) / 1e9
     return (

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 
 import conr_ray
-from conr_ray.errors import RunFailed, UserError, last_line
-from conr_ray.scaling.cluster import check_reachable
+from conr_ray.errors import RunFailed, UserError
+from conr_ray.scaling.cluster import NOT_JOINED, check_reachable, not_joined
 
 # Arguments that name a file of the caller's.
 _FILES = ("--space", "--config")
@@ -71,10 +71,9 @@ def _connect(address: str, runtime_env: dict[str, Any]) -> None:
         try:
             ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR)
             return
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except NOT_JOINED as error:
             if not (tries_left and isinstance(error, ConnectionAbortedError)):
-                problem = f"--address {address}: no Ray cluster there: {last_line(error)}"
-                raise UserError(problem) from None
+                raise not_joined(address, error) from None
 
 
 def _read(path: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from conr_ray.engine.run_directory import RunDirectory
 from tests.clusters import namespaces
 from tests.clusters.caller import (
     ROOT,
@@ -18,6 +21,7 @@ from tests.clusters.caller import (
     with_packages_of_the_test,
 )
 from tests.clusters.namespaces import Host, Sandbox
+from tests.tiny_runs import TINY, as_settings
 
 
 @pytest.mark.slow
@@ -30,6 +34,7 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
     # Where the file says, but ssh takes ~ for the home of this machine's user, not of the caller.
     assert shipped["auth"]["ssh_private_key"] == "~/.ssh/conr_ray"
     shipped["auth"]["ssh_private_key"] = str(key)
+    runs = tmp_path / "runs"
     file = tmp_path / "onprem.yaml"
     file.write_text(yaml.safe_dump(with_packages_of_the_test(shipped), sort_keys=False))
     key.parent.mkdir(parents=True)
@@ -41,7 +46,7 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         public = key.with_suffix(".pub").read_text()
         hosts = [sandbox.add_host([address], public, variables) for address in addresses]
         (home / ".conr_ray").mkdir()
-        (home / ".conr_ray" / "onprem.sh").write_text("export CONR_RAY_STORAGE=/shared/runs\n")
+        (home / ".conr_ray" / "onprem.sh").write_text(f"export CONR_RAY_STORAGE={runs}\n")
         caller = Caller(sandbox, home, file, {})
         caller.run("ray", "get-auth-token", "--generate")
         began = time.monotonic()
@@ -50,9 +55,17 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         print(f"all hosts: {time.monotonic() - began:.0f} s")
         homes = {path.partition("/conr_ray/.venv/")[0] for path in paths}
         assert homes == {str(host.home) for host in hosts}
-        assert "at /shared/runs" in caller.python_on_head(
-            "import os; print('at', os.environ['CONR_RAY_STORAGE'])"
-        )
+        # Workers with all cores of a host each.
+        told = _submit(caller, f"--check --workers 3 --cpus-per-worker {os.cpu_count()}")
+        assert "FAILS" not in told
+        assert f"{runs} is written and read from every node" in told
+        assert "3 workers on 3 nodes by gloo" in told
+        run = f"--preset digits --workers 3 --cpus-per-worker {os.cpu_count()} --name one"
+        settings = {**TINY, "optim.batch_size": 96}
+        _submit(caller, shlex.join([*run.split(), *as_settings(settings)]))
+        rows = RunDirectory(runs / "one").metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(TINY["schedule.epochs"]))
+        print(f"check and run: {time.monotonic() - began:.0f} s")
 
         caller.ray("down", "-y")
         # The head at once; the others, which only the head knows, when they missed it for a minute.
@@ -60,6 +73,13 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         until(lambda: not any(_runs_ray(host) for host in hosts), timeout_s=150)
         print(f"down: {time.monotonic() - began:.0f} s after the start")
         assert not any(host.ended for host in hosts)
+
+
+def _submit(caller: Caller, arguments: str) -> str:
+    """Run the train command as a job, submitted on the head; gives what it printed."""
+    command = f"python -m conr_ray.train --address auto {arguments}"
+    submit = f"ray job submit --address http://localhost:8265 -- {command}"
+    return caller.ray("exec", f"RAY_AUTH_MODE=token {submit}", timeout_s=200)
 
 
 def _runs_ray(host: Host) -> bool:

@@ -26,6 +26,28 @@ pytestmark = [
     pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing())),
 ]
 RUN = {**TINY, "evaluation.neighbors": False}
+# Of a cluster with a head without cores. The others are processes on its host that Ray's autoscaler
+# starts for work.
+GROWS: dict[str, Any] = {
+    "cluster_name": "grows",
+    "provider": {
+        "type": "fake_multinode",
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "auth": {},
+    "max_workers": 2,
+    "idle_timeout_minutes": 5,
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 2},
+    },
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "worker_setup_commands": [],
+    "worker_start_ray_commands": [],
+}
 
 
 class Nodes:
@@ -35,8 +57,8 @@ class Nodes:
         self._sandbox = sandbox
         self.hosts: list[Host] = []
 
-    def add(self, num_cpus: int) -> Host:
-        """A node with so many cores; the first one is the head."""
+    def add(self, num_cpus: int, cluster_file: Path | None = None) -> Host:
+        """A node with so many cores; the first one is the head, which can have a cluster file."""
         number = len(self.hosts) + 10
         variables = {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/bin",
@@ -45,13 +67,16 @@ class Nodes:
             "CONR_RAY_CACHE": str(self._sandbox.folder / "cache"),
             "WANDB_MODE": "disabled",
         }
+        if cluster_file:
+            variables |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        options = f"--autoscaling-config={cluster_file}" if cluster_file else ""
         host = self._sandbox.add_host([f"10.77.0.{number}"], "", variables)
         head = self.hosts[0].addresses[0] if self.hosts else None
         alone = "--head --port=6379 --ray-client-server-port=10001"
         where = f"--address={head}:6379" if head else alone
         done = host.run(
             f"ray start {where} --node-ip-address={host.addresses[0]} --num-cpus={num_cpus} "
-            "--object-store-memory=200000000 --disable-usage-stats"
+            f"--object-store-memory=200000000 --disable-usage-stats {options}"
         )
         assert done.returncode == 0, done.stdout + done.stderr
         self.hosts.append(host)
@@ -151,6 +176,47 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     done = elsewhere.run(f"{check} --storage /dev/shm/runs", timeout_s=240)
     assert done.returncode == 1
     assert "does not see /dev/shm/runs" in done.stdout
+
+
+def test_a_check_looks_at_the_nodes_that_come_for_it(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "grows.yaml").write_text(yaml.safe_dump(GROWS))
+    head = nodes.add(0, tmp_path / "grows.yaml")
+    check = "python -m conr_ray.train --check --address auto --autoscaling --cpus-per-worker 1"
+    for workers, num_nodes in ((1, 2), (2, 3)):
+        done = head.run(f"{check} --workers {workers} --storage {tmp_path}/runs", timeout_s=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("ok ")]
+        found = dict(line.split(maxsplit=2)[1:] for line in lines)
+        assert found["nodes"].count("10.77.0.10") == num_nodes, done.stdout
+        assert found["nodes"].count("1 CPU") == num_nodes - 1
+    assert list(found) == ["nodes", "state", "versions", "clocks", "storage", "GPUs", "all-reduce"]
+    assert found["all-reduce"].startswith("2 workers on 2 nodes by gloo")
+
+
+def test_a_node_that_reads_and_does_not_write_is_told(nodes: Nodes, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    head, other = nodes.add(0), nodes.add(1)
+    check = "python -m conr_ray.train --check --address auto --cpus-per-worker 1"
+
+    def check_with(mount: str) -> str:
+        assert other.run(mount).returncode == 0
+        done = head.run(f"{check} --storage {runs}", timeout_s=120)
+        assert other.run(f"umount {runs}").returncode == 0
+        assert done.returncode == 1, done.stdout + done.stderr
+        # Long lines are wrapped.
+        return " ".join(done.stdout.split())
+
+    told = check_with(f"mount --bind {runs} {runs} && mount -o remount,bind,ro {runs}")
+    assert f"--storage: node 10.77.0.11 cannot use {runs}: " in told
+    assert "Read-only file system" in told
+    # Its own layer over the folder takes what it writes.
+    layers = f"lowerdir={runs},upperdir=/dev/shm/upper,workdir=/dev/shm/work"
+    told = check_with(
+        f"mkdir /dev/shm/upper /dev/shm/work && mount -t overlay -o {layers} overlay {runs}"
+    )
+    assert f"what node 10.77.0.11 writes to {runs} does not arrive: give --storage s3://" in told
+    assert list(runs.iterdir()) == []
 
 
 def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
