@@ -2,6 +2,7 @@
 
 space.yaml          the space as it was read, with what the command line fixed
 study.journal       the Optuna study; in a bucket a folder of pieces
+search.lock         held by the process that runs the search
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
 best.yaml           the config of the best trial; `train --config` runs it
