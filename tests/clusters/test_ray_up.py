@@ -216,16 +216,17 @@ def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, jo
 def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
     caller: AwsCaller, job_api: str
 ) -> None:
-    # A worker on each of the three nodes, so that the run cannot go on without a new one.
+    # A worker on each of three nodes, and no node besides, so that the run needs a new one.
+    until(lambda: len(caller.nodes()) == 1, timeout_s=240)
     epochs = 24
     settings = {**TINY, "schedule.epochs": epochs, "data.limit": 1200, "optim.batch_size": 96}
     job = [*RUN, "--workers", "3", "--name", "lost", *as_settings(settings)]
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(_submit, caller, job_api, job)
-        # Nodes that the last job has left idle may go first, and new ones come.
         until(lambda: submitted.done() or len(_epochs(caller, "lost")) > 10, timeout_s=400)
         assert not submitted.done(), submitted.result()
         before = caller.nodes()
+        assert len(before) == 3
         taken = next(name for name in before if name.startswith("gpu "))
         caller.ec2.limit(spot=1)
         caller.ec2.client("ec2").terminate_instances(InstanceIds=[taken.split()[1]])
