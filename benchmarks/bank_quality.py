@@ -26,14 +26,14 @@ def train_in(folder: Path, preset: str, overrides: dict[str, Any]) -> dict[str, 
     import torch
 
     from conr_ray.config import load_preset
-    from conr_ray.data.store import open_images
+    from conr_ray.data.store import open_data
     from conr_ray.engine.loop import train
     from conr_ray.engine.observer import Observers
     from conr_ray.engine.run_directory import RunDirectory
 
     torch.set_num_threads(1)
     config = load_preset(preset, overrides)
-    images = open_images(config.data)
+    images = open_data(config.data)
     rows = train(config, images, RunDirectory(folder), Observers(), torch.device("cpu"))
     return dict(rows[-1])
 

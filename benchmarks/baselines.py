@@ -30,7 +30,7 @@ def run(preset: str, overrides: dict[str, Any]) -> list[dict[str, Any]]:
     import torch
 
     from conr_ray.config import load_preset
-    from conr_ray.data.store import open_images
+    from conr_ray.data.store import open_data
     from conr_ray.engine.loop import train
     from conr_ray.engine.observer import Observers
     from conr_ray.engine.run_directory import RunDirectory
@@ -40,7 +40,7 @@ def run(preset: str, overrides: dict[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         rows = train(
             config,
-            open_images(config.data),
+            open_data(config.data),
             RunDirectory(folder),
             Observers(),
             torch.device("cpu"),

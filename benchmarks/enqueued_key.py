@@ -18,7 +18,7 @@ import torch
 from conr_ray.config import RunConfig, load_preset, parse_overrides
 from conr_ray.data import keyed_random
 from conr_ray.data.pixels import Pixels
-from conr_ray.data.store import ImageSet, open_images
+from conr_ray.data.store import DataSet, open_data
 from conr_ray.data.views import Views
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def purities(config: RunConfig, images: ImageSet, folder: Path, k: int) -> list[float]:
+def purities(config: RunConfig, images: DataSet, folder: Path, k: int) -> list[float]:
     """Purity of neighbours in a bank of mean keys, and in one of the first view's keys."""
     state = TrainingState.create(config, images.num_channels, CPU)
     epoch = config.schedule.epochs
@@ -83,7 +83,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for seed in range(args.seeds):
         config = load_preset(args.preset, parse_overrides(args.settings) | fixed | {"seed": seed})
-        images = open_images(config.data)
+        images = open_data(config.data)
         with tempfile.TemporaryDirectory() as folder:
             train(config, images, RunDirectory(folder), Observers(), CPU)
             for k in (10, 50):

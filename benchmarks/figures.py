@@ -35,7 +35,7 @@ def train_with_wandb(folder: Path, preset: str, fields: dict[str, Any]) -> None:
     import torch
 
     from conr_ray.config import load_preset
-    from conr_ray.data.store import open_images
+    from conr_ray.data.store import open_data
     from conr_ray.engine.loop import train
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.tracking import wandb_run
@@ -56,7 +56,7 @@ def train_with_wandb(folder: Path, preset: str, fields: dict[str, Any]) -> None:
     directory.claim(config, resume=False)
     with timed("run", times):
         observer = wandb_run.WandbRun(settings, config)
-        train(config, open_images(config.data), directory, observer, torch.device("cpu"))
+        train(config, open_data(config.data), directory, observer, torch.device("cpu"))
     print(
         f"run {times['run']:.0f} s, figures after epochs {counts}: {times['figures']:.2f} s, "
         f"{times['figures'] / times['run']:.1%}"

@@ -22,7 +22,7 @@ import yaml
 from ray.util.state import list_placement_groups
 from rich.console import Console
 
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
@@ -103,7 +103,7 @@ def main() -> None:
             WandbSettings("off"),
             Console(file=io.StringIO()),
             num_trials=args.trials,
-            fingerprint=open_images(space.config().data).fingerprint,
+            fingerprint=open_data(space.config().data).fingerprint,
             trunks=trunks,
         )
         search_s, idle = time.perf_counter() - started, watch.close()

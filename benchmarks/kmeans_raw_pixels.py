@@ -10,7 +10,7 @@ import argparse
 from sklearn.cluster import KMeans
 
 from conr_ray.config import load_preset, parse_overrides
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.method.metrics import agreement
 
 if __name__ == "__main__":
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     args = parser.parse_args()
-    images = open_images(load_preset(args.preset, parse_overrides(args.settings)).data)
+    images = open_data(load_preset(args.preset, parse_overrides(args.settings)).data)
     assert images.labels is not None
     pixels = images.images.reshape(images.num_images, -1) / 255.0
     clusters = KMeans(images.num_classes, n_init=10, random_state=0).fit_predict(pixels)

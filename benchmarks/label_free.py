@@ -64,7 +64,7 @@ def scored(folder: Path) -> dict[str, float]:
     from conr_ray.config import RunConfig
     from conr_ray.data.keyed_random import fold
     from conr_ray.data.pixels import Pixels
-    from conr_ray.data.store import open_images
+    from conr_ray.data.store import open_data
     from conr_ray.data.views import Views
     from conr_ray.engine.embedder import Embedder
     from conr_ray.engine.evaluation import cluster_data
@@ -75,7 +75,7 @@ def scored(folder: Path) -> dict[str, float]:
     epoch = directory.checkpoint_epochs()[-1]
     checkpoint = directory.load_checkpoint(epoch, device)
     config = RunConfig(**yaml.safe_load(checkpoint["config"]))
-    images = open_images(config.data)
+    images = open_data(config.data)
     state = TrainingState.create(config, images.num_channels, device)
     state.load(checkpoint, images.fingerprint)
     embedder = Embedder(

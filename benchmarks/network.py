@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conr_ray.config import RunConfig, load_preset
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -96,7 +96,7 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
     store = dist.TCPStore(address, 29500, 2, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     link = probed(rank)
-    images = open_images(config.data)
+    images = open_data(config.data)
     steps_per_epoch = images.num_images // config.optim.batch_size
     marks: list[tuple[float, int]] = []
     register_optimizer_step_post_hook(

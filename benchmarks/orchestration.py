@@ -19,7 +19,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -39,7 +39,7 @@ def plain_loop(space: SearchSpace, folder: Path, num_trials: int) -> tuple[float
         trial = study.ask()
         config = space.config(space(trial))
         directory = RunDirectory(folder / f"plain {trial.number}")
-        images = open_images(config.data)
+        images = open_data(config.data)
         rows = train(config, images, directory, Observers(), torch.device("cpu"))
         study.tell(trial, float(rows[-1]["nmi"] or 0))
         training_s += sum(float(row["epoch_time_s"] or 0) for row in rows)
@@ -64,7 +64,7 @@ def main() -> None:
         folder = Path(root)
         (folder / "space.yaml").write_text(yaml.safe_dump(tree))
         space = load_space(folder / "space.yaml")
-        open_images(space.config().data)
+        open_data(space.config().data)
         # What is compiled on first use is compiled for both.
         (folder / "warm").mkdir()
         plain_loop(load_space(folder / "space.yaml", {"seed": 1}), folder / "warm", 1)
@@ -84,7 +84,7 @@ def main() -> None:
             WandbSettings("off"),
             Console(file=io.StringIO()),
             num_trials=args.trials,
-            fingerprint=open_images(space.config().data).fingerprint,
+            fingerprint=open_data(space.config().data).fingerprint,
             max_concurrent=1,
         )
         search_s = time.perf_counter() - started

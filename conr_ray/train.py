@@ -28,9 +28,9 @@ from conr_ray.config import (
     override,
     parse_overrides,
 )
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.loop import check_images
+from conr_ray.engine.loop import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed, UserError
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
-    check_images(config, open_images(config.data), workers)
+    check_data(config, open_data(config.data), workers)
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local has no locks for --trunks in a bucket: leave --local out")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()

@@ -20,8 +20,8 @@ from conr_ray.command_line import (
     sent_to_head,
 )
 from conr_ray.config import parse_overrides
-from conr_ray.data.store import open_images
-from conr_ray.engine.loop import check_images
+from conr_ray.data.store import open_data
+from conr_ray.engine.loop import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--{option} {count}: give {least} or more")
     subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
     directory = SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
-    images = open_images(space.config().data)
-    check_images(space.config(), images, args.workers)
-    check_points(space, lambda config: check_images(config, images, args.workers))
+    images = open_data(space.config().data)
+    check_data(space.config(), images, args.workers)
+    check_points(space, lambda config: check_data(config, images, args.workers))
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
     trunks = None

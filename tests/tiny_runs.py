@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from conr_ray.config import RunConfig, load_preset
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -43,7 +43,7 @@ def as_settings(config_changes: dict[str, Any]) -> list[str]:
 
 def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) -> list[MetricRow]:
     """Train in this process (or as this worker), from the newest checkpoint in `folder`."""
-    images = open_images(config.data)
+    images = open_data(config.data)
     return train(config, images, RunDirectory(folder), observer or Observers(), torch.device("cpu"))
 
 

@@ -37,7 +37,7 @@ _SUBSET_KEY = 20230923
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class DataSet:
     """Images and what is known of them.
 
     `images` is uint8 (n, c, h, w), read-only where memory-mapped. `labels` is int64 (n,), None
@@ -77,7 +77,7 @@ class ImageSet:
         return len(np.unique(self.labels[self.labels >= 0]))
 
 
-def open_images(config: DataConfig, cache_dir: Path | None = None) -> ImageSet:
+def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     """The images of `config`, from the copy in `cache_dir`, which is made where there is none.
 
     `cache_dir` is by default $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
@@ -228,12 +228,12 @@ def _description(source: ImageSource, contents: Contents) -> dict[str, Any]:
     return {**config, "has_names": contents.names is not None}
 
 
-def _load(folder: Path) -> ImageSet:
+def _load(folder: Path) -> DataSet:
     meta = json.loads((folder / "meta.json").read_text())
     class_names, labels, names = meta["class_names"], folder / "labels.npy", None
     if (path := folder / "names.parquet").exists():
         names = pq.read_table(path).column("name").to_pylist()
-    return ImageSet(
+    return DataSet(
         images=np.load(folder / "images.npy", mmap_mode="r"),
         labels=np.load(labels) if labels.exists() else None,
         class_names=None if class_names is None else tuple(class_names),
@@ -245,7 +245,7 @@ def _load(folder: Path) -> ImageSet:
     )
 
 
-def _subset(whole: ImageSet, limit: int) -> ImageSet:
+def _subset(whole: DataSet, limit: int) -> DataSet:
     """A fixed random subset of `limit` images, in their original order."""
     num_images = whole.num_images
     if limit > num_images:

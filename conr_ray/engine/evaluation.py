@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conr_ray.config import NeighborhoodConfig, RunConfig
 from conr_ray.data.keyed_random import fold
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.method.boundary import boundary_ratio, kept_mask
@@ -65,7 +65,7 @@ class DataClustering:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return scores
 
-    def assignments(self, images: ImageSet, fraction: float) -> pa.Table:
+    def assignments(self, images: DataSet, fraction: float) -> pa.Table:
         """A row for each sample: id, cluster, boundary ratio, kept; and path where it has one."""
         num_rows = len(self.clusters_n)
         clusters_b = self.clusters_n[share(num_rows)]
@@ -122,7 +122,7 @@ class DataNeighbors:
                 figures[f"data_purity_{kind}"] = same / known
         return figures
 
-    def table(self, images: ImageSet) -> pa.Table:
+    def table(self, images: DataSet) -> pa.Table:
         """A row for each sample: its id, and those of its neighbours of each kind, best first."""
         columns: dict[str, Any] = {"sample_id": images.sample_ids}
         for kind in ("contextual", "euclidean"):

@@ -17,7 +17,7 @@ from conr_ray.config import RunConfig
 from conr_ray.data import keyed_random
 from conr_ray.data.keyed_random import fold
 from conr_ray.data.pixels import Pixels
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.data.views import Views
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
@@ -54,7 +54,7 @@ WHOLE = Span()
 
 def train(
     config: RunConfig,
-    images: ImageSet,
+    images: DataSet,
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
@@ -91,13 +91,13 @@ def train(
 
 def _train(
     config: RunConfig,
-    images: ImageSet,
+    images: DataSet,
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
     span: Span,
 ) -> list[MetricRow]:
-    num_clusters = check_images(config, images, world_size())
+    num_clusters = check_data(config, images, world_size())
     num_global, num_rows = config.optim.batch_size, images.num_images
     steps_per_epoch, local = num_rows // num_global, share(num_global)
     positions_b = torch.arange(local.start, local.stop, device=device)
@@ -259,7 +259,7 @@ def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Obs
     observer.epoch(rows[-1])
 
 
-def check_images(config: RunConfig, images: ImageSet, workers: int) -> int:
+def check_data(config: RunConfig, images: DataSet, workers: int) -> int:
     """Number of clusters of a run of `config` on `images` by so many workers.
 
     Raises:

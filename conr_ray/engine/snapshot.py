@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from conr_ray.config import NeighborhoodConfig
 from conr_ray.data.pixels import as_png
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.method.boundary import boundary_ratio, kept_mask
@@ -106,7 +106,7 @@ class Snapshot:
 def take_snapshot(
     config: NeighborhoodConfig,
     clustering: DataClustering,
-    images: ImageSet,
+    images: DataSet,
     *,
     epoch: int,
     fraction: float,

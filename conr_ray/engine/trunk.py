@@ -24,7 +24,7 @@ import torch
 
 from conr_ray.config import RunConfig, override
 from conr_ray.data import keyed_random, pixels, views
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.engine import (
     embedder,
     evaluation,
@@ -207,7 +207,7 @@ def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> 
 
 def train_from_trunk(
     config: RunConfig,
-    images: ImageSet,
+    images: DataSet,
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
@@ -244,7 +244,7 @@ def train_from_trunk(
 
 
 def _provide(
-    store: TrunkStore, config: RunConfig, epoch: int, images: ImageSet, device: torch.device
+    store: TrunkStore, config: RunConfig, epoch: int, images: DataSet, device: torch.device
 ) -> Origin:
     """Make sure that the trunk of `config` has a sound checkpoint after `epoch` epochs.
 

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from conr_ray.config import RunConfig, from_yaml
-from conr_ray.data.store import ImageSet, open_images
+from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.loop import WHOLE, Span, tell_again
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -50,7 +50,7 @@ def run_here(
     device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
     directory.clear_failure()
     # Opened first: a W&B run that has begun is ended by the loop only.
-    images = open_images(config.data)
+    images = open_data(config.data)
     observers = Observers([open_wandb(wandb, config), observer])
     train_from_trunk(config, images, directory, observers, device, trunks, span)
 
@@ -164,11 +164,11 @@ def _work(job: dict[str, Any]) -> None:
 
 def _open_everywhere(
     config: RunConfig, directory: RunDirectory, device: torch.device
-) -> ImageSet | None:
+) -> DataSet | None:
     """The images, or None on all workers where one of them cannot open them."""
     images, failed = None, torch.zeros((), device=device)
     try:
-        images = open_images(config.data)
+        images = open_data(config.data)
     except UserError as error:
         directory.record_failure(error)
         failed += 1

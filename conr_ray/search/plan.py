@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.engine.trunk import TrunkStore, shapes_trunk, trunk_name
 from conr_ray.scaling.cluster import WorkerResources
@@ -39,7 +39,7 @@ class Plan:
     fork_epochs: int
 
     @classmethod
-    def of(cls, space: SearchSpace, images: ImageSet, num_trials: int, *, shared: bool) -> Plan:
+    def of(cls, space: SearchSpace, images: DataSet, num_trials: int, *, shared: bool) -> Plan:
         """Of `num_trials` trials of `space`, with or without shared trunks."""
         epochs = space.config().schedule.epochs
         starts = space.group_starts
@@ -73,7 +73,7 @@ class Plan:
 
 def print_plan(
     space: SearchSpace,
-    images: ImageSet,
+    images: DataSet,
     num_trials: int,
     store: TrunkStore | None,
     resources: WorkerResources,
@@ -119,11 +119,11 @@ def print_plan(
     console.print(Group(table, Text(), *(Text(line) for line in lines)), soft_wrap=True)
 
 
-def _labels(images: ImageSet) -> str:
+def _labels(images: DataSet) -> str:
     return f"{images.num_classes} classes" if images.num_classes else "without labels"
 
 
-def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: ImageSet) -> str:
+def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: DataSet) -> str:
     if store is None:
         return f"none: {space.why_no_trunks}" if space.why_no_trunks else "none"
     size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
@@ -136,7 +136,7 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Im
     return text + (f"; the first one is there until epoch {there[-1]}" if there else "")
 
 
-def _checkpoint_mib(space: SearchSpace, images: ImageSet) -> float:
+def _checkpoint_mib(space: SearchSpace, images: DataSet) -> float:
     """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters."""
     config = space.config()
     state = TrainingState.create(config, images.num_channels, torch.device("cpu"))

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from conr_ray.config import parse_yaml
-from conr_ray.data.store import ImageSet
+from conr_ray.data.store import DataSet
 from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
@@ -191,7 +191,7 @@ def _without_data_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "fixed": fixed}
 
 
-def with_metric(space: SearchSpace, images: ImageSet) -> SearchSpace:
+def with_metric(space: SearchSpace, images: DataSet) -> SearchSpace:
     """The space with a metric that its runs on `images` report.
 
     Raises:

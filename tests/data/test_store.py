@@ -19,7 +19,7 @@ import pytest
 
 from conr_ray.config import DataConfig
 from conr_ray.data.sources import make_source
-from conr_ray.data.store import ImageSet, channel_statistics, default_cache_dir, open_images
+from conr_ray.data.store import DataSet, channel_statistics, default_cache_dir, open_data
 from conr_ray.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -47,7 +47,7 @@ def write_raw(path: Path, num_images: int, **columns: Any) -> DataConfig:
 
 class TestOpenImages:
     def test_holds_what_the_source_gives(self, cache_dir: Path) -> None:
-        images = open_images(DIGITS, cache_dir)
+        images = open_data(DIGITS, cache_dir)
         expected = np.concatenate(list(make_source(DIGITS).blocks()))
         assert isinstance(images.images, np.memmap) and not images.images.flags.writeable
         np.testing.assert_array_equal(images.images, expected)
@@ -60,9 +60,9 @@ class TestOpenImages:
         np.testing.assert_allclose(images.std, expected.std() / 255, rtol=1e-12)
 
     def test_the_second_time_nothing_is_written(self, cache_dir: Path) -> None:
-        first = open_images(DIGITS, cache_dir)
+        first = open_data(DIGITS, cache_dir)
         before = snapshot(cache_dir)
-        second = open_images(DIGITS, cache_dir)
+        second = open_data(DIGITS, cache_dir)
         assert snapshot(cache_dir) == before and len(before) == 3
         assert first.fingerprint == second.fingerprint and first.mean == second.mean
         assert not list(cache_dir.glob("*.partial"))
@@ -71,18 +71,18 @@ class TestOpenImages:
         self, cache_dir: Path, tmp_path: Path
     ) -> None:
         config = write_raw(tmp_path / "f.parquet", 300, label=pa.array([1, 7, 7] * 100))
-        images = open_images(config, cache_dir)
+        images = open_data(config, cache_dir)
         assert images.class_names is None and images.num_classes == 2
-        without = open_images(config.model_copy(update={"label_column": None}), cache_dir)
+        without = open_data(config.model_copy(update={"label_column": None}), cache_dir)
         assert without.labels is None and without.num_classes is None
         assert without.fingerprint != images.fingerprint
         write_raw(tmp_path / "f.parquet", 301)
-        assert open_images(config, cache_dir).num_images == 301
+        assert open_data(config, cache_dir).num_images == 301
         assert len(list(cache_dir.glob("*/meta.json"))) == 3
 
     def test_equal_content_has_an_equal_fingerprint(self, cache_dir: Path, tmp_path: Path) -> None:
-        one = open_images(write_raw(tmp_path / "1.parquet", 50), cache_dir)
-        other = open_images(write_raw(tmp_path / "2.parquet", 50), cache_dir)
+        one = open_data(write_raw(tmp_path / "1.parquet", 50), cache_dir)
+        other = open_data(write_raw(tmp_path / "2.parquet", 50), cache_dir)
         assert one.fingerprint == other.fingerprint
 
     def test_names_of_a_folder(self, cache_dir: Path, tmp_path: Path, encode: Any) -> None:
@@ -91,14 +91,14 @@ class TestOpenImages:
             (tmp_path / "set" / name).write_bytes(encode(np.zeros((3, 4, 4), np.uint8)))
         config = DataConfig(source="folder", path=str(tmp_path / "set"))
         for _ in range(2):
-            images = open_images(config, cache_dir)
+            images = open_data(config, cache_dir)
             assert images.names is not None
             assert list(images.names) == ["a/1.png", "a/2.png", "b/1.png"]
             assert images.class_names == ("a", "b") and images.std == (0.0, 0.0, 0.0)
 
     def test_labels_of_which_none_is_known_are_none(self, cache_dir: Path, tmp_path: Path) -> None:
         config = write_raw(tmp_path / "f.parquet", 9, label=pa.array([-1] * 9))
-        assert open_images(config, cache_dir).labels is None
+        assert open_data(config, cache_dir).labels is None
 
     def test_default_cache_dir(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CONR_RAY_CACHE", raising=False)
@@ -107,30 +107,30 @@ class TestOpenImages:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert default_cache_dir() == tmp_path / "conr_ray"
         monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / "own"))
-        open_images(DIGITS)
+        open_data(DIGITS)
         assert len(list((tmp_path / "own").glob("*/meta.json"))) == 1
 
     def test_a_cache_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(UserError, match="set CONR_RAY_CACHE to a writable folder") as caught:
-            open_images(DIGITS, tmp_path / "file" / "cache")
+            open_data(DIGITS, tmp_path / "file" / "cache")
         assert "\n" not in str(caught.value)
 
     def test_a_source_that_fails_leaves_nothing(self, cache_dir: Path, tmp_path: Path) -> None:
         table = pa.table({"image": [b"1234"] * 600 + [b"123"]})
         pq.write_table(table.replace_schema_metadata({"shape": "2,2"}), tmp_path / "f.parquet")
         with pytest.raises(UserError, match="row 600 does not decode"):
-            open_images(DataConfig(source="parquet", path=str(tmp_path / "f.parquet")), cache_dir)
+            open_data(DataConfig(source="parquet", path=str(tmp_path / "f.parquet")), cache_dir)
         assert [path.suffix for path in cache_dir.iterdir()] == [".lock"]
 
 
 class TestLimit:
     @staticmethod
-    def limited(limit: int, cache_dir: Path) -> ImageSet:
-        return open_images(DIGITS.model_copy(update={"limit": limit}), cache_dir)
+    def limited(limit: int, cache_dir: Path) -> DataSet:
+        return open_data(DIGITS.model_copy(update={"limit": limit}), cache_dir)
 
     def test_a_subset_is_random_rows_in_their_order(self, cache_dir: Path) -> None:
-        whole, subset = open_images(DIGITS, cache_dir), self.limited(300, cache_dir)
+        whole, subset = open_data(DIGITS, cache_dir), self.limited(300, cache_dir)
         rows = subset.sample_ids
         assert subset.num_images == 300 and (np.diff(rows) > 0).all() and rows.dtype == np.int64
         assert np.bincount(rows // 300, minlength=6)[:5].min() > 30
@@ -149,17 +149,15 @@ class TestLimit:
         assert self.limited(5, cache_dir).sample_ids.tolist() == [45, 53, 104, 1381, 1787]
 
     def test_bounds(self, cache_dir: Path) -> None:
-        assert (
-            self.limited(1797, cache_dir).fingerprint == open_images(DIGITS, cache_dir).fingerprint
-        )
+        assert self.limited(1797, cache_dir).fingerprint == open_data(DIGITS, cache_dir).fingerprint
         with pytest.raises(UserError, match=r"data.limit=1798: there are 1797 images; lower it"):
             self.limited(1798, cache_dir)
 
     def test_an_unlabelled_subset_has_no_labels(self, cache_dir: Path, tmp_path: Path) -> None:
         labels = pa.array([-1] * 999 + [0])
         config = write_raw(tmp_path / "f.parquet", 1000, label=labels)
-        assert open_images(config, cache_dir).labels is not None
-        assert open_images(config.model_copy(update={"limit": 3}), cache_dir).labels is None
+        assert open_data(config, cache_dir).labels is not None
+        assert open_data(config.model_copy(update={"limit": 3}), cache_dir).labels is None
 
 
 def test_statistics_do_not_depend_on_blocks(random_images: Callable[..., Any]) -> None:
@@ -177,7 +175,7 @@ from pathlib import Path
 from conr_ray.config import DataConfig
 from conr_ray.data.sources import SOURCES
 from conr_ray.data.sources.digits import DigitsSource
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 
 class SlowDigits(DigitsSource):
     def blocks(self):
@@ -188,7 +186,7 @@ class SlowDigits(DigitsSource):
 
 logging.basicConfig(level=logging.INFO)
 SOURCES["digits"] = SlowDigits
-images = open_images(DataConfig(source="digits"), Path(sys.argv[1]))
+images = open_data(DataConfig(source="digits"), Path(sys.argv[1]))
 print(images.fingerprint, int(images.images.sum()))
 assert "torch" not in sys.modules, "the store works without torch"
 """
@@ -212,7 +210,7 @@ class TestProcesses:
         assert [builder.returncode for builder in builders] == [0, 0], ended
         assert ended[0][0] == ended[1][0]
         assert sum(errors.count("decoding 1797 images") for _, errors in ended) == 1
-        images = open_images(DIGITS, cache_dir)
+        images = open_data(DIGITS, cache_dir)
         assert ended[0][0].split() == [images.fingerprint, str(int(images.images.sum()))]
 
     def test_a_killed_build_is_made_anew(self, cache_dir: Path) -> None:
@@ -225,17 +223,17 @@ class TestProcesses:
         builder.communicate(timeout=60)
         assert builder.returncode == -signal.SIGKILL
         assert list(cache_dir.glob("*.partial")) and not list(cache_dir.glob("*/meta.json"))
-        images = open_images(DIGITS, cache_dir)
+        images = open_data(DIGITS, cache_dir)
         np.testing.assert_array_equal(images.images, next(make_source(DIGITS).blocks()))
         assert not list(cache_dir.glob("*.partial"))
 
     def test_a_copy_without_its_last_file_is_made_anew(self, cache_dir: Path) -> None:
-        open_images(DIGITS, cache_dir)
+        open_data(DIGITS, cache_dir)
         (meta,) = cache_dir.glob("*/meta.json")
         images = meta.with_name("images.npy")
         meta.unlink()
         images.write_bytes(images.read_bytes()[:1000])
-        assert open_images(DIGITS, cache_dir).images[-1].any()
+        assert open_data(DIGITS, cache_dir).images[-1].any()
         assert json.loads(meta.read_text())["num_images"] == 1797
 
 
@@ -281,7 +279,7 @@ class TestSharedData:
         config = DataConfig(
             source="parquet", path=shared_file(name), label_column=label_column, splits=("train",)
         )
-        images = open_images(config, cache_dir)
+        images = open_data(config, cache_dir)
         assert images.labels is not None and images.num_classes == num_classes
         counts = np.bincount(images.labels).tolist()
         assert counts == [num_images // num_classes] * num_classes
@@ -291,6 +289,6 @@ class TestSharedData:
     @pytest.mark.slow
     def test_all_rows(self, cache_dir: Path) -> None:
         config = DataConfig(source="parquet", path=shared_file("cifar100"), limit=1000)
-        images = open_images(config, cache_dir)
+        images = open_data(config, cache_dir)
         assert images.num_images == 1000 and images.sample_ids.max() > 55_000
         assert images.class_names is not None and images.class_names[0] == "apple"

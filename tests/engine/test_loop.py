@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conr_ray.config import override
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.loop import Span, train
 from conr_ray.engine.observer import MetricRow, Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -74,9 +74,7 @@ def test_a_run_writes_metrics_assignments_and_checkpoints(
     assert RunDirectory(folder).metric_rows()[-1]["nmi"] == rows[-1]["nmi"]
     table = pq.read_table(folder / "assignments.parquet")
     assert table.column_names == ["sample_id", "cluster", "boundary_ratio", "kept"]
-    assert table["sample_id"].to_pylist() == list(
-        open_images(tiny_config().data).sample_ids.tolist()
-    )
+    assert table["sample_id"].to_pylist() == list(open_data(tiny_config().data).sample_ids.tolist())
     assert set(table["cluster"].to_pylist()) <= set(range(10))
     assert all(table["kept"].to_pylist())  # the last fraction is 1
     assert table["cluster"].to_pylist() == final_state(folder)["pseudo_labels"].tolist()
@@ -90,7 +88,7 @@ def test_a_run_writes_the_neighbors_of_every_image(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
 ) -> None:
     folder, rows = whole_run
-    images = open_images(tiny_config().data)
+    images = open_data(tiny_config().data)
     assert images.labels is not None
     table = pq.read_table(folder / "neighbors.parquet")
     ids = images.sample_ids.tolist()
@@ -201,7 +199,7 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
 
 def test_images_without_labels_train_and_are_scored_without(tmp_path: Path) -> None:
     config = tiny_config()
-    images = open_images(config.data)
+    images = open_data(config.data)
     table = {"image": [image.tobytes() for image in images.images]}
     import pyarrow as pa
 
@@ -305,7 +303,7 @@ def test_a_run_stopped_after_its_last_checkpoint_tells_its_end_when_resumed(
 def test_a_run_goes_on_from_another_ones_state_with_values_of_its_own(tmp_path: Path) -> None:
     one = tiny_config(schedule__epochs=6)
     run_here(one, tmp_path / "one")
-    images = open_images(one.data)
+    images = open_data(one.data)
     changes = {"neighborhood.k1": 13, "neighborhood.k": 4, "optim.weight_decay": 0.3}
     changed = override(one, {**changes, "checkpoint.keep": 9})
     origin = Span(origin=(RunDirectory(tmp_path / "one"), 5))

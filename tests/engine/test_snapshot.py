@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from conr_ray.config import RunConfig
 from conr_ray.data.pixels import as_png
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
@@ -53,7 +53,7 @@ def snapshot(folder: Path) -> Snapshot:
 def test_samples_are_those_of_the_run_with_labels_and_clusters(
     config: RunConfig, folder: Path, snapshot: Snapshot
 ) -> None:
-    images = open_images(config.data)
+    images = open_data(config.data)
     assert (snapshot.epoch, snapshot.num_images) == (4, 300)
     assert snapshot.samples["sample_id"].to_pylist() == images.sample_ids.tolist()
     assert images.labels is not None
@@ -108,7 +108,7 @@ def test_examples_are_the_innermost_and_the_outermost_of_each_cluster(snapshot: 
 
 
 def test_all_that_is_shown_has_its_picture(config: RunConfig, snapshot: Snapshot) -> None:
-    images = open_images(config.data)
+    images = open_data(config.data)
     pictures = dict(
         zip(*(snapshot.pictures[n].to_pylist() for n in ("sample_id", "png")), strict=True)
     )

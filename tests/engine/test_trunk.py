@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conr_ray.config import RunConfig, field_names
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine import trunk as trunk_module
 from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.loop import Span
@@ -39,7 +39,7 @@ def store_in(folder: Path, *starts: int) -> TrunkStore:
 def fork(
     config: RunConfig, store: TrunkStore, folder: Path | str, observer: Observer | None = None
 ) -> list[MetricRow]:
-    images = open_images(config.data)
+    images = open_data(config.data)
     device = torch.device("cpu")
     return train_from_trunk(
         config, images, RunDirectory(folder), observer or Observers(), device, store
@@ -147,7 +147,7 @@ def test_a_fork_stopped_before_its_first_checkpoint_still_tells_what_it_built(
 
 def test_a_leg_that_ends_before_the_trunk_is_trained_without_it(tmp_path: Path) -> None:
     config, store = tiny_config(), store_in(tmp_path, 2)
-    images, leg = open_images(config.data), RunDirectory(tmp_path / "leg")
+    images, leg = open_data(config.data), RunDirectory(tmp_path / "leg")
     for until in (1, 2):
         span = Span(until=until)
         train_from_trunk(config, images, leg, Observers(), torch.device("cpu"), store, span)

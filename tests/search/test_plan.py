@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conr_ray.config import load_preset
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.search.plan import Plan
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
@@ -15,7 +15,7 @@ SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
 def plan_of(space: SearchSpace, num_trials: int, *, shared: bool = True) -> Plan:
-    return Plan.of(space, open_images(load_preset("digits").data), num_trials, shared=shared)
+    return Plan.of(space, open_data(load_preset("digits").data), num_trials, shared=shared)
 
 
 def test_a_plan_counts_the_epochs_of_trunks_and_trials(tmp_path: Path) -> None:

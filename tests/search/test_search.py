@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from conr_ray.config import load_config
-from conr_ray.data.store import open_images
+from conr_ray.data.store import open_data
 from conr_ray.engine.loop import Span, train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -91,7 +91,7 @@ def search(
         wandb,
         Console(file=io.StringIO()),
         num_trials=num_trials,
-        fingerprint=open_images(space.config().data).fingerprint,
+        fingerprint=open_data(space.config().data).fingerprint,
         trunks=trunks,
     )
     return trials, directory.open_study(space), directory
@@ -265,7 +265,7 @@ def test_a_population_hands_states_on(tmp_path: Path, kind: str, size: int, work
             alone = RunDirectory(tmp_path / f"alone {trial.number}")
             config = space.config(trial.point)
             span = Span((runs[trial.parent], begin), None if epochs == 5 else epochs)
-            images = open_images(config.data)
+            images = open_data(config.data)
             again = train(config, images, alone, Observers(), torch.device("cpu"), span)
             assert without_times(again) == without_times(rows)
     # One at each of two exchanges.
