@@ -24,8 +24,8 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState
-from conr_ray.method.bank import MemoryBank, Neighborhood
-from conr_ray.method.metrics import neighbor_purity
+from conr_ray.method.clustering.metrics import neighbor_purity
+from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 
 CPU = torch.device("cpu")
 

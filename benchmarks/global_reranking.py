@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from conr_ray.method.neighbor_lists import nearest_lists
-from conr_ray.method.reranking import contextual_neighbors
+from conr_ray.method.neighbors.neighbor_lists import nearest_lists
+from conr_ray.method.neighbors.reranking import contextual_neighbors
 
 SIZES = (10_000, 30_000, 60_000, 120_000, 240_000)
 

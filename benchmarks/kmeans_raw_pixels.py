@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from conr_ray.config import load_preset, parse_overrides
 from conr_ray.data.store import open_data
-from conr_ray.method.metrics import agreement
+from conr_ray.method.clustering.metrics import agreement
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

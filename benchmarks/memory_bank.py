@@ -25,9 +25,9 @@ from torch.nn.functional import normalize
 
 from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
-from conr_ray.method.bank import MemoryBank, Neighborhood
-from conr_ray.method.instance_stage import instance_loss
-from conr_ray.method.reranking import contextual_neighbors
+from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
+from conr_ray.method.neighbors.reranking import contextual_neighbors
+from conr_ray.method.stages.instance import instance_loss
 
 NEAR = Neighborhood("contextual", k1=10, k2=2, k=10)
 

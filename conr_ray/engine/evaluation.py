@@ -19,16 +19,16 @@ from conr_ray.data.keyed_random import fold
 from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
-from conr_ray.method.boundary import boundary_ratio, kept_mask
+from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.method.clustering.metrics import agreement, neighbor_matches
 from conr_ray.method.collectives import (
     all_gather_rows,
     all_gather_varying,
     all_reduce_sum,
     share,
 )
-from conr_ray.method.kmeans import spherical_kmeans
-from conr_ray.method.metrics import agreement, neighbor_matches
-from conr_ray.method.reranking import contextual_neighbors, euclidean_neighbors
+from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
+from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from conr_ray.data.keyed_random import fold
 from conr_ray.engine.embedder import Embedder
+from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.method.clustering.metrics import centre_silhouette, joint_counts, shared_information
 from conr_ray.method.collectives import all_reduce_sum, share
-from conr_ray.method.kmeans import spherical_kmeans
-from conr_ray.method.metrics import centre_silhouette, joint_counts, shared_information
-from conr_ray.method.reranking import euclidean_neighbors
+from conr_ray.method.neighbors.reranking import euclidean_neighbors
 
 LABEL_FREE_SCORES = (
     "label_free",

@@ -29,8 +29,8 @@ from conr_ray.engine.step_figures import StepFigures
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size
-from conr_ray.method.group_stage import GroupStage
-from conr_ray.method.instance_stage import instance_loss
+from conr_ray.method.stages.group import GroupStage
+from conr_ray.method.stages.instance import instance_loss
 
 
 @dataclass(frozen=True)

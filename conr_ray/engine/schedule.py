@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from conr_ray.config import RunConfig
-from conr_ray.method.boundary import kept_fraction
 from conr_ray.method.schedules import learning_rate, target_momentum
+from conr_ray.method.stages.boundary import kept_fraction
 
 
 @dataclass(frozen=True)

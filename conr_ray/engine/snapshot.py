@@ -28,9 +28,9 @@ from conr_ray.data.pixels import as_png
 from conr_ray.data.store import DataSet
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.method.boundary import boundary_ratio, kept_mask
+from conr_ray.method.clustering.metrics import match_clusters
 from conr_ray.method.collectives import all_gather_rows, rank, share
-from conr_ray.method.metrics import match_clusters
+from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 MOST_SAMPLES = 10_000
 _NUM_QUERIES, _NUM_NEIGHBORS = 10, 10

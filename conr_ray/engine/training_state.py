@@ -14,9 +14,9 @@ from conr_ray.config import RunConfig
 from conr_ray.data.keyed_random import fold
 from conr_ray.engine.observer import MetricRow
 from conr_ray.errors import UserError
-from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import world_size
+from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import BACKBONES, Encoder, OnlineNetwork, TargetNetwork
 
 # Buffers are equal on all workers, since batch statistics are global. The option's name has changed

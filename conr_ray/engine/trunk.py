@@ -39,22 +39,18 @@ from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.method import (
-    batch_norm,
-    collectives,
+from conr_ray.method import batch_norm, collectives, networks, schedules
+from conr_ray.method.clustering import kmeans, metrics
+from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.method.neighbors import (
     compiled,
-    instance_stage,
-    kmeans,
-    metrics,
     neighbor_lists,
-    networks,
     rank_keys,
     reranking,
     rough_products,
-    schedules,
     search_kernels,
 )
-from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.method.stages import instance as instance_stage
 
 logger = logging.getLogger(__name__)
 

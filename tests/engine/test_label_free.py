@@ -14,7 +14,7 @@ from conr_ray.data.views import Views
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering
 from conr_ray.engine.label_free import LABEL_FREE_SCORES, label_free_scores
-from conr_ray.method.kmeans import spherical_kmeans
+from conr_ray.method.clustering.kmeans import spherical_kmeans
 
 NUM_IMAGES, SIZE = 400, 8
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from conr_ray.data.store import open_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
-from conr_ray.method.metrics import clustering_accuracy
-from conr_ray.method.reranking import contextual_neighbors
+from conr_ray.method.clustering.metrics import clustering_accuracy
+from conr_ray.method.neighbors.reranking import contextual_neighbors
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conr_ray.method import kmeans
+from conr_ray.method.clustering import kmeans
+from conr_ray.method.clustering.kmeans import Clustering, spherical_kmeans
 from conr_ray.method.collectives import share
-from conr_ray.method.kmeans import Clustering, spherical_kmeans
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
 

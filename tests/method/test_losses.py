@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conr_ray.method.bank import MemoryBank, Neighborhood
-from conr_ray.method.group_stage import GroupStage, group_loss
-from conr_ray.method.instance_stage import instance_loss
+from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
+from conr_ray.method.stages.group import GroupStage, group_loss
+from conr_ray.method.stages.instance import instance_loss
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from conr_ray.method.metrics import (
+from conr_ray.method.clustering.metrics import (
     agreement,
     centre_silhouette,
     clustering_accuracy,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conr_ray.method.instance_stage import instance_loss
 from conr_ray.method.networks import (
     BACKBONES,
     ConvNet,
@@ -16,6 +15,7 @@ from conr_ray.method.networks import (
     TargetNetwork,
     head,
 )
+from conr_ray.method.stages.instance import instance_loss
 
 
 @pytest.fixture

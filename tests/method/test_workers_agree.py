@@ -11,12 +11,12 @@ from torch import Tensor
 
 from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
-from conr_ray.method.bank import MemoryBank, Neighborhood
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import share, world_size
-from conr_ray.method.group_stage import GroupStage
-from conr_ray.method.instance_stage import instance_loss
+from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import ConvNet, Encoder, OnlineNetwork, TargetNetwork
+from conr_ray.method.stages.group import GroupStage
+from conr_ray.method.stages.instance import instance_loss
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from conr_ray.method.compiled import compiled, over_threads
-from conr_ray.method.search_kernels import EMPTY, insert, rank_key, similarity_of
+from conr_ray.method.neighbors.compiled import compiled, over_threads
+from conr_ray.method.neighbors.search_kernels import EMPTY, insert, rank_key, similarity_of
 
 Array = Any
 Sparse = tuple[Array, Array, Array]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from conr_ray.method import compiled
-from conr_ray.method import context_kernels as kernels
-from conr_ray.method.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
+from conr_ray.method.neighbors import compiled
+from conr_ray.method.neighbors import context_kernels as kernels
+from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
 
 # torch warns once in a process that CSR is in beta. This is when.
 with warnings.catch_warnings(action="ignore"):

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conr_ray.method.bank import MemoryBank, Neighbors
-from conr_ray.method.boundary import boundary_ratio, kept_mask
+from conr_ray.method.clustering.metrics import neighbor_matches
 from conr_ray.method.collectives import all_gather_rows, share
-from conr_ray.method.metrics import neighbor_matches
+from conr_ray.method.neighbors.bank import MemoryBank, Neighbors
+from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 
 @dataclass(frozen=True)

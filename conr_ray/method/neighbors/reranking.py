@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from conr_ray.method import compiled, search_kernels
 from conr_ray.method.collectives import all_gather_rows, share
-from conr_ray.method.contexts import contextual_lists
-from conr_ray.method.neighbor_lists import nearest_lists
-from conr_ray.method.rank_keys import dot, numbers_of, similarities_of
+from conr_ray.method.neighbors import compiled, search_kernels
+from conr_ray.method.neighbors.contexts import contextual_lists
+from conr_ray.method.neighbors.neighbor_lists import nearest_lists
+from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of
 
 # Rows that are held in float64 at a time.
 _BLOCK = 65536

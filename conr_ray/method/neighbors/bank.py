@@ -33,8 +33,8 @@ from conr_ray.method.collectives import (
     share,
     world_size,
 )
-from conr_ray.method.contexts import contextual_lists
-from conr_ray.method.neighbor_lists import (
+from conr_ray.method.neighbors.contexts import contextual_lists
+from conr_ray.method.neighbors.neighbor_lists import (
     NeighborLists,
     Side,
     best_of,
@@ -42,7 +42,7 @@ from conr_ray.method.neighbor_lists import (
     compare_all,
     compare_within,
 )
-from conr_ray.method.rank_keys import EMPTY, dot, numbers_of
+from conr_ray.method.neighbors.rank_keys import EMPTY, dot, numbers_of
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conr_ray.method import compiled, search_kernels
 from conr_ray.method.collectives import all_gather_rows
-from conr_ray.method.rank_keys import EMPTY, dot, numbers_of, rank_keys, similarities_of
-from conr_ray.method.rough_products import RoughRows, full_precision, room_for, rough_products
+from conr_ray.method.neighbors import compiled, search_kernels
+from conr_ray.method.neighbors.rank_keys import EMPTY, dot, numbers_of, rank_keys, similarities_of
+from conr_ray.method.neighbors.rough_products import (
+    RoughRows,
+    full_precision,
+    room_for,
+    rough_products,
+)
 
 # Rows of either side of a block of similarities: on a CPU it has to stay in the cache.
 _CPU_BLOCK = (512, 1024)

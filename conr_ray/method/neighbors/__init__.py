@@ -1,0 +1,1 @@
+"""The neighbour pool and its search: lists, contexts, re-ranking, memory bank."""

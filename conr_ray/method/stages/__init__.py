@@ -1,0 +1,1 @@
+"""The two stages of CoNR: what a step of each makes small."""
