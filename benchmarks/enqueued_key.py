@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from conr_ray.config import RunConfig, load_preset, parse_overrides
-from conr_ray.data import keyed_random
+from conr_ray.method import keyed_random
 from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.data.views import Views

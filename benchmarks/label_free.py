@@ -62,7 +62,7 @@ def scored(folder: Path) -> dict[str, float]:
     import torch
 
     from conr_ray.config import RunConfig
-    from conr_ray.data.keyed_random import fold
+    from conr_ray.method.keyed_random import fold
     from conr_ray.data.pixels import Pixels
     from conr_ray.data.store import open_data
     from conr_ray.data.views import Views

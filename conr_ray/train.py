@@ -29,8 +29,8 @@ from conr_ray.config import (
     parse_overrides,
 )
 from conr_ray.data.store import open_data
+from conr_ray.engine.checks import check_data
 from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.loop import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed, UserError

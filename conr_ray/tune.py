@@ -21,7 +21,7 @@ from conr_ray.command_line import (
 )
 from conr_ray.config import parse_overrides
 from conr_ray.data.store import open_data
-from conr_ray.engine.loop import check_data
+from conr_ray.engine.checks import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError

@@ -10,7 +10,7 @@ from conr_ray.config import RunConfig, get_field, load_preset, preset_names
 from conr_ray.data.sources import make_source
 from conr_ray.engine.schedule import Schedule
 from conr_ray.errors import UserError
-from conr_ray.method.stages.boundary import kept_fraction
+from conr_ray.method.schedules import kept_fraction
 
 PAPER = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet_dogs"}
 NAMES = [*sorted(PAPER), "cifar100", "digits", "fashion_mnist"]

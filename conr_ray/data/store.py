@@ -1,9 +1,9 @@
-"""A decoded copy of a source's images, memory-mapped and shared by all processes of a node.
+"""A decoded copy of a source's samples, memory-mapped and shared by all processes of a node.
 
 The copy lies in a folder named after everything that shapes it, so a changed file or setting gets
 a new copy. It is made once, under a lock, in a folder beside, and moved into place when whole.
 
-Shapes: n images, c channels (1 grey or 3 RGB), h and w pixels.
+Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,33 +21,37 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
-from conr_ray.data.sources import Contents, ImageSource, make_source
-from conr_ray.data.sources.base import Int64Array, UInt8Array
+from conr_ray.data.pictures import as_png
+from conr_ray.data.sources import Contents, Source, make_source
+from conr_ray.data.sources.base import Int64Array
 from conr_ray.data.sources.files import locked, one_line
+from conr_ray.data.statistics import statistics_of
 from conr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 # Part of every copy's name: raise it when the files below change their meaning.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _SUBSET_KEY = 20230923
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images and what is known of them.
+    """Samples, images or vectors, and what is known of them.
 
-    `images` is uint8 (n, c, h, w), read-only where memory-mapped. `labels` is int64 (n,), None
-    where no image is labelled; samples labelled -1 are unlabelled and count in no metric.
-    `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): the row each
-    image has in the whole set, of which this may be a subset. `mean` and `std` are per channel,
-    of values scaled to 0..1; `std` is 0 where all values are equal. `fingerprint` is equal for
-    equal pixels, labels and subset, whatever source they came from.
+    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only where memory-mapped. `labels` is
+    int64 (n,), None where no sample is labelled; samples labelled -1 are unlabelled and count in no
+    metric. `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): the
+    row each sample has in the whole set, of which this may be a subset. Of images, `mean` and `std`
+    are per channel, of values scaled to 0..1; of vectors, `mean` is per feature, and `std` one
+    number for all. `std` is 0 where all values are equal. `fingerprint` is equal for equal samples,
+    labels and subset, whatever source they came from.
     """
 
-    images: UInt8Array
+    rows: NDArray[Any]
     labels: Int64Array | None
     class_names: tuple[str, ...] | None
     names: Sequence[str] | None
@@ -58,14 +61,23 @@ class DataSet:
     fingerprint: str
 
     @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(self.images)
+    def num_rows(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
 
     @property
-    def num_channels(self) -> int:
-        """1 for grey images, 3 for RGB."""
-        return int(self.images.shape[1])
+    def row_shape(self) -> tuple[int, ...]:
+        """Of a sample: (c, h, w), or (d,)."""
+        return tuple(self.rows.shape[1:])
+
+    @property
+    def what(self) -> str:
+        """Images or vectors, for messages."""
+        return "vectors" if self.rows.ndim == 2 else "images"
+
+    def picture(self, row: int) -> bytes | None:
+        """The image of a row as a small PNG file; None of a vector."""
+        return None if self.rows.ndim == 2 else as_png(self.rows[row])
 
     @property
     def num_classes(self) -> int | None:
@@ -78,11 +90,11 @@ class DataSet:
 
 
 def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
-    """The images of `config`, from the copy in `cache_dir`, which is made where there is none.
+    """The samples of `config`, from the copy in `cache_dir`, which is made where there is none.
 
     `cache_dir` is by default $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
     Any number of processes may call it at once: one decodes, the others wait. With `data.limit`
-    the images are a random subset in their original order, copied into memory; it depends on the
+    the samples are a random subset in their original order, copied into memory; it depends on the
     limit and the size of the whole set only, and a smaller one is part of a larger one.
 
     Raises UserError where the source cannot be read, `data.limit` exceeds it, or the cache cannot
@@ -100,8 +112,8 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
                 f"the cache {root} cannot hold the decoded images ({one_line(error)}); set "
                 f"CONR_RAY_CACHE to a writable folder with space"
             ) from error
-    images = _load(folder)
-    return images if config.limit is None else _subset(images, config.limit)
+    data = _load(folder)
+    return data if config.limit is None else _subset(data, config.limit)
 
 
 def default_cache_dir() -> Path:
@@ -112,46 +124,15 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "conr_ray"
 
 
-def channel_statistics(blocks: Iterable[UInt8Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of values scaled to 0..1.
-
-    `blocks` are (b, c, h, w). The sums are integers, so the result is the same for any blocks.
-    """
-    sums = _ChannelSums()
-    for block in blocks:
-        sums.add(block)
-    return sums.mean_and_std()
-
-
-class _ChannelSums:
-    def __init__(self) -> None:
-        self.count = 0
-        self.values: Int64Array | None = None
-        self.squares: Int64Array | None = None
-
-    def add(self, block: UInt8Array) -> None:
-        values = block.sum(axis=(0, 2, 3), dtype=np.int64)
-        # 255 squared just fits into 16 bits.
-        squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
-        self.count += block.size // block.shape[1]
-        self.values = values if self.values is None else self.values + values
-        self.squares = squares if self.squares is None else self.squares + squares
-
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        assert self.values is not None and self.squares is not None, "no images"
-        mean, std, n = [], [], self.count
-        # Python's integers do not overflow where n * squares exceeds 64 bits.
-        for values, squares in zip(self.values.tolist(), self.squares.tolist(), strict=True):
-            mean.append(values / (n * 255))
-            std.append(math.sqrt(n * squares - values * values) / (n * 255))
-        return tuple(mean), tuple(std)
+def _rows_file(shape: Sequence[int]) -> str:
+    return "vectors.npy" if len(shape) == 2 else "images.npy"
 
 
 def _is_whole(folder: Path) -> bool:
     return (folder / "meta.json").is_file()
 
 
-def _build_once(source: ImageSource, folder: Path) -> None:
+def _build_once(source: Source, folder: Path) -> None:
     """Make the copy in `folder` unless another process has made it meanwhile."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
@@ -169,16 +150,16 @@ def _build_once(source: ImageSource, folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _build(source: ImageSource, folder: Path) -> None:
+def _build(source: Source, folder: Path) -> None:
     contents = source.contents()
-    shape = (contents.num_images, *contents.image_shape)
-    logger.info("decoding %d images of %s into %s", shape[0], source.config.source, folder.parent)
+    shape = (contents.num_rows, *contents.row_shape)
+    logger.info("decoding %d samples of %s into %s", shape[0], source.config.source, folder.parent)
     labels, class_names = contents.labels, contents.class_names
     if labels is not None and (labels == -1).all():
         labels, class_names = None, None
     digest = hashlib.sha256(str(shape).encode())
-    sums = _ChannelSums()
-    with (folder / "images.npy").open("wb") as file:
+    sums = statistics_of(shape)
+    with (folder / _rows_file(shape)).open("wb") as file:
         for block in _written(source.blocks(), file, shape):
             digest.update(block.data)
             sums.add(block)
@@ -189,7 +170,7 @@ def _build(source: ImageSource, folder: Path) -> None:
         pq.write_table(pa.table({"name": contents.names}), folder / "names.parquet")
     mean, std = sums.mean_and_std()
     meta = {
-        "num_images": contents.num_images,
+        "num_rows": contents.num_rows,
         "shape": shape,
         "class_names": class_names,
         "mean": mean,
@@ -202,14 +183,15 @@ def _build(source: ImageSource, folder: Path) -> None:
 
 
 def _written(
-    blocks: Iterator[UInt8Array], file: BinaryIO, shape: tuple[int, int, int, int]
-) -> Iterator[UInt8Array]:
+    blocks: Iterator[NDArray[Any]], file: BinaryIO, shape: tuple[int, ...]
+) -> Iterator[NDArray[Any]]:
     """The blocks as they are appended to an .npy file of an array of `shape`.
 
     A file is written instead of a memory map because a full disk is an OSError to the one and
     SIGBUS, the end of the process, to the other.
     """
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    descr = "<f4" if len(shape) == 2 else "|u1"
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     rows = 0
     for block in blocks:
@@ -219,10 +201,10 @@ def _written(
         yield whole
     file.flush()
     os.fsync(file.fileno())
-    assert rows == shape[0], f"{rows} images where {shape[0]} were announced"
+    assert rows == shape[0], f"{rows} rows where {shape[0]} were announced"
 
 
-def _description(source: ImageSource, contents: Contents) -> dict[str, Any]:
+def _description(source: Source, contents: Contents) -> dict[str, Any]:
     """What a person who finds the copy wants to know."""
     config = source.config.model_dump(mode="json", exclude={"limit", "placement", "download"})
     return {**config, "has_names": contents.names is not None}
@@ -234,11 +216,11 @@ def _load(folder: Path) -> DataSet:
     if (path := folder / "names.parquet").exists():
         names = pq.read_table(path).column("name").to_pylist()
     return DataSet(
-        images=np.load(folder / "images.npy", mmap_mode="r"),
+        rows=np.load(folder / _rows_file(meta["shape"]), mmap_mode="r"),
         labels=np.load(labels) if labels.exists() else None,
         class_names=None if class_names is None else tuple(class_names),
         names=names,
-        sample_ids=np.arange(meta["num_images"], dtype=np.int64),
+        sample_ids=np.arange(meta["num_rows"], dtype=np.int64),
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         fingerprint=meta["fingerprint"],
@@ -246,27 +228,29 @@ def _load(folder: Path) -> DataSet:
 
 
 def _subset(whole: DataSet, limit: int) -> DataSet:
-    """A fixed random subset of `limit` images, in their original order."""
-    num_images = whole.num_images
-    if limit > num_images:
+    """A fixed random subset of `limit` samples, in their original order."""
+    num_rows = whole.num_rows
+    if limit > num_rows:
         raise UserError(
-            f"data.limit={limit}: there are {num_images} images; lower it or leave it out"
+            f"data.limit={limit}: there are {num_rows} {whole.what}; lower it or leave it out"
         )
-    if limit == num_images:
+    if limit == num_rows:
         return whole
     # Raw words of a bit generator never change between versions of NumPy; its permutations may.
-    words = np.random.PCG64(_SUBSET_KEY).random_raw(num_images)
+    words = np.random.PCG64(_SUBSET_KEY).random_raw(num_rows)
     rows = np.sort(np.argsort(words, kind="stable")[:limit]).astype(np.int64)
-    images = np.ascontiguousarray(whole.images[rows])
+    chosen = np.ascontiguousarray(whole.rows[rows])
     labels = None if whole.labels is None else whole.labels[rows]
     if labels is not None and (labels == -1).all():
         labels = None
-    mean, std = channel_statistics([images])
+    sums = statistics_of(chosen.shape)
+    sums.add(chosen)
+    mean, std = sums.mean_and_std()
     digest = hashlib.sha256(whole.fingerprint.encode())
     digest.update(rows.data)
     return replace(
         whole,
-        images=images,
+        rows=chosen,
         labels=labels,
         class_names=None if labels is None else whole.class_names,
         names=None if whole.names is None else [whole.names[row] for row in rows],

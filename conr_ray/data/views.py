@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, pad
 
 from conr_ray.config import ViewsConfig
-from conr_ray.data import keyed_random
+from conr_ray.method import keyed_random
 
 # The paper's jitter, on every image.
 _OTHER_LIGHT = ViewsConfig(
@@ -43,9 +43,15 @@ class Views:
         device: torch.device | None = None,
     ) -> None:
         self.config = config
+        self._mean_and_std = list(mean), list(std)
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         # A channel of one value throughout stays finite.
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1).clamp_min(1 / 255)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `plain` depends on."""
+        mean, std = self._mean_and_std
+        return {"size": self.config.size, "mean": mean, "std": std}
 
     def plain(self, images: Tensor) -> Tensor:
         """The images as they are, for evaluation: centre-cropped or resized to the view's size."""

@@ -1,45 +1,44 @@
-"""Target embeddings of a run's images, as they are and in another light."""
+"""Embeddings of a run's samples, as they are and a little changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from conr_ray.data.pixels import Pixels
-from conr_ray.data.views import Views
-from conr_ray.method.networks import TargetNetwork
+from conr_ray.data.inputs import Inputs
+from conr_ray.method.frameworks.base import Framework
 
 _BATCH = 1024
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """The target network with the images that it embeds. Shapes: b rows, d width."""
+    """A framework with the samples that it embeds. Shapes: b rows, d width."""
 
-    target: TargetNetwork
-    pixels: Pixels
-    views: Views
+    framework: Framework[Any]
+    inputs: Inputs
     precision: torch.autocast
 
     def plain(self, rows_b: Tensor) -> Tensor:
-        """Of the images at `rows_b` as they are, (b, d) float32 of unit length."""
-        return self._embedded(rows_b, lambda images, _: self.views.plain(images))
+        """Of the samples at `rows_b` as they are, (b, d) float32 of unit length."""
+        return self._embedded(rows_b, lambda batch, _: self.inputs.plain(batch))
 
-    def relit(self, rows_b: Tensor, key: int) -> Tensor:
-        """Of each image in a light of its own, by `Views.relit`; `key` decides which one."""
-        return self._embedded(rows_b, lambda images, rows: self.views.relit(images, key, rows))
+    def perturbed(self, rows_b: Tensor, key: int) -> Tensor:
+        """Of each sample a little changed, by `Inputs.perturbed`; `key` decides how."""
+        return self._embedded(rows_b, lambda batch, rows: self.inputs.perturbed(batch, key, rows))
 
     @torch.no_grad()
     def _embedded(self, rows_b: Tensor, view: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        training = self.target.training
-        self.target.eval()
+        training = self.framework.training
+        self.framework.eval()
         with self.precision:
             parts = [
-                self.target(view(self.pixels.take(rows), rows))
+                self.framework.embed(view(self.inputs.take(rows), rows))
                 for rows in torch.split(rows_b, _BATCH)
             ]
-        self.target.train(training)
+        self.framework.train(training)
         return torch.cat(parts)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import NeighborhoodConfig, RunConfig
-from conr_ray.data.keyed_random import fold
 from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
@@ -27,13 +26,14 @@ from conr_ray.method.collectives import (
     all_reduce_sum,
     share,
 )
+from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 
 @dataclass(frozen=True)
 class DataClustering:
-    """k-means on the target embeddings of the whole data set."""
+    """k-means on the embeddings of the whole data set."""
 
     embeddings_bd: Tensor
     clusters_n: Tensor
@@ -65,26 +65,26 @@ class DataClustering:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return scores
 
-    def assignments(self, images: DataSet, fraction: float) -> pa.Table:
+    def assignments(self, data: DataSet, fraction: float) -> pa.Table:
         """A row for each sample: id, cluster, boundary ratio, kept; and path where it has one."""
         num_rows = len(self.clusters_n)
         clusters_b = self.clusters_n[share(num_rows)]
         ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.centers_cd)
         ratios_n = all_gather_rows(ratios_b, num_rows)
         columns: dict[str, Any] = {
-            "sample_id": images.sample_ids,
+            "sample_id": data.sample_ids,
             "cluster": self.clusters_n.cpu().numpy(),
             "boundary_ratio": ratios_n.cpu().numpy(),
             "kept": kept_mask(ratios_n, fraction).cpu().numpy(),
         }
-        if images.names is not None:
-            columns["path"] = images.names
+        if data.names is not None:
+            columns["path"] = data.names
         return pa.table(columns)
 
 
 @dataclass(frozen=True)
 class DataNeighbors:
-    """Each image's nearest ones in the whole data set, itself first: row numbers (b, k)."""
+    """Each sample's nearest ones in the whole data set, itself first: row numbers (b, k)."""
 
     contextual_bk: Tensor
     euclidean_bk: Tensor
@@ -97,7 +97,7 @@ class DataNeighbors:
         num_rows: int,
         k: int | None = None,
     ) -> DataNeighbors:
-        """Of target embeddings that are spread over the workers, by k1, k2 and k of `config`.
+        """Of embeddings that are spread over the workers, by k1, k2 and k of `config`.
 
         `k` is another number of neighbours, where given.
         """
@@ -109,7 +109,7 @@ class DataNeighbors:
         )
 
     def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
-        """Share of each kind that has the image's label; equal on all workers."""
+        """Share of each kind that has the sample's label; equal on all workers."""
         if labels is None:
             return {}
         labels_n = torch.from_numpy(labels).to(self.contextual_bk.device)
@@ -122,19 +122,19 @@ class DataNeighbors:
                 figures[f"data_purity_{kind}"] = same / known
         return figures
 
-    def table(self, images: DataSet) -> pa.Table:
+    def table(self, data: DataSet) -> pa.Table:
         """A row for each sample: its id, and those of its neighbours of each kind, best first."""
-        columns: dict[str, Any] = {"sample_id": images.sample_ids}
+        columns: dict[str, Any] = {"sample_id": data.sample_ids}
         for kind in ("contextual", "euclidean"):
-            found_nk = all_gather_rows(getattr(self, f"{kind}_bk"), images.num_images)
-            columns[kind] = list(images.sample_ids[found_nk.cpu().numpy()])
+            found_nk = all_gather_rows(getattr(self, f"{kind}_bk"), data.num_rows)
+            columns[kind] = list(data.sample_ids[found_nk.cpu().numpy()])
         return pa.table(columns)
 
 
 def cluster_data(
     config: RunConfig, embedder: Embedder, *, num_rows: int, num_clusters: int, epoch: int
 ) -> DataClustering:
-    """Embed and cluster all `num_rows` images; every worker embeds its share.
+    """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
     The result depends on the networks, the seed and `epoch` (epochs trained) alone. Clustering is
     float32, whatever the networks are.

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conr_ray.data.keyed_random import fold
 from conr_ray.engine.embedder import Embedder
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.clustering.metrics import centre_silhouette, joint_counts, shared_information
 from conr_ray.method.collectives import all_reduce_sum, share
+from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import euclidean_neighbors
 
 LABEL_FREE_SCORES = (
@@ -46,8 +46,8 @@ def label_free_scores(
     restart_agreement: the same of a sample and a k-means from one other random start.
     label_free: mean of the four.
 
-    The light is that of `Views.relit`, which no config changes: runs whose own views differ are
-    asked the same.
+    What is done to a sample is done by `Inputs.perturbed`, which no config changes: runs whose own
+    views differ are asked the same.
 
     Information is in shares of log c, 0 to 1: fewer clusters in use have less of it to share, so
     that a collapse scores low. All but the silhouette are found on the subset.
@@ -69,7 +69,7 @@ def label_free_scores(
         counts_cc = all_reduce_sum(joint_counts(left, right, num_clusters))
         return shared_information(counts_cc)
 
-    relit_bd = embedder.relit(subset_m[local], fold(key, "light"))
+    relit_bd = embedder.perturbed(subset_m[local], fold(key, "light"))
     _, near_mk = euclidean_neighbors(
         relit_bd, num_rows=len(subset_md), k=min(len(subset_md), 1 + _NUM_NEIGHBORS)
     )

@@ -1,14 +1,15 @@
-"""Where a run stands: stage, kept fraction, learning rates and target momentum."""
+"""Where a run stands: stage, kept fraction and learning rates; when it is looked at and saved."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from conr_ray.config import RunConfig
-from conr_ray.method.schedules import learning_rate, target_momentum
-from conr_ray.method.stages.boundary import kept_fraction
+from conr_ray.method.schedules import kept_fraction, learning_rate
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,11 @@ class Schedule:
         ended = epoch + 1
         return ended % self.config.checkpoint.every == 0 or ended == self.config.schedule.epochs
 
-    def momentum(self, epoch: int, step: int) -> float:
-        """Target momentum at a step."""
-        return target_momentum(
-            epoch * self.steps_per_epoch + step,
-            self.config.schedule.epochs * self.steps_per_epoch,
-            self.config.model.momentum,
-        )
+    def set_learning_rates(self, optimizer: Optimizer, epoch: int, step: int) -> float:
+        """Set the rates of all parameters for a step; returns the encoder's.
 
-    def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> float:
-        """Set the rates of encoder and predictor for a step; returns the encoder's."""
+        A group of parameters has a factor for each stage.
+        """
         optim, schedule = self.config.optim, self.config.schedule
         rate = learning_rate(
             epoch * self.steps_per_epoch + step,
@@ -69,10 +65,9 @@ class Schedule:
             schedule.warmup_epochs * self.steps_per_epoch,
             optim.lr * optim.batch_size / 256,
         )
-        predictor_factor = optim.predictor_lr_factor
-        if self.in_group_stage(epoch):
+        grouped = self.in_group_stage(epoch)
+        if grouped:
             rate *= optim.group_stage_lr_factor
-            predictor_factor = optim.group_stage_predictor_lr_factor
-        encoder_group, predictor_group = optimizer.param_groups
-        encoder_group["lr"], predictor_group["lr"] = rate, rate * predictor_factor
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["group_stage_lr_factor" if grouped else "lr_factor"]
         return rate

@@ -6,7 +6,7 @@ snapshot/neighbors.parquet  a row for each neighbour of 10 query images: query_i
                             or euclidean), rank (from 1), sample_id, and right, hard where labelled
 snapshot/examples.parquet   a row for each image shown of a cluster: cluster, kind (typical or
                             boundary), rank, sample_id
-snapshot/pictures.parquet   sample_id and png of each image that these name
+snapshot/pictures.parquet   sample_id and png of each image that these name; no row for vectors
 snapshot/confusion.parquet  label, cluster, count and matched of all labelled samples; where any are
 snapshot/summary.json       epoch, class_names, num_images; written last
 
@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from conr_ray.config import NeighborhoodConfig
-from conr_ray.data.pixels import as_png
 from conr_ray.data.store import DataSet
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors
 from conr_ray.engine.run_directory import RunDirectory
@@ -106,7 +105,7 @@ class Snapshot:
 def take_snapshot(
     config: NeighborhoodConfig,
     clustering: DataClustering,
-    images: DataSet,
+    data: DataSet,
     *,
     epoch: int,
     fraction: float,
@@ -127,8 +126,8 @@ def take_snapshot(
     clusters_m = clustering.clusters_n[rows_m]
     ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.centers_cd)
     kept_m = kept_mask(ratios_m, fraction)
-    rows, ids = rows_m.cpu().numpy(), images.sample_ids[rows_m.cpu().numpy()]
-    labels = None if images.labels is None else images.labels[rows]
+    rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
+    labels = None if data.labels is None else data.labels[rows]
     samples = pa.table(
         {
             "sample_id": ids,
@@ -149,14 +148,27 @@ def take_snapshot(
         row.update({name: int(ids[row[name]]) for name in ("query_id", "sample_id") if name in row})
     return Snapshot(
         epoch,
-        images.num_images,
-        images.class_names,
+        data.num_rows,
+        data.class_names,
         samples,
         pa.Table.from_pylist(neighbors, _NEIGHBORS_SCHEMA),
         pa.Table.from_pylist(examples),
-        pa.table({"sample_id": ids[shown], "png": [as_png(images.images[rows[i]]) for i in shown]}),
-        _confusion(images.labels, clustering.clusters_n.cpu().numpy()),
+        _pictures(data, rows, ids, shown),
+        _confusion(data.labels, clustering.clusters_n.cpu().numpy()),
     )
+
+
+def _pictures(
+    data: DataSet,
+    rows: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.int64],
+    shown: list[int],
+) -> pa.Table:
+    """A row for each sample that has a picture."""
+    pictures = {int(ids[i]): data.picture(int(rows[i])) for i in shown}
+    found = {sample: png for sample, png in pictures.items() if png is not None}
+    ids_column = pa.array(list(found), pa.int64())
+    return pa.table({"sample_id": ids_column, "png": pa.array(list(found.values()), pa.binary())})
 
 
 _NEIGHBORS_SCHEMA = pa.schema(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from conr_ray import __version__
-from conr_ray.config import RunConfig
-from conr_ray.data.keyed_random import fold
+from conr_ray.config import RunConfig, mark_of
 from conr_ray.engine.observer import MetricRow
 from conr_ray.errors import UserError
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import world_size
+from conr_ray.method.frameworks import framework_class
+from conr_ray.method.frameworks.base import Framework
+from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import BACKBONES, Encoder, OnlineNetwork, TargetNetwork
+from conr_ray.method.networks import BACKBONES
 
 # Buffers are equal on all workers, since batch statistics are global. The option's name has changed
 # with torch 2.13.
@@ -28,19 +31,13 @@ _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 
-# Sections and fields that shape no part of the state: runs that go on from one checkpoint can
-# differ in them.
-_CHANGEABLE = (
-    *("neighborhood", "boundary", "optim", "views"),
-    *("schedule.relax_epochs", "model.momentum"),
-)
-_CHANGEABLE_BUT = ("optim.batch_size", "views.size")
+# Of checkpoints: raise it when they hold something else than those before.
+_LAYOUT = 2
 
 
 def may_change(field: str) -> bool:
     """Whether a run can go on from a checkpoint with another value of the dotted `field`."""
-    section = field.partition(".")[0]
-    return not {section, field}.isdisjoint(_CHANGEABLE) and field not in _CHANGEABLE_BUT
+    return bool(mark_of(field).changeable)
 
 
 @dataclass
@@ -50,8 +47,7 @@ class TrainingState:
     Randomness has no state: it is keyed by seed, epoch, step and position.
     """
 
-    online: OnlineNetwork
-    target: TargetNetwork
+    framework: Framework[Any]
     optimizer: torch.optim.SGD
     bank: MemoryBank
     epoch: int = 0
@@ -63,24 +59,33 @@ class TrainingState:
     history: list[MetricRow] = field(default_factory=list)
 
     @classmethod
-    def create(cls, config: RunConfig, num_channels: int, device: torch.device) -> TrainingState:
-        """The state before the first step; weights depend on the seed alone."""
+    def create(
+        cls, config: RunConfig, row_shape: tuple[int, ...], device: torch.device
+    ) -> TrainingState:
+        """The state before the first step; weights depend on the seed alone.
+
+        `row_shape` is that of a sample, (c, h, w) or (d,).
+        """
         model = config.model
         # Weights are drawn on the CPU, so that every device starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
-            backbone = BACKBONES[model.backbone](num_channels, model.stem, model.widths)
-            encoder = Encoder(backbone, model.head_hidden_dim, model.embedding_dim)
-            online = OnlineNetwork(encoder, model.head_hidden_dim, model.embedding_dim)
-        target = TargetNetwork(online)
-        for network in (online, target):
-            synchronize_batch_norm(network, device)
-            # Faster on GPUs, and on CPUs too.
-            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            backbone = BACKBONES[model.backbone](row_shape, model.stem, model.widths)
+            framework = framework_class(model.framework)(
+                config.framework, backbone, model.head_hidden_dim, model.embedding_dim
+            )
+        synchronize_batch_norm(framework, device)
+        # Faster on GPUs, and on CPUs too.
+        framework.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             [
-                {"params": list(online.encoder.parameters())},
-                {"params": list(online.predictor.parameters())},
+                {
+                    "params": group.parameters,
+                    "name": group.name,
+                    "lr_factor": group.lr_factor,
+                    "group_stage_lr_factor": group.group_stage_lr_factor,
+                }
+                for group in framework.param_groups()
             ],
             lr=config.optim.lr,
             momentum=config.optim.momentum,
@@ -95,26 +100,31 @@ class TrainingState:
             device=device,
             sharded=config.bank.sharded,
         )
-        return cls(online, target, optimizer, bank)
+        return cls(framework, optimizer, bank)
 
     def trained_module(self) -> nn.Module:
-        """The online network as it is called in training: gradients averaged over the workers."""
+        """The framework as it is called in training: gradients averaged over the workers."""
         if world_size() == 1:
-            return self.online
-        return nn.parallel.DistributedDataParallel(self.online, **_BUFFERS_AS_THEY_ARE)
+            return self.framework
+        return nn.parallel.DistributedDataParallel(self.framework, **_BUFFERS_AS_THEY_ARE)
 
-    def to_checkpoint(self, config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
+    def to_checkpoint(
+        self, config: RunConfig, data_fingerprint: str, inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Everything a run needs to go on, as tensors and plain values.
 
-        All workers make it, since each holds a part of the bank.
+        All workers make it, since each holds a part of the bank. `inputs` says how samples are
+        made into what the networks take, so that the checkpoint can be applied to new ones.
         """
         return {
+            "layout": _LAYOUT,
             "version": __version__,
             "epoch": self.epoch,
             "config": config.to_yaml(),
             "data_fingerprint": data_fingerprint,
-            "online": self.online.state_dict(),
-            "target": self.target.state_dict(),
+            "inputs": dict(inputs),
+            "framework_name": config.model.framework,
+            "framework": self.framework.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "bank": self.bank.state_dict(),
             "pseudo_labels": self.pseudo_labels,
@@ -123,19 +133,19 @@ class TrainingState:
             "history": [dict(row) for row in self.history],
         }
 
-    def load(self, checkpoint: dict[str, Any], data_fingerprint: str) -> None:
+    def load(self, checkpoint: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
         """Go on from `checkpoint`; what the optimiser is set to stays as this run has it.
 
         Raises:
-            UserError: it was made from other images.
+            UserError: it is of another layout, framework or kind of samples.
         """
+        check_checkpoint(checkpoint, config)
         if checkpoint["data_fingerprint"] != data_fingerprint:
             raise UserError(
-                "data.path: the images are not those of the checkpoint: restore them, or choose "
-                "another --name to start anew"
+                "data.path: the samples are not those of the checkpoint: restore them, or choose "
+                "another name to start anew"
             )
-        self.online.load_state_dict(checkpoint["online"])
-        self.target.load_state_dict(checkpoint["target"])
+        self.framework.load_state_dict(checkpoint["framework"])
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": settings})
         self.bank.load_state_dict(checkpoint["bank"])
@@ -144,3 +154,25 @@ class TrainingState:
         self.centers = checkpoint["centers"]
         self.clustered_epoch = checkpoint["clustered_epoch"]
         self.history = list(checkpoint["history"])
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise UserError where a run of `config` cannot go on from `checkpoint`."""
+    if checkpoint.get("layout") != _LAYOUT:
+        raise UserError(
+            f"the checkpoint was written by conr_ray {checkpoint.get('version')} in another "
+            f"layout than that of {__version__}: use that version, or choose another name to "
+            "start anew"
+        )
+    framework = checkpoint["framework_name"]
+    if framework != config.model.framework:
+        raise UserError(
+            f"model.framework={config.model.framework}: the checkpoint is of {framework}: set "
+            f"model.framework={framework}, or choose another name to start anew"
+        )
+    kind = checkpoint["inputs"]["kind"]
+    if (kind == "vectors") != (config.data.source == "vectors"):
+        raise UserError(
+            f"data.source={config.data.source}: the checkpoint is of {kind}: choose another name "
+            "to start anew"
+        )

@@ -2,15 +2,13 @@
 
 Runs that agree on all that shapes the instance stage are the same run until their group stages
 begin. They go on from checkpoints of one *trunk*, a run without a group stage, which is trained as
-far as anyone has asked. Trunks lie in a store under a hash of what shaped them: fields, images and
-the code of the instance stage. A trunk is a run directory; `origin.json` in the directory of a run
+far as anyone has asked. Trunks lie in a store under a hash of what shaped them: fields, samples and
+the versions of the code. A trunk is a run directory; `origin.json` in the directory of a run
 tells where the run came from.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
 import json
 import logging
@@ -22,105 +20,74 @@ from typing import Any
 
 import torch
 
-from conr_ray.config import RunConfig, override
-from conr_ray.data import keyed_random, pixels, views
+from conr_ray.config import RunConfig, mark_of, marked_fields, override, section_of
 from conr_ray.data.store import DataSet
-from conr_ray.engine import (
-    embedder,
-    evaluation,
-    label_free,
-    loop,
-    schedule,
-    step_figures,
-    training_state,
-)
 from conr_ray.engine.locks import FileLocks, Lock, Locks
-from conr_ray.engine.loop import WHOLE, Span, train
+from conr_ray.engine.loop import train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import WHOLE, Span
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.method import batch_norm, collectives, networks, schedules
-from conr_ray.method.clustering import kmeans, metrics
 from conr_ray.method.collectives import broadcast_first, rank
-from conr_ray.method.neighbors import (
-    compiled,
-    neighbor_lists,
-    rank_keys,
-    reranking,
-    rough_products,
-    search_kernels,
-)
-from conr_ray.method.stages import instance as instance_stage
+from conr_ray.method.frameworks import framework_class
+from conr_ray.method.stages.group import GroupStage
 
 logger = logging.getLogger(__name__)
 
-# Fields without a part in the instance stage, at values that any config can have.
-_GROUP_STAGE_FIELDS: dict[str, Any] = {
-    "schedule.group_start": "never",
-    "schedule.relax_epochs": 0,
-    "neighborhood.kind": "euclidean",
-    "neighborhood.k1": 1,
-    "neighborhood.k2": 1,
-    "neighborhood.k": 1,
-    "boundary.initial_fraction": 1.0,
-    "bank.size": 0,
-    "bank.dtype": "fp32",
-    "bank.sharded": True,
-    "views.crop_scale_group_stage": [1.0, 1.0],
-    "views.group_stage_strength": 1.0,
-    "optim.group_stage_lr_factor": 1.0,
-    "optim.group_stage_predictor_lr_factor": 1.0,
-    "optim.group_loss_weight": 1.0,
-    "evaluation.neighbors": False,
-    "evaluation.snapshot_every": None,
-}
-# Sections that say where things are and what is kept; images count by their fingerprint.
-_NOT_SHAPING = ("data", "checkpoint", "tracking")
-# What trains an instance stage, or makes the figures in the rows of its epochs.
-_SHAPING_CODE = (
-    *(keyed_random, pixels, views),
-    *(embedder, evaluation, label_free, loop, schedule, step_figures, training_state),
-    *(batch_norm, collectives, instance_stage, kmeans, metrics, networks, schedules),
-    *(compiled, neighbor_lists, rank_keys, reranking, rough_products, search_kernels),
-)
+# Of the code that trains an instance stage or makes the figures in its rows, apart from the
+# frameworks, which have versions of their own. Raise it with every change that gives other results;
+# `tests/engine/test_trunk_results.py` knows when.
+RESULTS_VERSION = 1
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 _READY, _BUILD, _WAIT, _FAILED = range(4)
 
 
 def shapes_trunk(field: str) -> bool:
     """Whether runs that differ in the dotted `field` differ before their group stages."""
-    return field not in _GROUP_STAGE_FIELDS and field.partition(".")[0] not in (
-        "checkpoint",
-        "tracking",
-    )
+    mark = mark_of(field)
+    of_group_stage = mark.stage == GroupStage.name or field == "schedule.group_start"
+    return not of_group_stage and mark.shapes_rows is not False
 
 
 def trunk_config(config: RunConfig) -> RunConfig:
-    """The run without a group stage that `config` is until its group stage begins."""
-    return override(config, {**_GROUP_STAGE_FIELDS, "checkpoint.keep": 1, "tracking.wandb": "off"})
+    """The run without a group stage that `config` is until its group stage begins.
+
+    Fields that have no part in it have their defaults.
+    """
+    framework = config.model.framework
+    own = section_of(framework)
+    assert own is not None
+    fields = [name for name, _ in marked_fields()]
+    fields += [f"{framework}.{leaf}" for leaf in own.model_fields]
+    kept = ("schedule.group_start", "tracking.wandb")
+    neutral = {f: default_of(f) for f in fields if not shapes_trunk(f) and f not in kept}
+    settings = {"schedule.group_start": "never", "checkpoint.keep": 1, "tracking.wandb": "off"}
+    # A trunk is saved as often as its run.
+    settings["checkpoint.every"] = config.checkpoint.every
+    return override(config, {**neutral, **settings})
+
+
+def default_of(field: str) -> Any:
+    """The default of a dotted field, as a value of JSON."""
+    section, _, leaf = field.rpartition(".")
+    kind = section_of(section)
+    assert kind is not None
+    return kind.default_of(leaf)
 
 
 def trunk_name(config: RunConfig, fingerprint: str) -> str:
-    """Equal for runs on equal images that share their instance stage, and for no others."""
+    """Equal for runs on equal samples that share their instance stage, and for no others.
+
+    The code counts by its versions: it can be rewritten, and its trunks stay as long as its results
+    do.
+    """
     tree = trunk_config(config).model_dump(mode="json")
-    shaping = {name: part for name, part in tree.items() if name not in _NOT_SHAPING}
-    text = json.dumps([shaping, fingerprint, _code_version()], sort_keys=True)
+    # Samples count by their fingerprint.
+    for section in ("data", "checkpoint", "tracking"):
+        del tree[section]
+    versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
+    text = json.dumps([tree, fingerprint, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _code_version() -> str:
-    """Changes with the code that trains an instance stage, but not with its comments."""
-    digest = hashlib.sha256()
-    for module in _SHAPING_CODE:
-        assert module.__file__ is not None
-        tree = ast.parse(Path(module.__file__).read_text())
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef
-        for node in (node for node in ast.walk(tree) if isinstance(node, documented)):
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -203,7 +170,7 @@ def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> 
 
 def train_from_trunk(
     config: RunConfig,
-    images: DataSet,
+    data: DataSet,
     directory: RunDirectory,
     observer: Observer,
     device: torch.device,
@@ -218,12 +185,12 @@ def train_from_trunk(
     """
     begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
     if store is None or span.origin is not None or _agreed(int(begun), device):
-        return train(config, images, directory, observer, device, span)
+        return train(config, data, directory, observer, device, span)
     epoch = store.fork_epoch(config)
     if not epoch or (span.until is not None and span.until <= epoch):
-        return train(config, images, directory, observer, device, span)
+        return train(config, data, directory, observer, device, span)
     try:
-        origin = _provide(store, config, epoch, images, device)
+        origin = _provide(store, config, epoch, data, device)
     except BaseException as error:
         if isinstance(error, UserError | RunFailed) and rank() == 0:
             directory.record_failure(error)
@@ -236,18 +203,18 @@ def train_from_trunk(
             origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
     forked = replace(span, origin=(store.directory(origin.trunk), epoch))
-    return train(config, images, directory, observer, device, forked)
+    return train(config, data, directory, observer, device, forked)
 
 
 def _provide(
-    store: TrunkStore, config: RunConfig, epoch: int, images: DataSet, device: torch.device
+    store: TrunkStore, config: RunConfig, epoch: int, data: DataSet, device: torch.device
 ) -> Origin:
     """Make sure that the trunk of `config` has a sound checkpoint after `epoch` epochs.
 
     Whoever gets the lock trains what is missing; others wait until it is there, or until the lock
     is free again because its holder has died.
     """
-    name = trunk_name(config, images.fingerprint)
+    name = trunk_name(config, data.fingerprint)
     trunk = store.directory(name)
     waited_s, note, built = 0.0, "", 0
     with store.locks(name) as lock:
@@ -271,7 +238,7 @@ def _provide(
                 trunk.write_text("config.yaml", shared.to_yaml())
                 built = epoch - max((e for e in trunk.checkpoint_epochs() if e < epoch), default=0)
             span = Span(until=epoch, pinned=store.starts | {epoch})
-            train(shared, images, trunk, Observers(), device, span)
+            train(shared, data, trunk, Observers(), device, span)
     return Origin(name, epoch, built, waited_s, note)
 
 

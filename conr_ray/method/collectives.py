@@ -7,6 +7,8 @@ order; shares differ by at most one row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -76,3 +78,24 @@ def all_gather_varying(local: Tensor) -> Tensor:
     padded[: len(local)] = local
     parts = all_gather_stack(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """A sum over the workers whose gradient is the sum of all workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return all_reduce_sum(local)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_reduce_sum(grads[0])
+
+
+def differentiable_sum(local: Tensor) -> Tensor:
+    """Element-wise sum of `local` over the workers, through which gradients flow.
+
+    Every worker's loss may depend on the sum; the gradient is that of the sum of their losses.
+    """
+    summed: Tensor = _DifferentiableSum.apply(local)
+    return summed

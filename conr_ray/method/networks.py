@@ -1,6 +1,6 @@
-"""Online and target networks (paper section 3.1).
+"""Backbones, heads and the target network (paper section 3.1).
 
-Shapes: b images of a worker, d embedding width.
+Shapes: b rows of a worker, d embedding width.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -45,7 +44,10 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, stem: str, in_channels: int) -> None:
         super().__init__()
-        build = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34}[depth]
+        # Imported late: it brings torch's compiler along, a second of start-up.
+        from torchvision.models import resnet18, resnet34
+
+        build = {18: resnet18, 34: resnet34}[depth]
         self.layers = build(weights=None, zero_init_residual=False)
         self.out_features = self.layers.fc.in_features
         self.layers.fc = nn.Identity()
@@ -62,12 +64,45 @@ class ResNet(nn.Module):
         return features
 
 
-Backbone = ConvNet | ResNet
-# name -> (input channels, stem, widths of the convnet) -> backbone
-BACKBONES: dict[str, Callable[[int, str, tuple[int, ...]], Backbone]] = {
-    "resnet18": lambda channels, stem, widths: ResNet(18, stem, channels),
-    "resnet34": lambda channels, stem, widths: ResNet(34, stem, channels),
-    "convnet": lambda channels, stem, widths: ConvNet(channels, widths),
+class Mlp(nn.Module):
+    """A backbone for vectors: linear, batch normalisation, ReLU for each width."""
+
+    def __init__(self, in_features: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            linear = nn.Linear(in_features, width, bias=False)
+            layers += [linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            in_features = width
+        self.layers = nn.Sequential(*layers)
+        self.out_features = in_features
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(b, in_features) to (b, out_features)."""
+        features: Tensor = self.layers(vectors)
+        return features
+
+
+class Identity(nn.Module):
+    """The backbone of features that are frozen: nothing to learn."""
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.out_features = in_features
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(b, out_features), as they are."""
+        return vectors
+
+
+Backbone = ConvNet | ResNet | Mlp | Identity
+# name -> (shape of an input, stem, widths) -> backbone
+BACKBONES: dict[str, Callable[[tuple[int, ...], str, tuple[int, ...]], Backbone]] = {
+    "resnet18": lambda shape, stem, widths: ResNet(18, stem, shape[0]),
+    "resnet34": lambda shape, stem, widths: ResNet(34, stem, shape[0]),
+    "convnet": lambda shape, stem, widths: ConvNet(shape[0], widths),
+    "mlp": lambda shape, stem, widths: Mlp(shape[0], widths),
+    "identity": lambda shape, stem, widths: Identity(shape[0]),
 }
 
 
@@ -82,56 +117,47 @@ def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: images to embeddings (b, d), not normalised."""
+    """Backbone and projector: inputs to embeddings (b, d), not normalised."""
 
     def __init__(self, backbone: Backbone, hidden_dim: int, embedding_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = head(backbone.out_features, hidden_dim, embedding_dim)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, channels, h, w) to (b, d)."""
-        embeddings: Tensor = self.projector(self.backbone(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(b, channels, h, w) or (b, features) to (b, d)."""
+        embeddings: Tensor = self.projector(self.backbone(inputs))
         return embeddings
 
 
-class OnlineNetwork(nn.Module):
-    """The trained branch: encoder and predictor."""
-
-    def __init__(self, encoder: Encoder, hidden_dim: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.predictor = head(embedding_dim, hidden_dim, embedding_dim)
-        for layer in self.predictor:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
-
-    def forward(self, view_1: Tensor, view_2: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions (b, d) of unit length for two views; one call, so gradients sync once."""
-        return tuple(  # type: ignore[return-value]
-            normalize(self.predictor(self.encoder(view)).float()) for view in (view_1, view_2)
-        )
+def make_predictor(embedding_dim: int, hidden_dim: int) -> nn.Sequential:
+    """A head that begins near 0: weights ~ N(0, 0.01), biases 0."""
+    predictor = head(embedding_dim, hidden_dim, embedding_dim)
+    for layer in predictor:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+    return predictor
 
 
 class TargetNetwork(nn.Module):
-    """The slowly following branch: an exponential moving average of the online encoder."""
+    """The slowly following branch: an exponential moving average of an encoder."""
 
-    def __init__(self, online: OnlineNetwork) -> None:
+    def __init__(self, online: Encoder) -> None:
         super().__init__()
-        self.encoder = copy.deepcopy(online.encoder).requires_grad_(False)
+        self.encoder = copy.deepcopy(online).requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Embeddings (b, d) of unit length, float32, without gradient."""
-        return normalize(self.encoder(images).float())
+        return normalize(self.encoder(inputs).float())
 
     @torch.no_grad()
-    def follow(self, online: OnlineNetwork, momentum: float) -> None:
+    def follow(self, online: Encoder, momentum: float) -> None:
         """Move the parameters: target <- momentum * target + (1 - momentum) * online.
 
         Batch-normalisation buffers are the target's own, from its own forward passes.
         """
         torch._foreach_lerp_(
-            list(self.encoder.parameters()), list(online.encoder.parameters()), 1 - momentum
+            list(self.encoder.parameters()), list(online.parameters()), 1 - momentum
         )

@@ -1,4 +1,4 @@
-"""How learning rate and target momentum move over a run. Steps count from 0."""
+"""How learning rate, target momentum and kept fraction move over a run. Steps count from 0."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> 
 def target_momentum(step: int, num_steps: int, initial: float) -> float:
     """From `initial` to 1 by a cosine over all steps (BYOL)."""
     return 1 - (1 - initial) * (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+def kept_fraction(epoch: int, group_start: int, relax_epochs: int, initial: float) -> float:
+    """Fraction f of the global batch kept in a group-stage epoch: linear from `initial` to 1."""
+    if epoch - group_start >= relax_epochs:
+        return 1.0
+    return initial + (1 - initial) * (epoch - group_start) / relax_epochs

@@ -18,9 +18,10 @@ import torch
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import DataSet, open_data
-from conr_ray.engine.loop import WHOLE, Span, tell_again
 from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.run import tell_again
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank

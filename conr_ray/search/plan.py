@@ -108,7 +108,7 @@ def print_plan(
     drawn = "" if space.exchanges else f" by {space.sampler}"
     lines = [
         f"search     {num_trials} trials{drawn}, {stopping}; {', '.join(aims)}",
-        f"images     {images.num_images:,}, " + _labels(images),
+        f"{images.what:<10} {images.num_rows:,}, " + _labels(images),
         "trunks     " + _trunks(space, plan, store, images),
         f"epochs     about {plan.epochs:,} ({plan.trunk_epochs:,} of trunks, "
         f"{plan.fork_epochs:,} of trials) if none is stopped early; without trunks "
@@ -137,13 +137,10 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Da
 
 
 def _checkpoint_mib(space: SearchSpace, images: DataSet) -> float:
-    """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters."""
+    """Size of a trunk's checkpoint: the networks, the optimiser's momentum and clusters."""
     config = space.config()
-    state = TrainingState.create(config, images.num_channels, torch.device("cpu"))
-    kept = [
-        *state.online.state_dict().values(),
-        *state.target.state_dict().values(),
-        *state.online.parameters(),
-    ]
+    framework = TrainingState.create(config, images.row_shape, torch.device("cpu")).framework
+    trained = [p for group in framework.param_groups() for p in group.parameters]
+    kept = [*framework.state_dict().values(), *trained]
     num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-    return (num_bytes + 8 * images.num_images) / 2**20
+    return (num_bytes + 8 * images.num_rows) / 2**20

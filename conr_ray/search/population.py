@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 
-from conr_ray.data.keyed_random import fold
+from conr_ray.method.keyed_random import fold
 from conr_ray.search.space import SearchSpace
 
 # What a leg's trial knows: how many exchanges lie before it, whose it is, and the number of the

@@ -26,7 +26,7 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from conr_ray.data.keyed_random import fold
+from conr_ray.method.keyed_random import fold
 from conr_ray.search.population import Leg, Population
 from conr_ray.search.space import SearchSpace
 

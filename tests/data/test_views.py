@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import functional as reference
 
 from conr_ray.config import ViewsConfig
-from conr_ray.data import keyed_random
+from conr_ray.method import keyed_random
 from conr_ray.data.views import Views
 
 NOTHING: dict[str, Any] = {

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conr_ray.method.stages.boundary import boundary_ratio, kept_fraction, kept_mask
+from conr_ray.method.schedules import kept_fraction
+from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 from tests.method.naive_reranking import unit_rows
 
 

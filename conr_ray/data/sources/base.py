@@ -1,6 +1,6 @@
-"""What every image source offers, whatever its files look like.
+"""What every source offers, whatever its files look like.
 
-Shapes: n images, c channels (1 grey or 3 RGB), h and w pixels.
+Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,62 +19,51 @@ from conr_ray.errors import UserError
 UInt8Array = NDArray[np.uint8]
 Int64Array = NDArray[np.int64]
 
-# Settings that decide which images are read. A source that does not know one of them refuses it
-# instead of reading other images than were asked for.
-_SELECTING_FIELDS = ("splits", "classes", "image_column")
-
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a source holds, known before its images are decoded.
+    """What a source holds, known before its samples are decoded.
 
-    `labels` is int64 (n,) with -1 for an unlabelled image, None where the source has no labels.
-    `class_names[label]` names a class, None where only numbers are known. `names` are the images'
-    paths inside the source, None where images have no paths.
+    `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,) with -1 for an
+    unlabelled one, None where the source has no labels. `class_names[label]` names a class, None
+    where only numbers are known. `names` are the images' paths inside the source, None where
+    samples have no paths.
     """
 
-    num_images: int
-    image_shape: tuple[int, int, int]
+    num_rows: int
+    row_shape: tuple[int, ...]
     labels: Int64Array | None = None
     class_names: tuple[str, ...] | None = None
     names: list[str] | None = None
 
 
-class ImageSource(ABC):
-    """Images of one `DataConfig`, always in the same order.
+class Source(ABC):
+    """Samples of one `DataConfig`, always in the same order.
 
     Raises UserError, on construction or later, where the settings and the files do not agree.
     """
 
-    selecting_fields: ClassVar[frozenset[str]] = frozenset()
-    """Those of `splits`, `classes` and `image_column` that this source knows."""
-
     def __init__(self, config: DataConfig) -> None:
-        """Refuse the settings of `config` that this source does not know."""
+        """Keep the settings."""
         self.config = config
-        for field in _SELECTING_FIELDS:
-            value, default = getattr(config, field), DataConfig.model_fields[field].default
-            if field not in self.selecting_fields and value != default:
-                shown = listed(value) if isinstance(value, tuple) else value
-                raise UserError(
-                    f"data.{field}={shown}: data.source={config.source} does not know it; "
-                    f"leave it out"
-                )
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
-        """Everything that shapes pixels, labels and their order, as values JSON can hold.
+        """Everything that shapes samples, labels and their order, as values JSON can hold.
 
         Cheap enough for every process of every run: files count with size and time of change.
         """
 
     @abstractmethod
     def contents(self) -> Contents:
-        """Number, shape, labels and names of the images."""
+        """Number, shape, labels and names of the samples."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[UInt8Array]:
-        """All images in order, in blocks (b, c, h, w) that fit in memory."""
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """All samples in order, in blocks that fit in memory.
+
+        Images are uint8 (b, c, h, w), vectors float32 (b, d).
+        """
 
 
 def listed(words: Collection[str], most: int = 20) -> str:

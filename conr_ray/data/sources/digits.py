@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from conr_ray.config import DataConfig
-from conr_ray.data.sources.base import Contents, ImageSource, UInt8Array, check_label_column
+from conr_ray.data.sources.base import Contents, Source, UInt8Array, check_label_column
 from conr_ray.data.sources.encoded import fit_arrays
 
 
-class DigitsSource(ImageSource):
+class DigitsSource(Source):
     """8x8 grey digits, their 17 grey levels spread over 0..255."""
 
     def __init__(self, config: DataConfig) -> None:
@@ -32,8 +32,8 @@ class DigitsSource(ImageSource):
         """1,797 images, (1, 8, 8) unless `data.stored_size` is set, in 10 classes."""
         labelled = self.config.label_column is not None
         return Contents(
-            num_images=len(self._images),
-            image_shape=(1, *self._images.shape[2:]),
+            num_rows=len(self._images),
+            row_shape=(1, *self._images.shape[2:]),
             labels=self._digits[1] if labelled else None,
             class_names=tuple("0123456789") if labelled else None,
         )

@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from conr_ray.data.sources.base import ImageSource, UInt8Array
+from conr_ray.data.sources.base import Source, UInt8Array
 from conr_ray.data.sources.files import one_line
 from conr_ray.errors import UserError
 
@@ -44,7 +44,7 @@ class PendingImage:
     open: Callable[[], Image.Image]
 
 
-class EncodedSource(ImageSource):
+class EncodedSource(Source):
     """A source whose images PIL decodes, in a few threads and block after block."""
 
     @abstractmethod

@@ -27,8 +27,6 @@ class FolderSource(EncodedSource):
     lies in one; otherwise there are no labels. `data.classes` reads these sub-folders only.
     """
 
-    selecting_fields = frozenset({"classes"})
-
     def __init__(self, config: DataConfig) -> None:
         """Refuse label columns other than `label`; no file is touched yet."""
         super().__init__(config)

@@ -14,8 +14,8 @@ import numpy as np
 from conr_ray.config import DataConfig
 from conr_ray.data.sources.base import (
     Contents,
-    ImageSource,
     Int64Array,
+    Source,
     UInt8Array,
     check_label_column,
     choose_splits,
@@ -34,15 +34,13 @@ _CLASSES = {
 _BLOCK_IMAGES = 1024
 
 
-class TorchvisionSource(ImageSource):
+class TorchvisionSource(Source):
     """CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST or STL-10 below the folder `data.path`.
 
     Splits are joined in the order train, test, unlabeled. STL-10's unlabelled images have label
     -1. For CIFAR-100, `data.label_column=coarse_label` gives the 20 coarse classes. Whole splits
     are held in memory while they are read.
     """
-
-    selecting_fields = frozenset({"splits"})
 
     def __init__(self, config: DataConfig) -> None:
         """Refuse unknown names, splits and label columns; no file is touched yet."""
@@ -91,8 +89,8 @@ class TorchvisionSource(ImageSource):
         channels, height, width = fit_arrays(images[:1], self.config.stored_size).shape[1:]
         labelled = self.config.label_column is not None
         return Contents(
-            num_images=sum(len(part[0]) for part in parts),
-            image_shape=(channels, height, width),
+            num_rows=sum(len(part[0]) for part in parts),
+            row_shape=(channels, height, width),
             labels=np.concatenate([part[1] for part in parts]) if labelled else None,
             class_names=class_names if labelled else None,
         )

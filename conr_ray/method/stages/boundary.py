@@ -32,10 +32,3 @@ def kept_mask(ratios_n: Tensor, fraction: float) -> Tensor:
     kept_n = torch.zeros_like(ratios_n, dtype=torch.bool)
     kept_n[torch.sort(ratios_n, stable=True).indices[:count]] = True
     return kept_n
-
-
-def kept_fraction(epoch: int, group_start: int, relax_epochs: int, initial: float) -> float:
-    """Fraction f of the global batch kept in a group-stage epoch: linear from `initial` to 1."""
-    if epoch - group_start >= relax_epochs:
-        return 1.0
-    return initial + (1 - initial) * (epoch - group_start) / relax_epochs

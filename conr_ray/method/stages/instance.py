@@ -1,23 +1,30 @@
-"""The instance stage: BYOL (paper section 3.1).
-
-Shapes: b rows of this worker, d width.
-"""
+"""The instance stage: the framework alone (paper section 3.1)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from conr_ray.method.frameworks.base import Framework, Outputs, Step
+from conr_ray.method.stages.base import Figures, Stage, with_scatter
 
-def instance_loss(predictions_bd: Tensor, keys_bd: Tensor, num_global: int) -> Tensor:
-    """BYOL: -2 cos(prediction, key of the other view of the same sample) (paper eq. 1).
 
-    Returned is this worker's part of the mean over the global batch: the sum over the local rows
-    divided by the *global* number of rows, so that summing loss and gradient over the workers gives
-    those of one process on the joined batch.
+class InstanceStage(Stage):
+    """Pulls the query of each view toward the key of the other view of the same sample."""
 
-    Args:
-        predictions_bd: unit length, with gradient.
-        keys_bd: unit length target embeddings of the same rows, without gradient.
-        num_global: rows of the global batch, n.
-    """
-    return -2 * (predictions_bd * keys_bd).sum() / num_global
+    name = "instance"
+
+    def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
+        """Where the framework does."""
+        return framework.needs_clusters(epoch)
+
+    def loss(
+        self, framework: Framework[Any], outputs: Outputs, step: Step
+    ) -> tuple[Tensor, Figures]:
+        """The mean of both directions; no figures."""
+        first, second = (
+            framework.pull(queries_bd, keys_bd, step)
+            for queries_bd, keys_bd in zip(outputs.queries, reversed(outputs.keys), strict=True)
+        )
+        return with_scatter((first + second) / 2, framework, outputs, step), {}

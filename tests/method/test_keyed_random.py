@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr_ray.data.keyed_random import fold, normal, permutation, uniform
+from conr_ray.method.keyed_random import fold, normal, permutation, uniform
 
 POSITIONS = torch.arange(20_000)
 MASK = 2**64 - 1
@@ -152,7 +152,7 @@ def test_keys_are_63_bits_and_differ_with_every_part() -> None:
 def test_keys_numbers_and_orders_are_the_same_in_another_process() -> None:
     program = (
         "import torch\n"
-        "from conr_ray.data.keyed_random import fold, normal, permutation, uniform\n"
+        "from conr_ray.method.keyed_random import fold, normal, permutation, uniform\n"
         "key = fold(7, 'views', 3, 11)\n"
         "positions = torch.arange(3)\n"
         "print(key, uniform(key, positions, 2).tolist(), normal(key, positions, 2).tolist(),"

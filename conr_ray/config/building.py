@@ -1,0 +1,132 @@
+"""Building a run's config out of a tree and overrides.
+
+Every message is one line: the field, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from conr_ray.config.names import check_field, field_names
+from conr_ray.config.tree import RunConfig, marked_fields, sections
+from conr_ray.errors import UserError
+from conr_ray.fields import Section
+from conr_ray.method.frameworks import framework_config, framework_names
+
+_FRAMEWORK = "model.framework"
+# Fields whose value decides which others are used.
+_CHOOSERS = ("data.source", "model.backbone")
+
+
+def build(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, trusted: bool = False
+) -> RunConfig:
+    """The validated config of a nested mapping, with dotted overrides on top.
+
+    Where an override chooses another source, backbone or framework, what the tree says of the one
+    that it had before is left out.
+
+    Args:
+        tree: sections by name; it may have sections of several frameworks.
+        overrides: values by dotted name.
+        trusted: the tree was validated when it was written: its framework's section is looked at
+            when it is needed, and only then is torch.
+
+    Raises UserError with one line: the field, the value and the remedy.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"a config is a mapping of sections, not {type(tree).__name__}")
+    merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tree.items()}
+    _check_sections(merged)
+    overrides = overrides or {}
+    for name in overrides:
+        check_field(name)
+    _leave_out(merged, overrides)
+    for name, value in overrides.items():
+        section, _, leaf = name.rpartition(".")
+        (merged.setdefault(section, {}) if section else merged)[leaf] = value
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+    framework = config.model.framework
+    touched = {name.partition(".")[0] for name in overrides}
+    if not trusted or framework in touched or _FRAMEWORK in overrides:
+        try:
+            _ = config.framework
+        except ValidationError as error:
+            raise UserError(_one_line(error, framework)) from None
+    return config
+
+
+def override(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """`config` with dotted fields replaced, validated anew."""
+    return build(config.written_tree(), overrides, trusted=True)
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    for name, fields in tree.items():
+        if isinstance(fields, dict):
+            continue
+        kind: type[Section] | None = sections().get(name)
+        if kind is None and name in framework_names():
+            kind = framework_config(name)
+        if kind is not None:
+            example = next(iter(kind.model_fields))
+            raise UserError(f"{name}={fields!r}: a section holds fields: {{{example}: ...}}")
+
+
+def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take out of `tree` what only the choices that `overrides` replace had a use for."""
+
+    def choice(chooser: str) -> tuple[Any, Any]:
+        section, _, leaf = chooser.partition(".")
+        default = sections()[section].default_of(leaf)
+        before = tree.get(section, {}).get(leaf, default)
+        return before, overrides.get(chooser, before)
+
+    before, now = choice(_FRAMEWORK)
+    if now != before:
+        tree.pop(before, None)
+    choices = {chooser: choice(chooser) for chooser in _CHOOSERS}
+    for name, mark in marked_fields():
+        if mark.used_by is None:
+            continue
+        chooser, users = mark.used_by
+        before, now = choices[chooser]
+        if before in users and now not in users:
+            section, _, leaf = name.partition(".")
+            tree.get(section, {}).pop(leaf, None)
+
+
+def _one_line(error: ValidationError, section: str | None = None) -> str:
+    """What is wrong first; `section` holds what was validated, where it is not the tree."""
+    first, *others = error.errors()
+    prefix = [section] if section else []
+    # Union members add their own names to the location: only field names are of interest.
+    known = field_names()
+    parts = [*prefix, *map(str, first["loc"])]
+    name = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        try:
+            check_field(name)
+        except UserError as unknown:
+            return str(unknown)
+        top, _, leaf = name.rpartition(".")
+        return f"{name}: in a file, write it below its section, {top}: {{{leaf}: ...}}"
+    while parts and ".".join(parts) not in known:
+        parts.pop()
+    name = ".".join(parts) or name
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "too few values: write two"
+    if not name:
+        return message
+    for other in others:
+        place = ".".join([*prefix, *map(str, other["loc"][:-1])])
+        if place == name and other["input"] is first["input"]:
+            message += f", or {other['msg'].removeprefix('Input should be ')}"
+    return f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}"

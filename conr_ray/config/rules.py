@@ -1,0 +1,97 @@
+"""Rules between fields of a run's config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from conr_ray.config.sections import RunSections
+from conr_ray.fields import Section
+from conr_ray.method.frameworks import framework_names
+
+_OF_VECTORS = ("mlp", "identity")
+
+
+def broken_rules(config: RunSections) -> Iterator[str]:
+    """Rules that `config` breaks, each as field, value and remedy."""
+    yield from _unknown_framework(config)
+    yield from _unused_fields(config)
+    yield from _data(config)
+    yield from _neighborhood(config)
+    yield from _schedule(config)
+    for name in ("crop_scale", "crop_scale_group_stage", "crop_ratio", "blur_sigma"):
+        low, high = getattr(config.views, name)
+        if low > high:
+            yield f"views.{name}=[{low}, {high}] is not an interval: put the smaller value first"
+
+
+def _unknown_framework(config: RunSections) -> Iterator[str]:
+    name, known = config.model.framework, framework_names()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        yield f"model.framework={name}: no such framework; {hint}"
+
+
+def _unused_fields(config: RunSections) -> Iterator[str]:
+    """Fields that are set although the chosen source or backbone does not read them."""
+    for name, section in config:
+        if not isinstance(section, Section):
+            continue
+        for leaf, value in section:
+            used_by = section.mark_of(leaf).used_by
+            if used_by is None or value == section.default_of(leaf):
+                continue
+            chooser, users = used_by
+            of, _, choice = chooser.partition(".")
+            chosen = getattr(getattr(config, of), choice)
+            if chosen not in users:
+                shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+                yield (
+                    f"{name}.{leaf}={shown}: {chooser}={chosen} does not use it, "
+                    f"{' and '.join(users)} {'do' if len(users) > 1 else 'does'}; leave it out"
+                )
+
+
+def _data(config: RunSections) -> Iterator[str]:
+    data, backbone = config.data, config.model.backbone
+    if data.source == "torchvision" and data.name is None:
+        yield "data.name is not set: data.source=torchvision needs a name such as cifar10"
+    if data.source != "digits" and data.path is None:
+        what = "folder that torchvision reads" if data.source == "torchvision" else data.source
+        yield f"data.path is not set: data.source={data.source} needs the path of the {what}"
+    if (data.source == "vectors") != (backbone in _OF_VECTORS):
+        takes, other = ("vectors", "images") if backbone in _OF_VECTORS else ("images", "vectors")
+        remedy = "resnet18 or convnet" if takes == "vectors" else "identity or mlp"
+        yield (
+            f"model.backbone={backbone} takes {takes}, and data.source={data.source} has {other}: "
+            f"set model.backbone to {remedy}"
+        )
+
+
+def _neighborhood(config: RunSections) -> Iterator[str]:
+    near = config.neighborhood
+    if near.k2 > near.k1:
+        yield f"neighborhood.k2={near.k2} exceeds neighborhood.k1={near.k1}: lower k2 or raise k1"
+    if config.group_start_epoch is None:
+        return
+    for field, count in (("k1", near.k1), ("k", near.k)):
+        if count > config.pool_size:
+            yield (
+                f"neighborhood.{field}={count} exceeds the neighbour pool of {config.pool_size} "
+                f"rows: lower it, or raise optim.batch_size or bank.size"
+            )
+
+
+def _schedule(config: RunSections) -> Iterator[str]:
+    schedule, start = config.schedule, config.group_start_epoch
+    if start is not None and start >= schedule.epochs:
+        yield (
+            f"schedule.group_start={start} is not before the end at schedule.epochs="
+            f"{schedule.epochs}: lower it, or set it to never for plain {config.model.framework}"
+        )
+    if schedule.warmup_epochs > schedule.epochs:
+        yield (
+            f"schedule.warmup_epochs={schedule.warmup_epochs} exceeds schedule.epochs="
+            f"{schedule.epochs}: lower it"
+        )

@@ -1,0 +1,275 @@
+"""The sections of a run's config and every default.
+
+Defaults follow the recipe of the CoNR paper (NeurIPS 2023) for CIFAR-10; the presets write down
+what each other data set changes. Frameworks declare their own sections in
+`conr_ray.method.frameworks`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from conr_ray.fields import (
+    Count,
+    Counts,
+    Fraction,
+    Mark,
+    Names,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    Whole,
+)
+
+_IMAGES = ("digits", "torchvision", "parquet", "folder")
+_FOR_IMAGES = Mark(used_by=("data.source", _IMAGES))
+_FOR_ALL = Mark(used_by=("data.source", (*_IMAGES, "vectors")))
+_GROUP_STAGE = Mark(stage="group")
+_STRENGTH = Mark(stage="group", used_by=_FOR_ALL.used_by)
+
+
+def _source(*names: str) -> Mark:
+    return Mark(used_by=("data.source", names))
+
+
+def _backbone(*names: str) -> Mark:
+    return Mark(used_by=("model.backbone", names))
+
+
+def _off_in_yaml(value: Any) -> Any:
+    """YAML 1.1 reads a bare off as False."""
+    return "off" if value is False else value
+
+
+class DataConfig(Section):
+    """Where the images or vectors come from and how they are kept."""
+
+    source: Literal["digits", "torchvision", "parquet", "folder", "vectors"] = "torchvision"
+    name: Annotated[str | None, _source("torchvision")] = Field(
+        None, description="torchvision data set: cifar10, cifar100, ..."
+    )
+    path: Annotated[str | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
+        None, description="Parquet file, image folder or torchvision root"
+    )
+    download: Annotated[bool, _source("torchvision")] = Field(
+        False, description="let torchvision fetch what is missing"
+    )
+    splits: Annotated[Names | None, _source("torchvision", "parquet", "vectors")] = Field(
+        None, description="splits to join; all where unset"
+    )
+    classes: Annotated[Names | None, _source("folder")] = Field(
+        None, description="sub-folders to read; all where unset"
+    )
+    image_column: Annotated[str, _source("parquet")] = Field(
+        "image", description="of a Parquet file"
+    )
+    vector_column: Annotated[str, _source("vectors")] = Field(
+        "embedding", description="of a Parquet file; lists of floats, all of one length"
+    )
+    label_column: str | None = Field("label", description="for metrics only; null ignores labels")
+    limit: Count | None = Field(None, description="train on a fixed random subset of this size")
+    stored_size: Annotated[Count | None, _FOR_IMAGES] = Field(
+        None, description="square pixels images are resized to; needed where their sizes differ"
+    )
+    placement: Literal["device", "host"] = Field(
+        "device", description="keep all samples on the device, or memory-mapped on the host"
+    )
+
+
+class ViewsConfig(Section):
+    """The random views. Amplitudes of 0 switch a transformation off."""
+
+    mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
+
+    size: Annotated[Count, Mark(changeable=False)] = Field(32, description="side of a view, pixels")
+    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area")
+    crop_scale_group_stage: Annotated[tuple[Fraction, Fraction], _GROUP_STAGE] = (0.45, 1.0)
+    crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
+    flip_probability: Probability = Field(0.5, description="of a horizontal flip")
+    rotation: NonNegative = Field(0.0, description="largest angle, radians")
+    zoom: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest change of scale")
+    shear: NonNegative = Field(0.0, description="largest shear, as the tangent of its angle")
+    shift: NonNegative = Field(0.0, description="largest shift, in half widths")
+    jitter_probability: Probability = Field(0.8, description="of all four changes below")
+    brightness: NonNegative = Field(0.4, description="largest change, as a factor's part beyond 1")
+    contrast: NonNegative = Field(0.4, description="as brightness")
+    saturation: NonNegative = Field(0.4, description="as brightness; colour images only")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="largest change, turns")
+    grayscale_probability: Probability = Field(0.2, description="colour images only")
+    blur_probability: Probability = Field(0.0, description="of a Gaussian blur")
+    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="width, pixels")
+    noise: Annotated[NonNegative, _FOR_ALL] = Field(
+        0.0, description="standard deviation of added noise; of pixels in 0-1, of scaled vectors"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1), _source("vectors")] = Field(
+        0.0, description="share of a vector's features set to their mean"
+    )
+    group_stage_strength: Annotated[float, Field(ge=0, le=2), _STRENGTH] = Field(
+        1.0, description="factor on all amplitudes but the crop in the group stage"
+    )
+
+
+class ModelConfig(Section):
+    """The networks (paper section 3.1)."""
+
+    framework: str = Field(
+        "byol", description="self-supervised framework; its own fields are the section of its name"
+    )
+    backbone: Literal["resnet18", "resnet34", "convnet", "mlp", "identity"] = "resnet18"
+    stem: Annotated[Literal["cifar", "imagenet"], _backbone("resnet18", "resnet34")] = Field(
+        "cifar", description="cifar keeps the resolution"
+    )
+    widths: Annotated[Counts, _backbone("convnet", "mlp")] = Field(
+        (32, 64, 64, 128), description="channels of the convnet's layers, or widths of the mlp's"
+    )
+    head_hidden_dim: Count = Field(4096, description="hidden width of projector and predictor")
+    embedding_dim: Count = Field(256, description="width of their outputs")
+
+
+class ScheduleConfig(Section):
+    """Epochs of the two stages."""
+
+    epochs: Count = Field(1000, description="of both stages together")
+    group_start: Whole | Literal["never"] = Field(
+        800, description="first epoch of the group stage; 'never' is the framework alone"
+    )
+    relax_epochs: Annotated[Whole, Mark(stage="group", changeable=True)] = Field(
+        50, description="in which the kept fraction rises to 1"
+    )
+    warmup_epochs: Whole = Field(50, description="in which the learning rate rises from 0")
+
+
+class NeighborhoodConfig(Section):
+    """Which keys of the pool a prediction is pulled toward (paper section 3.2)."""
+
+    mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
+
+    kind: Literal["contextual", "euclidean"] = Field("contextual", description="ConAff, or nearest")
+    k1: Count = Field(10, description="neighbours that make a row's context")
+    k2: Count = Field(2, description="neighbours over which contexts are averaged; at most k1")
+    k: Count = Field(10, description="neighbours that enter the loss, the sample itself included")
+
+
+class BoundaryConfig(Section):
+    """Filtering of samples near cluster boundaries (paper section 3.3)."""
+
+    mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
+
+    initial_fraction: Fraction = Field(0.8, description="of the batch kept at group_start")
+
+
+class BankConfig(Section):
+    """The memory bank that widens the neighbour pool beyond the global batch."""
+
+    mark: ClassVar[Mark] = Mark(stage="group")
+
+    size: Whole = Field(
+        0, description="samples whose latest embedding is kept; 0 is the paper's in-batch pool"
+    )
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="of the rows")
+    sharded: bool = Field(
+        True, description="deal the rows out to the workers; else each one keeps and searches all"
+    )
+
+
+class OptimConfig(Section):
+    """SGD and its learning rates."""
+
+    mark: ClassVar[Mark] = Mark(changeable=True)
+
+    batch_size: Annotated[int, Field(ge=2), Mark(changeable=False)] = Field(
+        512, description="global: over all workers"
+    )
+    lr: Positive = Field(0.05, description="per 256 samples of the global batch")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
+    weight_decay: NonNegative = Field(5e-4, description="L2 penalty on all parameters")
+    group_stage_lr_factor: Annotated[Positive, _GROUP_STAGE] = Field(
+        0.1, description="on lr; group stage"
+    )
+    group_loss_weight: Annotated[Positive, _GROUP_STAGE] = Field(
+        1.0, description="factor on the loss; 1/4 has the gradient of the published 4-GPU runs"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto is bf16 autocast on GPUs that have it, else fp32"
+    )
+
+
+class ClusteringConfig(Section):
+    """k-means on target embeddings: the pseudo-labels and the result."""
+
+    num_clusters: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="number of labelled classes where unset"
+    )
+    restarts: Count = Field(10, description="k-means++ starts, of which the best is kept")
+    max_iterations: Count = Field(100, description="of each start")
+
+
+class EvaluationConfig(Section):
+    """When the whole data set is embedded and clustered."""
+
+    every: Count = Field(10, description="epochs between; the group stage has it each epoch")
+    neighbors: Annotated[bool, Mark(shapes_rows=False)] = Field(
+        True,
+        description="find each sample's neighbours in the whole data set after the last epoch; "
+        "time grows with the square of their number",
+    )
+    snapshot_every: Annotated[Count | None, Mark(shapes_rows=False)] = Field(
+        None,
+        description="epochs between snapshots for figures, at epochs that are evaluated; "
+        "one after the last epoch in any case",
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state is written."""
+
+    mark: ClassVar[Mark] = Mark(shapes_rows=False)
+
+    every: Count = Field(10, description="epochs between; also after the last one")
+    keep: Count = Field(2, description="newest checkpoints kept")
+
+
+class TrackingConfig(Section):
+    """Weights & Biases. WANDB_MODE and WANDB_API_KEY are read from the environment."""
+
+    mark: ClassVar[Mark] = Mark(shapes_rows=False)
+
+    wandb: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
+        "auto", description="auto logs where a key is known"
+    )
+    project: str = Field("conr_ray", description="W&B project")
+    checkpoint_artifact: bool = Field(
+        False, description="log the last checkpoint as an artifact; of a search the best trial's"
+    )
+
+
+class RunSections(Section):
+    """What every tree has."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of all randomness")
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    neighborhood: NeighborhoodConfig = NeighborhoodConfig()
+    boundary: BoundaryConfig = BoundaryConfig()
+    bank: BankConfig = BankConfig()
+    optim: OptimConfig = OptimConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def pool_size(self) -> int:
+        """Rows among which neighbours are found."""
+        return self.optim.batch_size + self.bank.size
+
+    @property
+    def group_start_epoch(self) -> int | None:
+        """First epoch of the group stage, None where there is none."""
+        start = self.schedule.group_start
+        return None if start == "never" else start

@@ -1,0 +1,132 @@
+"""The whole tree of a run.
+
+Unknown fields are refused, and rules between fields are checked when the tree is built, so a
+`RunConfig` that exists can be trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.functional_validators import ModelWrapValidatorHandler
+
+from conr_ray.config.rules import broken_rules
+from conr_ray.config.sections import RunSections
+from conr_ray.fields import Mark, Section
+from conr_ray.method.frameworks import framework_config, framework_names
+
+
+class RunConfig(RunSections):
+    """Everything that decides what a run computes.
+
+    Beside the sections below, a tree has that of its framework, under the framework's name.
+    """
+
+    # As written. Which fields it has is known to the framework's file alone, which needs torch:
+    # whoever reads the config of a finished run does without.
+    _framework_tree: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+
+    @functools.cached_property
+    def framework(self) -> Section:
+        """The section of the framework.
+
+        Raises:
+            ValidationError: a value in it is wrong; on the first look.
+        """
+        return framework_config(self.model.framework).model_validate(self._framework_tree)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_framework(cls, tree: Any, handler: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
+        """Set the framework's section aside; refuse those of others."""
+        if not isinstance(tree, Mapping):
+            return handler(tree)
+        config = handler({key: v for key, v in tree.items() if key not in framework_names()})
+        chosen = config.model.framework
+        for name in tree.keys() & set(framework_names()):
+            if name != chosen and tree[name]:
+                raise ValueError(unchosen(f"{name}.{next(iter(tree[name]))}", name, chosen))
+        config._framework_tree = dict(tree.get(chosen) or {})
+        return config
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> RunConfig:
+        for problem in broken_rules(self):
+            raise ValueError(problem)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _whole(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        tree = handler(self)
+        mode = "json" if info.mode == "json" else "python"
+        return {**tree, self.model.framework: self.framework.model_dump(mode=mode)}
+
+    def written_tree(self) -> dict[str, Any]:
+        """The tree as values of JSON, the framework's section as it was written."""
+        tree: dict[str, Any] = {"seed": self.seed}
+        tree |= {name: getattr(self, name).model_dump(mode="json") for name in sections()}
+        return {**tree, self.model.framework: dict(self._framework_tree)}
+
+    def content_hash(self) -> str:
+        """Equal for equal configs, and for no others."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The resolved tree as YAML that `from_yaml` reads back unchanged."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RunConfig):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
+
+
+def unchosen(field: str, owner: str, chosen: str) -> str:
+    """What is wrong with a `field` of a framework that is not chosen."""
+    return (
+        f"{field}: model.framework={chosen} does not use it: leave it out, or set "
+        f"model.framework={owner}"
+    )
+
+
+@functools.cache
+def sections() -> dict[str, type[Section]]:
+    """The sections that every tree has, by name."""
+    kinds = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, BaseModel)}  # type: ignore[misc]
+
+
+def section_of(name: str) -> type[Section] | None:
+    """The section called `name`, of the tree or of a framework; None where there is none."""
+    if name in framework_names():
+        return framework_config(name)
+    return sections().get(name)
+
+
+def marked_fields() -> Iterator[tuple[str, Mark]]:
+    """Every field of the sections that all trees have, with its mark."""
+    for name, section in sections().items():
+        for leaf in section.model_fields:
+            yield f"{name}.{leaf}", section.mark_of(leaf)
+
+
+def mark_of(field: str) -> Mark:
+    """The mark of a dotted field, which exists."""
+    name, _, leaf = field.rpartition(".")
+    section = section_of(name)
+    return Mark() if section is None else section.mark_of(leaf)

@@ -1,0 +1,42 @@
+"""Images as inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from conr_ray.data.inputs.base import Inputs
+from conr_ray.data.views import Views
+
+
+class Images(Inputs):
+    """uint8 images (n, c, h, w)."""
+
+    kind = "images"
+
+    def __init__(
+        self, rows: npt.NDArray[Any], views: Views, device: torch.device, *, on_device: bool
+    ) -> None:
+        """Images whose views `views` makes."""
+        super().__init__(rows, device, on_device=on_device)
+        self._views = views
+
+    def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
+        """(b, c, size, size); see `Views.random`."""
+        view = self._views.random(batch, key, positions_b, group_stage=mild)
+        return view.contiguous(memory_format=torch.channels_last)
+
+    def plain(self, batch: Tensor) -> Tensor:
+        """(b, c, size, size), centre-cropped or resized."""
+        return self._views.plain(batch)
+
+    def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
+        """Each image in a light and colour of its own."""
+        return self._views.relit(batch, key, positions_b)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Shape of an image, side of a view, mean and deviation per channel."""
+        return {"kind": self.kind, "shape": list(self.shape), **self._views.state_dict()}

@@ -1,0 +1,244 @@
+"""What the training loop stands on: a run's networks, samples, stages, files and evaluation.
+
+Shapes: n rows of the global batch, b of this worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import torch
+
+from conr_ray.config import RunConfig
+from conr_ray.data.inputs import make_inputs
+from conr_ray.data.store import DataSet
+from conr_ray.engine.checks import check_data
+from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
+from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.schedule import Schedule
+from conr_ray.engine.snapshot import Snapshot, take_snapshot
+from conr_ray.engine.span import Span
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.errors import RunFailed
+from conr_ray.method import keyed_random
+from conr_ray.method.collectives import broadcast_first, rank, share, world_size
+from conr_ray.method.frameworks.base import Step
+from conr_ray.method.keyed_random import fold
+from conr_ray.method.stages.base import Stage
+from conr_ray.method.stages.group import GroupStage
+from conr_ray.method.stages.instance import InstanceStage
+
+
+class Run:
+    """A run on one worker, as far as its newest checkpoint or the start.
+
+    Attributes:
+        local: this worker's rows of the global batch.
+        last_epoch: epochs after which training ends.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: DataSet,
+        directory: RunDirectory,
+        device: torch.device,
+        span: Span,
+    ) -> None:
+        """Make the networks, or load them; arguments are those of `loop.train`."""
+        self.config, self.data, self.directory = config, data, directory
+        self._span, self._device = span, device
+        self._num_clusters = check_data(config, data, world_size())
+        self._steps_per_epoch = data.num_rows // config.optim.batch_size
+        self.local = share(config.optim.batch_size)
+        self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
+
+        self.inputs = make_inputs(config, data, device)
+        self.schedule = Schedule(config, self._steps_per_epoch)
+        self.precision = _autocast(config.optim.precision, device)
+        self.state = TrainingState.create(config, data.row_shape, device)
+        self.last_epoch = span.until or config.schedule.epochs
+        self._saved_epoch = self._load_newest()
+        if self._saved_epoch is None and span.origin is not None:
+            origin, epoch = span.origin
+            self._load(origin, epoch)
+        self._embedder = Embedder(self.state.framework, self.inputs, self.precision)
+
+        classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
+        self._instance_stage = InstanceStage()
+        self._group_stage = GroupStage(self.state.bank, config.optim.group_loss_weight, classes)
+
+    @property
+    def num_trained(self) -> int:
+        """Samples that an epoch trains on."""
+        return self._steps_per_epoch * self.config.optim.batch_size
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Where the newest checkpoint is, for messages."""
+        if self._saved_epoch is None:
+            return "none yet"
+        return f"{self.directory.uri}/{self.directory.checkpoint_name(self._saved_epoch)}"
+
+    def stage_at(self, epoch: int) -> Stage:
+        """The stage that `epoch` belongs to."""
+        grouped = self.schedule.in_group_stage(epoch)
+        return self._group_stage if grouped else self._instance_stage
+
+    def steps(self, epoch: int) -> Iterator[Step]:
+        """The steps of an epoch: samples in an order of its own; a rest is left out."""
+        config, state, num_global = self.config, self.state, self.config.optim.batch_size
+        order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
+        order = order.to(self._device)
+        for index in range(self._steps_per_epoch):
+            rows_n = order[index * num_global : (index + 1) * num_global]
+            labels = state.pseudo_labels
+            yield Step(
+                number=epoch * self._steps_per_epoch + index,
+                num_steps=config.schedule.epochs * self._steps_per_epoch,
+                epoch=epoch,
+                key=fold(config.seed, "step", epoch, index),
+                positions_b=self._positions_b,
+                sample_ids_n=rows_n,
+                fraction=self.schedule.fraction(epoch),
+                pseudo_labels_n=None if labels is None else labels[rows_n],
+                centers_cd=state.centers,
+            )
+
+    def view_keys(self, epoch: int, index: int) -> list[int]:
+        """Keys of the randomness of the two views of a step."""
+        return [fold(self.config.seed, "view", view, epoch, index) for view in (1, 2)]
+
+    def ensure_clusters(self) -> None:
+        """Find pseudo-labels where those there are were found before the last epoch."""
+        if self.state.clustered_epoch != self.state.epoch:
+            self._cluster()
+
+    def tell_what_was(self, observer: Observer) -> None:
+        """Complete what was written when the run stopped, and tell of the epochs before."""
+        state = self.state
+        due = state.history and self.schedule.evaluated(state.epoch - 1)
+        if due and state.clustered_epoch != state.epoch:
+            # The run that it goes on from had no use for these.
+            state.history[-1] = {**state.history[-1], **self._scores(self._cluster())}
+        if state.history and rank() == 0:
+            # The run may have been stopped between its checkpoint and these.
+            self.directory.write_metrics(state.history)
+        if self._saved_epoch == self.last_epoch:
+            tell_again(self.directory, state.history, observer)
+        elif state.history:
+            observer.inherit(state.history)
+
+    def evaluate(self, row: dict[str, float | int | str | None]) -> Snapshot | None:
+        """Cluster all samples, put the scores into `row`, and write what ends a run.
+
+        Returns a snapshot where one is due, on the first worker.
+        """
+        config, ended = self.config, self.state.epoch
+        fraction = self.schedule.fraction(ended - 1)
+        clustering = self._cluster()
+        row |= self._scores(clustering)
+        if ended == config.schedule.epochs:
+            self._write_table("assignments", clustering.assignments(self.data, fraction))
+            if config.evaluation.neighbors:
+                near = DataNeighbors.of(
+                    config.neighborhood, clustering.embeddings_bd, self.data.num_rows
+                )
+                row |= near.metrics(self.data.labels)
+                self._write_table("neighbors", near.table(self.data))
+        if not self.schedule.pictured(ended - 1):
+            return None
+        snapshot = take_snapshot(
+            config.neighborhood, clustering, self.data, epoch=ended, fraction=fraction
+        )
+        if snapshot is not None:
+            snapshot.write(self.directory)
+        return snapshot
+
+    def save_where_due(self) -> None:
+        """Write the metrics, and a checkpoint where one is due."""
+        ended, history = self.state.epoch, self.state.history
+        pinned = ended in self._span.pinned
+        if pinned or self.schedule.saved(ended - 1) or ended == self.last_epoch:
+            self._saved_epoch = ended
+            self._save(pinned=pinned)
+        if rank() == 0:
+            self.directory.write_metrics(history)
+
+    def _cluster(self) -> DataClustering:
+        state = self.state
+        try:
+            found = cluster_data(
+                self.config,
+                self._embedder,
+                num_rows=self.data.num_rows,
+                num_clusters=self._num_clusters,
+                epoch=state.epoch,
+            )
+        except FloatingPointError as error:
+            raise RunFailed(
+                f"{error} after {state.epoch} epochs of {self._steps_per_epoch} steps; last good "
+                f"checkpoint: {self.last_checkpoint}; lower optim.lr"
+            ) from None
+        state.pseudo_labels, state.centers = found.clusters_n, found.centers_cd
+        state.clustered_epoch = state.epoch
+        return found
+
+    def _scores(self, clustering: DataClustering) -> dict[str, float]:
+        key = fold(self.config.seed, "scores", self.state.epoch)
+        return clustering.metrics(self.data.labels, self._embedder, key)
+
+    def _load_newest(self) -> int | None:
+        """Load the newest checkpoint up to the last epoch, the same one on all workers.
+
+        Returns its epoch, None without one.
+        """
+        epochs = self.directory.checkpoint_epochs() if rank() == 0 else []
+        newest = max((epoch for epoch in epochs if epoch <= self.last_epoch), default=0)
+        epoch = int(broadcast_first(torch.tensor(newest, device=self._device)))
+        if not epoch:
+            return None
+        self._load(self.directory, epoch)
+        return epoch
+
+    def _load(self, directory: RunDirectory, epoch: int) -> None:
+        checkpoint = directory.load_checkpoint(epoch, self._device)
+        self.state.load(checkpoint, self.config, self.data.fingerprint)
+
+    def _save(self, *, pinned: bool) -> None:
+        state, fingerprint = self.state, self.data.fingerprint
+        checkpoint = state.to_checkpoint(self.config, fingerprint, self.inputs.state_dict())
+        if rank() > 0:
+            return
+        summary = {"workers": world_size(), "data_fingerprint": fingerprint, **state.history[-1]}
+        self.directory.save_checkpoint(
+            state.epoch,
+            checkpoint,
+            {"epochs_trained": state.epoch, **summary},
+            self.config.checkpoint.keep,
+            pinned=pinned,
+        )
+
+    def _write_table(self, name: str, table: pa.Table) -> None:
+        if rank() == 0:
+            self.directory.write_table(f"{name}.parquet", table)
+
+
+def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Observer) -> None:
+    """Tell of a run that had trained all its epochs before: who was told then may be dead."""
+    snapshot = Snapshot.read(directory) if rank() == 0 else None
+    if snapshot is not None:
+        observer.snapshot(snapshot)
+    observer.inherit(rows)
+    observer.epoch(rows[-1])
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Mixed precision as a reusable context."""
+    if precision == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if able else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

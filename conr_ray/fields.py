@@ -1,0 +1,60 @@
+"""What sections of a config are made of: their base, types of values, and marks.
+
+Knows neither torch nor the tree: a framework declares its own section with what stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a field has a part in; None leaves it to the mark of its section.
+
+    Attributes:
+        stage: the only stage that reads it.
+        shapes_rows: whether it has a part in the rows of epochs before the last one.
+        changeable: whether a run can go on from a checkpoint with another value of it.
+        used_by: the field that decides whether this one is used, and the values with which it is.
+    """
+
+    stage: str | None = None
+    shapes_rows: bool | None = None
+    changeable: bool | None = None
+    used_by: tuple[str, tuple[str, ...]] | None = None
+
+    def over(self, other: Mark) -> Mark:
+        """This mark, with what it leaves open taken from `other`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: v for name, v in own.items() if v is not None})
+
+
+class Section(BaseModel):
+    """A section of the config tree: typed, immutable, without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mark: ClassVar[Mark] = Mark()
+
+    @classmethod
+    def mark_of(cls, leaf: str) -> Mark:
+        """The mark of the field `leaf`, over that of the section."""
+        own = (m for m in cls.model_fields[leaf].metadata if isinstance(m, Mark))
+        return next(own, Mark()).over(cls.mark)
+
+    @classmethod
+    def default_of(cls, leaf: str) -> Any:
+        """The default of the field `leaf`."""
+        return cls.model_fields[leaf].get_default(call_default_factory=True)

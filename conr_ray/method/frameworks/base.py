@@ -1,0 +1,162 @@
+"""What a self-supervised framework is to the training loop and to the stages.
+
+A stage needs only what `Framework.forward` hands out and the two parts of the loss, `pull` and
+`scatter`, so each stage works over every framework.
+
+Shapes: b rows of this worker, n rows of the global batch, d embedding width, c clusters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from conr_ray.fields import Section
+from conr_ray.method.networks import Backbone
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run, with all that is known of it but its views.
+
+    Attributes:
+        number: steps before it, of `num_steps` in the run.
+        epoch: epochs before it.
+        key: of its randomness (`keyed_random`), together with `positions_b`.
+        positions_b: places of this worker's rows in the global batch.
+        sample_ids_n: samples of the global batch.
+        fraction: share of the global batch that a stage keeps.
+        pseudo_labels_n: their clusters; None before the first clustering.
+        centers_cd: cluster centres, unit length; likewise.
+    """
+
+    number: int
+    num_steps: int
+    epoch: int
+    key: int
+    positions_b: Tensor
+    sample_ids_n: Tensor
+    fraction: float = 1.0
+    pseudo_labels_n: Tensor | None = None
+    centers_cd: Tensor | None = None
+
+    @property
+    def num_global(self) -> int:
+        """Rows of the global batch, n."""
+        return len(self.sample_ids_n)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a framework makes of the two views of a batch.
+
+    Attributes:
+        queries: (b, d) of each view, unit length, with gradient.
+        keys: (b, d) of each view, unit length, float32, without gradient.
+        embeddings: (b, d) of each view, what the queries were made of, unit length, with gradient;
+            empty where the framework's own loss has no use for them.
+    """
+
+    queries: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    embeddings: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters with factors on the learning rate, in the instance and in the group stage."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    lr_factor: float = 1.0
+    group_stage_lr_factor: float = 1.0
+
+
+class Framework(nn.Module, ABC, Generic[ConfigT]):
+    """The networks of a self-supervised framework, and how they learn.
+
+    The module calls its class `Framework` and its config section `Config`. Weights are drawn from
+    torch's global generator, which is seeded before.
+
+    Attributes:
+        version: raise it with every change that gives other results: trunks are then not shared
+            with those of the version before.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(
+        self, config: ConfigT, backbone: Backbone, hidden_dim: int, embedding_dim: int
+    ) -> None:
+        """Keep the settings; sub-classes make their networks over `backbone`.
+
+        Args:
+            config: the framework's section.
+            backbone: inputs to features.
+            hidden_dim: hidden width of the heads.
+            embedding_dim: width of queries, keys and embeddings, d.
+        """
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def param_groups(self) -> list[ParamGroup]:
+        """Everything that is trained, the group of the encoder first."""
+
+    @abstractmethod
+    def forward(self, views: Sequence[Tensor], step: Step) -> Outputs:
+        """Queries and keys of the views of this worker's rows."""
+
+    @abstractmethod
+    def pull(
+        self, queries_bd: Tensor, keys_bd: Tensor, step: Step, kept_b: Tensor | None = None
+    ) -> Tensor:
+        """Loss that pulls queries toward keys: this worker's part of the mean over the batch.
+
+        The sum over the local rows is divided by the *global* number of rows, so that summing loss
+        and gradient over the workers gives those of one process on the joined batch.
+
+        Args:
+            queries_bd: unit length, with gradient.
+            keys_bd: without gradient; in the group stage means of unit-length keys.
+            step: the step.
+            kept_b: bool; other rows count as zeros in the mean. All count where None.
+        """
+
+    def scatter(self, outputs: Outputs, step: Step) -> Tensor | None:
+        """A further loss of the framework, in both stages; this worker's part, None without one."""
+        return None
+
+    def needs_clusters(self, epoch: int) -> bool:
+        """Whether `scatter` reads pseudo-labels in `epoch`."""
+        return False
+
+    def after_step(self, outputs: Outputs, step: Step) -> Mapping[str, float]:
+        """What follows the optimiser's step, such as a moving average; figures for the metrics."""
+        return {}
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Tensor:
+        """What is clustered, of old and new samples: (b, d), unit length, float32, no gradient."""
+
+
+def alignment_loss(
+    queries_bd: Tensor, keys_bd: Tensor, num_global: int, kept_b: Tensor | None = None
+) -> Tensor:
+    """-2 mean cos(query, key) of unit-length rows (CoNR eq. 1; with kept rows eq. 7).
+
+    With means of several unit-length keys it is the mean over their cosines. Returned is this
+    worker's part, as in `Framework.pull`. (The released code averages the group stage's loss over
+    the workers where it has to sum, which divides its gradient by their number; see
+    `optim.group_loss_weight`.)
+    """
+    products_bd = queries_bd * keys_bd
+    if kept_b is None:
+        return -2 * products_bd.sum() / num_global
+    return -2 * (products_bd.sum(1) * kept_b).sum() / num_global

@@ -1,0 +1,91 @@
+"""MoCo v2 (He et al. 2020, Chen et al. 2020): contrast with a queue of earlier keys.
+
+The queue and the memory bank share nothing. The queue holds the keys of the last steps as they
+came, several of a sample among them, in both stages and on every worker: negatives need neither
+names nor neighbours. The bank holds one key for each of its samples, is dealt out to the workers,
+and begins with the group stage.
+
+Deviates from the papers: both views are queries in turn (as in MoCo v3), and normalisation over
+the global batch stands in for shuffled batch normalisation.
+
+Shapes: q keys in the queue; others as in `base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from conr_ray.fields import Count, Mark, Positive, Section
+from conr_ray.method.collectives import all_gather_rows
+from conr_ray.method.frameworks import base
+from conr_ray.method.frameworks.base import Outputs, ParamGroup, Step
+from conr_ray.method.networks import Backbone, Encoder, TargetNetwork
+
+
+class Config(Section):
+    """MoCo v2: a queue of keys as negatives, and a target network that follows the online one."""
+
+    momentum: Annotated[float, Field(ge=0, le=1), Mark(changeable=True)] = Field(
+        0.999, description="of the target network"
+    )
+    temperature: Annotated[Positive, Mark(changeable=True)] = Field(
+        0.2, description="cosines are divided by it"
+    )
+    queue_size: Count = Field(4096, description="keys of earlier steps that serve as negatives")
+
+
+class Framework(base.Framework[Config]):
+    """Online encoder without predictor, its moving average, and the queue."""
+
+    queue_qd: Tensor
+    queue_place: Tensor
+
+    def __init__(
+        self, config: Config, backbone: Backbone, hidden_dim: int, embedding_dim: int
+    ) -> None:
+        super().__init__(config, backbone, hidden_dim, embedding_dim)
+        self.encoder = Encoder(backbone, hidden_dim, embedding_dim)
+        self.target = TargetNetwork(self.encoder)
+        queue_qd = normalize(torch.randn(config.queue_size, embedding_dim))
+        self.register_buffer("queue_qd", queue_qd)
+        self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The encoder."""
+        return [ParamGroup("encoder", list(self.encoder.parameters()))]
+
+    def forward(self, views: Sequence[Tensor], step: Step) -> Outputs:
+        """Online embeddings as queries, target embeddings as keys."""
+        queries = tuple(normalize(self.encoder(view).float()) for view in views)
+        return Outputs(queries, tuple(self.target(view) for view in views))
+
+    def pull(
+        self, queries_bd: Tensor, keys_bd: Tensor, step: Step, kept_b: Tensor | None = None
+    ) -> Tensor:
+        """InfoNCE: cross-entropy of the key among itself and the queue."""
+        positive_b = (queries_bd * keys_bd).sum(1) / self.config.temperature
+        negative_bq = queries_bd @ self.queue_qd.T / self.config.temperature
+        losses_b = torch.cat([positive_b[:, None], negative_bq], 1).logsumexp(1) - positive_b
+        return (losses_b if kept_b is None else losses_b * kept_b).sum() / step.num_global
+
+    @torch.no_grad()
+    def after_step(self, outputs: Outputs, step: Step) -> Mapping[str, float]:
+        """Move the target; the keys of the second view take the place of the oldest ones."""
+        self.target.follow(self.encoder, self.config.momentum)
+        size = self.config.queue_size
+        keys_nd = all_gather_rows(outputs.keys[1], step.num_global)[-size:]
+        places_n = torch.arange(len(keys_nd), device=keys_nd.device) + self.queue_place
+        self.queue_qd[places_n % size] = keys_nd
+        self.queue_place += len(keys_nd)
+        return {"momentum": self.config.momentum}
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """By the target network."""
+        embeddings: Tensor = self.target(inputs)
+        return embeddings
