@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 
 import torch
+from conr_ray.data.pixels import Pixels
 
 from conr_ray.config import RunConfig, load_preset, parse_overrides
-from conr_ray.method import keyed_random
-from conr_ray.data.pixels import Pixels
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.data.views import Views
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.method import keyed_random
 from conr_ray.method.clustering.metrics import neighbor_purity
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 
@@ -33,20 +33,20 @@ CPU = torch.device("cpu")
 @torch.no_grad()
 def purities(config: RunConfig, images: DataSet, folder: Path, k: int) -> list[float]:
     """Purity of neighbours in a bank of mean keys, and in one of the first view's keys."""
-    state = TrainingState.create(config, images.num_channels, CPU)
+    state = TrainingState.create(config, images.row_shape, CPU)
     epoch = config.schedule.epochs
     state.load(RunDirectory(folder).load_checkpoint(epoch, CPU), images.fingerprint)
-    pixels = Pixels(images.images, CPU, on_device=True)
+    pixels = Pixels(images.rows, CPU, on_device=True)
     views = Views(config.views, images.mean, images.std, CPU)
     classes = torch.from_numpy(images.labels)
     batch_size = config.optim.batch_size
     near = Neighborhood("contextual", k1=k, k2=2, k=k)
     width = config.model.embedding_dim
-    banks = [MemoryBank(images.num_images, width, batch_size, near) for _ in range(2)]
+    banks = [MemoryBank(images.num_rows, width, batch_size, near) for _ in range(2)]
     found: list[list[float]] = [[], []]
     for epoch in range(3):
-        order = keyed_random.permutation(keyed_random.fold(1, epoch), images.num_images)
-        for step in range(images.num_images // batch_size):
+        order = keyed_random.permutation(keyed_random.fold(1, epoch), images.num_rows)
+        for step in range(images.num_rows // batch_size):
             ids = order[step * batch_size : (step + 1) * batch_size]
             batch, positions = pixels.take(ids), torch.arange(batch_size)
             keys = [

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     images = open_data(load_preset(args.preset, parse_overrides(args.settings)).data)
     assert images.labels is not None
-    pixels = images.images.reshape(images.num_images, -1) / 255.0
+    pixels = images.rows.reshape(images.num_rows, -1) / 255.0
     clusters = KMeans(images.num_classes, n_init=10, random_state=0).fit_predict(pixels)
     figures = agreement(images.labels, clusters)
     print(args.preset, "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))

@@ -36,7 +36,7 @@ def drawn(number: int, config: Any) -> dict[str, Any]:
         "seed": number,
         "optim.lr": config.optim.lr * 10 ** rng.uniform(-1.5, 0.5),
         "optim.weight_decay": rng.choice([0.0, 1e-4, 5e-4, 2e-3]),
-        "model.momentum": rng.choice([0.9, 0.95, 0.99, 0.996]),
+        "byol.momentum": rng.choice([0.9, 0.95, 0.99, 0.996]),
         "views.crop_scale": [rng.choice([0.2, 0.4, 0.6, 0.8]), 1.0],
         "views.jitter_probability": rng.choice([0.0, 0.8]),
         "views.brightness": rng.choice([0.1, 0.4]),
@@ -60,33 +60,33 @@ def trained(preset: str, overrides: dict[str, Any], folder: Path) -> dict[str, A
 def scored(folder: Path) -> dict[str, float]:
     """Clusters, scores and agreement after the last epoch of the run in `folder`, found anew."""
     import torch
+    from conr_ray.data.pixels import Pixels
 
     from conr_ray.config import RunConfig
-    from conr_ray.method.keyed_random import fold
-    from conr_ray.data.pixels import Pixels
     from conr_ray.data.store import open_data
     from conr_ray.data.views import Views
     from conr_ray.engine.embedder import Embedder
     from conr_ray.engine.evaluation import cluster_data
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.training_state import TrainingState
+    from conr_ray.method.keyed_random import fold
 
     directory, device = RunDirectory(folder), torch.device("cpu")
     epoch = directory.checkpoint_epochs()[-1]
     checkpoint = directory.load_checkpoint(epoch, device)
     config = RunConfig(**yaml.safe_load(checkpoint["config"]))
     images = open_data(config.data)
-    state = TrainingState.create(config, images.num_channels, device)
+    state = TrainingState.create(config, images.row_shape, device)
     state.load(checkpoint, images.fingerprint)
     embedder = Embedder(
         state.target,
-        Pixels(images.images, device, on_device=False),
+        Pixels(images.rows, device, on_device=False),
         Views(config.views, images.mean, images.std),
         torch.autocast("cpu", enabled=False),
     )
     clusters = config.clustering.num_clusters or images.num_classes
     found = cluster_data(
-        config, embedder, num_rows=images.num_images, num_clusters=clusters, epoch=epoch
+        config, embedder, num_rows=images.num_rows, num_clusters=clusters, epoch=epoch
     )
     return found.metrics(images.labels, embedder, fold(config.seed, "scores", epoch))
 

@@ -97,7 +97,7 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     link = probed(rank)
     images = open_data(config.data)
-    steps_per_epoch = images.num_images // config.optim.batch_size
+    steps_per_epoch = images.num_rows // config.optim.batch_size
     marks: list[tuple[float, int]] = []
     register_optimizer_step_post_hook(
         lambda *_: marks.append((time.perf_counter(), sent_bytes(interface)))

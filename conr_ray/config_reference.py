@@ -8,13 +8,15 @@ from typing import Any
 import yaml
 
 from conr_ray.config import RunConfig, load_preset, preset_names, sections
+from conr_ray.method.frameworks import framework_config, framework_names
 
 _HEAD = """\
 # Fields of a run
 
 A run is a tree of sections. The defaults are the paper's recipe for CIFAR-10; the last column names
 the presets with another value. Set a field with `--set section.field=value`, in the YAML file of
-`--config`, or in a search space under `fixed` or `search`.
+`--config`, or in a search space under `fixed` or `search`. The last sections are those of the
+frameworks: a run has the one that `model.framework` names.
 
 This page is the output of `python -m conr_ray.config_reference`.
 """
@@ -27,9 +29,10 @@ def reference() -> str:
     top = RunConfig.model_json_schema()["properties"].items()
     lines = [_HEAD, _COLUMNS]
     lines += [_row(name, name, field, presets) for name, field in top if "$ref" not in field]
-    for section, kind in sections().items():
+    frameworks = {name: framework_config(name) for name in framework_names()}
+    for section, kind in {**sections(), **frameworks}.items():
         schema = kind.model_json_schema()
-        trees = {preset: tree[section] for preset, tree in presets.items()}
+        trees = {preset: tree[section] for preset, tree in presets.items() if section in tree}
         lines += [f"\n## {section}\n\n{schema['description']}\n", _COLUMNS]
         lines += [
             _row(f"{section}.{leaf}", leaf, field, trees)

@@ -28,6 +28,7 @@ from conr_ray.config import (
 )
 from conr_ray.config_reference import reference
 from conr_ray.errors import UserError
+from conr_ray.method.frameworks import framework_names
 
 DIGITS = load_preset("digits")
 
@@ -151,9 +152,10 @@ _POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
 # A strategy for each kind of value; other fields hold digits' values, so no rule is broken.
 _VALID: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**31 - 1),
-    "data.path": st.none() | _TEXT,
+    "data.path": _TEXT,
     "data.splits": st.none() | st.lists(_TEXT, min_size=1, max_size=3).map(tuple),
     "data.download": st.booleans(),
+    "byol.momentum": st.floats(0, 1),
     "views.crop_scale": st.tuples(_FRACTION, _FRACTION).map(lambda ends: tuple(sorted(ends))),
     "views.flip_probability": st.floats(0, 1),
     "model.widths": st.lists(st.integers(1, 10**6), min_size=1, max_size=5).map(tuple),
@@ -166,15 +168,23 @@ _VALID: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+_PARQUET = build({"data": {"source": "parquet", "path": "images.parquet"}})
+_CIFAR = load_preset("cifar10")
+_BASES = {"data.path": _PARQUET, "data.splits": _PARQUET, "data.download": _CIFAR}
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_valid_override_is_kept_and_survives_yaml(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(_VALID)))
     value = data.draw(_VALID[name])
-    changed = override(DIGITS, {name: value})
+    before = _BASES.get(name, DIGITS)
+    changed = override(before, {name: value})
     assert get_field(changed, name) == value
     assert from_yaml(changed.to_yaml(), "itself") == changed
-    assert [line.partition(":")[0] for line in differences(DIGITS, changed)] in ([name], [])
+    found = {line.partition(":")[0] for line in differences(before, changed)}
+    # Another backbone has no use for the widths of the first one.
+    assert found <= ({name, "model.widths"} if name == "model.backbone" else {name})
 
 
 # Names
@@ -183,9 +193,11 @@ def test_any_valid_override_is_kept_and_survives_yaml(data: st.DataObject) -> No
 def test_every_field_can_be_read_by_its_name() -> None:
     names = field_names()
     assert len(names) == len(set(names)) > 60
-    assert {name.partition(".")[0] for name in names} == {*sections(), "seed"}
+    tops = {name.partition(".")[0] for name in names}
+    assert tops == {*sections(), *framework_names(), "seed"}
     for name in names:
         check_field(name)
+    for name in field_names("byol"):
         get_field(DIGITS, name)
     assert get_field(DIGITS, "neighborhood.k1") == DIGITS.neighborhood.k1
 
@@ -209,7 +221,7 @@ def test_every_field_can_be_read_by_its_name() -> None:
         ("k1", "neighborhood.k1"),
         ("lr", "optim.lr"),
         ("num_cluster", "clustering.num_clusters"),
-        ("momentum", "model.momentum or optim.momentum"),
+        ("momentum", "optim.momentum or byol.momentum or moco.momentum or propos.momentum"),
         ("size", "views.size or bank.size"),
     ],
 )
@@ -292,7 +304,7 @@ def test_a_wrong_value_is_refused_with_field_and_value(name: str, value: Any, re
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "nan"])
 def test_no_number_is_nan_or_infinite(value: Any) -> None:
-    for name in field_names():
+    for name in field_names("byol"):
         if isinstance(get_field(DIGITS, name), float):
             assert refusal({name: value}).startswith(f"{name}=")
 
@@ -332,6 +344,95 @@ def test_a_broken_rule_names_field_value_and_remedy(
 ) -> None:
     message = refusal(overrides)
     assert [part for part in parts if part not in message] == []
+
+
+UNUSED = [
+    (
+        {"data.name": "cifar10"},
+        "data.name=cifar10: data.source=digits does not use it, torchvision",
+    ),
+    ({"data.classes": ["a", "b"]}, "data.classes=a, b: data.source=digits does not use it, folder"),
+    ({"data.splits": ["train"]}, "data.splits=train: data.source=digits does not use it"),
+    ({"data.image_column": "x"}, "data.image_column=x: data.source=digits does not use it"),
+    ({"data.path": "photos"}, "data.path=photos: data.source=digits does not use it"),
+    ({"views.dropout": 0.5}, "views.dropout=0.5: data.source=digits does not use it, vectors does"),
+    ({"model.widths": [4, 8]}, "model.widths=4, 8: model.backbone=resnet18 does not use it"),
+    (
+        {"model.backbone": "convnet", "model.stem": "imagenet"},
+        "model.stem=imagenet: model.backbone=convnet does not use it, resnet18 and resnet34 do",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "start"), UNUSED)
+def test_a_field_that_nothing_reads_is_refused_with_who_does(
+    overrides: dict[str, Any], start: str
+) -> None:
+    message = refusal(overrides)
+    assert message.startswith(start) and message.endswith("leave it out")
+
+
+def test_another_choice_leaves_out_what_only_the_first_one_used() -> None:
+    photos = load_preset("cifar10", {"data.source": "folder", "data.path": "photos"})
+    assert photos.data.name is None and not photos.data.download
+    assert load_preset("digits", {"model.backbone": "resnet18"}).model.widths == (32, 64, 64, 128)
+    asked = {"data.source": "folder", "data.path": "photos", "data.name": "cifar10"}
+    with pytest.raises(UserError, match=r"data\.name=cifar10: data\.source=folder does not use it"):
+        load_preset("cifar10", asked)
+
+
+# Frameworks
+
+
+@pytest.mark.parametrize("name", framework_names())
+def test_a_tree_has_the_section_of_its_framework_alone(name: str) -> None:
+    config = load_preset("digits", {"model.framework": name})
+    tree = config.model_dump()
+    assert set(tree) & set(framework_names()) == {name}
+    assert tree[name] == config.framework.model_dump()
+    assert from_yaml(config.to_yaml(), "itself") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("byoll", "did you mean byol?"),
+        ("MoCo", "did you mean moco?"),
+        ("xyz", "choose from byol, moco, propos, simsiam"),
+    ],
+)
+def test_an_unknown_framework_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    assert refusal({"model.framework": name}) == (
+        f"model.framework={name}: no such framework; {hint}"
+    )
+
+
+def test_a_field_of_another_framework_is_refused() -> None:
+    expected = (
+        "moco.queue_size: model.framework=byol does not use it: leave it out, or set "
+        "model.framework=moco"
+    )
+    assert refusal({"moco.queue_size": 64}) == expected
+    assert refusal({}, {"data": {"source": "digits"}, "moco": {"queue_size": 64}}) == expected
+    with pytest.raises(UserError) as caught:
+        get_field(DIGITS, "moco.queue_size")
+    assert str(caught.value) == expected
+
+
+def test_values_of_a_framework_are_checked() -> None:
+    assert refusal({"byol.momentum": 2}).startswith("byol.momentum=2: input should be less than")
+    message = refusal({}, {"data": {"source": "digits"}, "byol": {"momentm": 1}})
+    assert message == "byol.momentm: no such field; did you mean byol.momentum?"
+    assert refusal({"moco.qeue_size": 1}) == (
+        "moco.qeue_size: no such field; did you mean moco.queue_size?"
+    )
+
+
+def test_another_framework_leaves_out_the_section_of_the_first_one() -> None:
+    changed = override(DIGITS, {"model.framework": "moco", "moco.queue_size": 64})
+    assert get_field(changed, "moco.queue_size") == 64
+    assert differences(DIGITS, changed) == ["model.framework: byol -> moco"]
+    assert changed != DIGITS
 
 
 def test_rules_hold_at_their_limits() -> None:

@@ -19,7 +19,8 @@ import pytest
 
 from conr_ray.config import DataConfig
 from conr_ray.data.sources import make_source
-from conr_ray.data.store import DataSet, channel_statistics, default_cache_dir, open_data
+from conr_ray.data.statistics import statistics_of
+from conr_ray.data.store import DataSet, default_cache_dir, open_data
 from conr_ray.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -49,10 +50,10 @@ class TestOpenImages:
     def test_holds_what_the_source_gives(self, cache_dir: Path) -> None:
         images = open_data(DIGITS, cache_dir)
         expected = np.concatenate(list(make_source(DIGITS).blocks()))
-        assert isinstance(images.images, np.memmap) and not images.images.flags.writeable
-        np.testing.assert_array_equal(images.images, expected)
-        assert images.images.dtype == np.uint8
-        assert (images.num_images, images.num_channels, images.num_classes) == (1797, 1, 10)
+        assert isinstance(images.rows, np.memmap) and not images.rows.flags.writeable
+        np.testing.assert_array_equal(images.rows, expected)
+        assert images.rows.dtype == np.uint8
+        assert (images.num_rows, images.row_shape[0], images.num_classes) == (1797, 1, 10)
         assert images.labels is not None and images.labels.dtype == np.int64
         assert images.class_names == tuple("0123456789") and images.names is None
         np.testing.assert_array_equal(images.sample_ids, np.arange(1797))
@@ -77,7 +78,7 @@ class TestOpenImages:
         assert without.labels is None and without.num_classes is None
         assert without.fingerprint != images.fingerprint
         write_raw(tmp_path / "f.parquet", 301)
-        assert open_data(config, cache_dir).num_images == 301
+        assert open_data(config, cache_dir).num_rows == 301
         assert len(list(cache_dir.glob("*/meta.json"))) == 3
 
     def test_equal_content_has_an_equal_fingerprint(self, cache_dir: Path, tmp_path: Path) -> None:
@@ -132,12 +133,12 @@ class TestLimit:
     def test_a_subset_is_random_rows_in_their_order(self, cache_dir: Path) -> None:
         whole, subset = open_data(DIGITS, cache_dir), self.limited(300, cache_dir)
         rows = subset.sample_ids
-        assert subset.num_images == 300 and (np.diff(rows) > 0).all() and rows.dtype == np.int64
+        assert subset.num_rows == 300 and (np.diff(rows) > 0).all() and rows.dtype == np.int64
         assert np.bincount(rows // 300, minlength=6)[:5].min() > 30
-        np.testing.assert_array_equal(subset.images, whole.images[rows])
+        np.testing.assert_array_equal(subset.rows, whole.rows[rows])
         assert whole.labels is not None and subset.labels is not None
         np.testing.assert_array_equal(subset.labels, whole.labels[rows])
-        np.testing.assert_allclose(subset.mean, subset.images.mean() / 255, rtol=1e-12)
+        np.testing.assert_allclose(subset.mean, subset.rows.mean() / 255, rtol=1e-12)
         assert subset.fingerprint != whole.fingerprint
 
     def test_a_smaller_subset_is_part_of_a_larger_one(self, cache_dir: Path) -> None:
@@ -160,12 +161,27 @@ class TestLimit:
         assert open_data(config.model_copy(update={"limit": 3}), cache_dir).labels is None
 
 
+def _statistics(blocks: list[Any]) -> Any:
+    sums = statistics_of(blocks[0].shape)
+    for block in blocks:
+        sums.add(block)
+    return sums.mean_and_std()
+
+
 def test_statistics_do_not_depend_on_blocks(random_images: Callable[..., Any]) -> None:
     images = random_images(40, 3, 9, 8)
-    whole = channel_statistics([images])
-    assert channel_statistics(np.array_split(images, 7)) == whole
+    whole = _statistics([images])
+    assert _statistics(np.array_split(images, 7)) == whole
     np.testing.assert_allclose(whole[0], images.mean((0, 2, 3)) / 255, rtol=1e-12)
     np.testing.assert_allclose(whole[1], images.std((0, 2, 3)) / 255, rtol=1e-12)
+
+
+def test_statistics_of_vectors_are_a_mean_for_each_feature_and_one_deviation() -> None:
+    vectors = np.random.default_rng(0).normal(3, 2, (50, 6)).astype(np.float32)
+    mean, std = _statistics(np.array_split(vectors, 7))
+    np.testing.assert_allclose(mean, vectors.mean(0), rtol=1e-5)
+    deviation = np.sqrt(np.square(vectors - vectors.mean(0)).mean())
+    np.testing.assert_allclose(std, [deviation], rtol=1e-5)
 
 
 # A builder whose first block comes at once and whose second one takes `sys.argv[2]` seconds.
@@ -187,7 +203,7 @@ class SlowDigits(DigitsSource):
 logging.basicConfig(level=logging.INFO)
 SOURCES["digits"] = SlowDigits
 images = open_data(DataConfig(source="digits"), Path(sys.argv[1]))
-print(images.fingerprint, int(images.images.sum()))
+print(images.fingerprint, int(images.rows.sum()))
 assert "torch" not in sys.modules, "the store works without torch"
 """
 
@@ -209,9 +225,9 @@ class TestProcesses:
         ended = [builder.communicate(timeout=60) for builder in builders]
         assert [builder.returncode for builder in builders] == [0, 0], ended
         assert ended[0][0] == ended[1][0]
-        assert sum(errors.count("decoding 1797 images") for _, errors in ended) == 1
+        assert sum(errors.count("decoding 1797 samples") for _, errors in ended) == 1
         images = open_data(DIGITS, cache_dir)
-        assert ended[0][0].split() == [images.fingerprint, str(int(images.images.sum()))]
+        assert ended[0][0].split() == [images.fingerprint, str(int(images.rows.sum()))]
 
     def test_a_killed_build_is_made_anew(self, cache_dir: Path) -> None:
         builder = start_builder(cache_dir, 600)
@@ -224,7 +240,7 @@ class TestProcesses:
         assert builder.returncode == -signal.SIGKILL
         assert list(cache_dir.glob("*.partial")) and not list(cache_dir.glob("*/meta.json"))
         images = open_data(DIGITS, cache_dir)
-        np.testing.assert_array_equal(images.images, next(make_source(DIGITS).blocks()))
+        np.testing.assert_array_equal(images.rows, next(make_source(DIGITS).blocks()))
         assert not list(cache_dir.glob("*.partial"))
 
     def test_a_copy_without_its_last_file_is_made_anew(self, cache_dir: Path) -> None:
@@ -233,8 +249,8 @@ class TestProcesses:
         images = meta.with_name("images.npy")
         meta.unlink()
         images.write_bytes(images.read_bytes()[:1000])
-        assert open_data(DIGITS, cache_dir).images[-1].any()
-        assert json.loads(meta.read_text())["num_images"] == 1797
+        assert open_data(DIGITS, cache_dir).rows[-1].any()
+        assert json.loads(meta.read_text())["num_rows"] == 1797
 
 
 # Published per-channel means and deviations of the training splits.
@@ -255,8 +271,8 @@ class TestSharedData:
     def test_the_first_rows(self, name: str) -> None:
         source = make_source(DataConfig(source="parquet", path=shared_file(name)))
         contents, block = source.contents(), next(source.blocks())
-        assert contents.num_images in (60_000, 70_000)
-        assert block.shape[1:] == contents.image_shape and block.std() > 20
+        assert contents.num_rows in (60_000, 70_000)
+        assert block.shape[1:] == contents.row_shape and block.std() > 20
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -290,5 +306,5 @@ class TestSharedData:
     def test_all_rows(self, cache_dir: Path) -> None:
         config = DataConfig(source="parquet", path=shared_file("cifar100"), limit=1000)
         images = open_data(config, cache_dir)
-        assert images.num_images == 1000 and images.sample_ids.max() > 55_000
+        assert images.num_rows == 1000 and images.sample_ids.max() > 55_000
         assert images.class_names is not None and images.class_names[0] == "apple"

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import functional as reference
 
 from conr_ray.config import ViewsConfig
-from conr_ray.method import keyed_random
 from conr_ray.data.views import Views
+from conr_ray.method import keyed_random
 
 NOTHING: dict[str, Any] = {
     "size": 16,

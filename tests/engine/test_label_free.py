@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from conr_ray.config import ViewsConfig
-from conr_ray.data.pixels import Pixels
+from conr_ray.data.inputs import Images
 from conr_ray.data.views import Views
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering
@@ -27,7 +27,7 @@ class Network(nn.Module):
         super().__init__()
         self.sees = sees
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
         rows = images.mean((1, 3))
         if self.sees == "nothing":
             return normalize(torch.ones(len(images), 2))
@@ -51,8 +51,12 @@ def _scores(sees: str, **views: float) -> dict[str, float]:
     images = (255 * light * halves).round().astype(np.uint8)[:, None]
     embedder = Embedder(
         Network(sees),  # type: ignore[arg-type]
-        Pixels(images, CPU, on_device=False),
-        Views(ViewsConfig(size=SIZE, **views), [0.0], [1.0]),
+        Images(
+            images,
+            Views(ViewsConfig(size=SIZE, **views), [0.0], [1.0]),
+            CPU,
+            on_device=False,
+        ),
         torch.autocast("cpu", enabled=False),
     )
     embeddings = embedder.plain(torch.arange(NUM_IMAGES))

@@ -14,9 +14,9 @@ import torch
 from conr_ray.config import override
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
-from conr_ray.engine.span import Span
 from conr_ray.engine.observer import MetricRow, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import Span
 from conr_ray.errors import RunFailed, UserError
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_checkpoint(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         run_here(tiny_config(), tmp_path, StopAfter(0))
     state = RunDirectory(tmp_path).load_checkpoint(1, torch.device("cpu"))
-    state["online"]["predictor.3.bias"] += math.inf
+    state["framework"]["predictor.3.bias"] += math.inf
     RunDirectory(tmp_path).save_checkpoint(1, state, {}, keep=1)
     with pytest.raises(RunFailed, match=r"nan at epoch 1, step 0; .*epoch_000001; lower optim.lr"):
         run_here(tiny_config(), tmp_path)
@@ -194,14 +194,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_checkpoint(tmp_pa
 def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_here(tiny_config(), tmp_path, StopAfter(0))
-    with pytest.raises(UserError, match=r"data\.path: the images are not those"):
+    with pytest.raises(UserError, match=r"data\.path: the samples are not those"):
         run_here(tiny_config(data__limit=299), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"layout": 1}, "was written by conr_ray .* in another layout"),
+        ({"layout": None}, "was written by conr_ray .* in another layout"),
+        ({"framework_name": "moco"}, r"model\.framework=byol: the checkpoint is of moco"),
+        ({"inputs": {"kind": "vectors"}}, r"data\.source=digits: the checkpoint is of vectors"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_of_run_is_refused(
+    tmp_path: Path, change: dict[str, Any], refusal: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tiny_config(), tmp_path, StopAfter(0))
+    state = RunDirectory(tmp_path).load_checkpoint(1, torch.device("cpu"))
+    RunDirectory(tmp_path).save_checkpoint(1, {**state, **change}, {}, keep=1)
+    with pytest.raises(UserError, match=refusal) as caught:
+        run_here(tiny_config(), tmp_path)
+    assert "choose another name" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_images_without_labels_train_and_are_scored_without(tmp_path: Path) -> None:
     config = tiny_config()
     images = open_data(config.data)
-    table = {"image": [image.tobytes() for image in images.images]}
+    table = {"image": [image.tobytes() for image in images.rows]}
     import pyarrow as pa
 
     schema = pa.schema([("image", pa.binary())], metadata={"shape": "8,8"})

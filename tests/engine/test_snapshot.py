@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from conr_ray.config import RunConfig
-from conr_ray.data.pixels import as_png
+from conr_ray.data.pictures import as_png
 from conr_ray.data.store import open_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
@@ -119,7 +119,7 @@ def test_all_that_is_shown_has_its_picture(config: RunConfig, snapshot: Snapshot
     place = {int(sample): row for row, sample in enumerate(images.sample_ids)}
     for sample, png in pictures.items():
         pixels = np.asarray(Image.open(io.BytesIO(png)))
-        assert (pixels == images.images[place[sample], 0]).all()
+        assert (pixels == images.rows[place[sample], 0]).all()
 
 
 def test_the_confusion_matrix_counts_all_and_its_diagonal_is_the_accuracy(

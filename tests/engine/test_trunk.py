@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,9 +13,9 @@ from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_data
 from conr_ray.engine import trunk as trunk_module
 from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.loop import Span
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import Span
 from conr_ray.engine.trunk import (
     Origin,
     TrunkStore,
@@ -27,6 +26,7 @@ from conr_ray.engine.trunk import (
     trunk_name,
 )
 from conr_ray.errors import RunFailed
+from conr_ray.method.frameworks import byol
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
@@ -251,9 +251,9 @@ def test_runs_share_a_trunk_whatever_their_group_stages_are() -> None:
     [
         ("seed", 1),
         ("optim__lr", 0.2),
-        ("optim__predictor_lr_factor", 2),
+        ("byol__predictor_lr_factor", 2),
         ("schedule__epochs", 5),
-        ("model__momentum", 0.9),
+        ("byol__momentum", 0.9),
         ("views__noise", 0.5),
         ("clustering__restarts", 1),
         ("evaluation__every", 2),
@@ -266,35 +266,24 @@ def test_runs_that_differ_in_their_instance_stage_share_none(field: str, value: 
     assert shapes_trunk(field.replace("__", "."))
 
 
-def test_other_images_and_other_code_have_other_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_samples_and_other_results_have_other_trunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     name = trunk_name(tiny_config(), "images")
     assert trunk_name(tiny_config(), "others") != name
-    monkeypatch.setattr(trunk_module, "_code_version", lambda: "another")
-    assert trunk_name(tiny_config(), "images") != name
-
-
-def test_code_that_shapes_a_trunk_uses_no_other_that_might() -> None:
-    """What a listed module imports is listed, or is known to leave instance stages as they are."""
-    known = {module.__name__ for module in trunk_module._SHAPING_CODE}
-    harmless = {
-        *("config", "errors", "data.store", "engine.observer", "engine.run_directory"),
-        *("engine.snapshot", "method.bank", "method.boundary", "method.contexts"),
-        "method.group_stage",
-    }
-    for module in trunk_module._SHAPING_CODE:
-        assert module.__file__ is not None
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("conr_ray."):
-                for alias in node.names:
-                    names = {f"{node.module}.{alias.name}", str(node.module)}
-                    allowed = {f"conr_ray.{name}" for name in harmless}
-                    assert names & (known | allowed), f"{module.__name__} imports {names}"
+    with monkeypatch.context() as patch:
+        patch.setattr(trunk_module, "RESULTS_VERSION", 99)
+        assert trunk_name(tiny_config(), "images") != name
+    with monkeypatch.context() as patch:
+        patch.setattr(byol.Framework, "version", 99)
+        assert trunk_name(tiny_config(), "images") != name
+    assert trunk_name(tiny_config(), "images") == name
 
 
 def test_every_field_is_the_trunks_or_the_group_stages() -> None:
-    """A new field shapes the trunk unless it is listed: it can cost time, but not mix runs up."""
+    """A new field shapes the trunk unless it is marked: it can cost time, but not mix runs up."""
     config = trunk_config(tiny_config())
     assert config.schedule.group_start == "never"
-    own = {name for name in field_names() if not shapes_trunk(name)}
+    own = {name for name in field_names("byol") if not shapes_trunk(name)}
     assert {"neighborhood.k1", "bank.size", "boundary.initial_fraction"} <= own
     assert not own & {"seed", "optim.lr", "model.backbone", "data.limit"}

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from conr_ray.method.frameworks import byol
+from conr_ray.method.frameworks.base import Outputs, Step, alignment_loss
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.stages.group import GroupStage, group_loss
-from conr_ray.method.stages.instance import instance_loss
+from conr_ray.method.networks import Identity
+from conr_ray.method.stages.group import GroupStage
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows
 
 
@@ -42,14 +44,14 @@ def _same_value_and_gradient(found: Tensor, expected: Tensor, leaf: Tensor) -> N
 def test_instance_loss_is_the_mean_of_the_formula_in_value_and_gradient() -> None:
     raw = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     predictions, keys = torch.nn.functional.normalize(raw), _rows(7)
-    found = instance_loss(predictions, keys, 7)
+    found = alignment_loss(predictions, keys, 7)
     _same_value_and_gradient(found, _naive_instance_loss(raw, keys), raw)
 
 
 def test_instance_loss_is_minus_two_where_prediction_and_key_agree() -> None:
     keys = _rows(4)
-    assert float(instance_loss(keys, keys, 4)) == pytest.approx(-2)
-    assert float(instance_loss(-keys, keys, 4)) == pytest.approx(2)
+    assert float(alignment_loss(keys, keys, 4)) == pytest.approx(-2)
+    assert float(alignment_loss(-keys, keys, 4)) == pytest.approx(2)
 
 
 def test_parts_of_the_losses_sum_to_the_whole() -> None:
@@ -57,16 +59,16 @@ def test_parts_of_the_losses_sum_to_the_whole() -> None:
     mean_keys, kept = keys[torch.randint(7, (7, 3))].mean(1), torch.rand(7) < 0.5
     parts = [slice(0, 2), slice(2, 4), slice(4, 7)]
     torch.testing.assert_close(
-        sum((instance_loss(predictions[p], keys[p], 7) for p in parts), torch.tensor(0.0)),
-        instance_loss(predictions, keys, 7),
+        sum((alignment_loss(predictions[p], keys[p], 7) for p in parts), torch.tensor(0.0)),
+        alignment_loss(predictions, keys, 7),
         check_dtype=False,
     )
     torch.testing.assert_close(
         sum(
-            (group_loss(predictions[p], mean_keys[p], kept[p], 7) for p in parts),
+            (alignment_loss(predictions[p], mean_keys[p], 7, kept[p]) for p in parts),
             torch.tensor(0.0),
         ),
-        group_loss(predictions, mean_keys, kept, 7),
+        alignment_loss(predictions, mean_keys, 7, kept),
         check_dtype=False,
     )
 
@@ -85,7 +87,7 @@ def test_group_loss_is_the_mean_of_the_formula_in_value_and_gradient(
     neighbors = torch.stack([torch.randperm(9)[:4] for _ in range(6)])
     if repeated:
         neighbors[:, 2] = neighbors[:, 0]
-    found = group_loss(predictions, pool[neighbors].mean(1), torch.tensor(kept), 6)
+    found = alignment_loss(predictions, pool[neighbors].mean(1), 6, torch.tensor(kept))
     expected = _naive_group_loss(predictions, pool, neighbors.tolist(), kept)
     _same_value_and_gradient(found, expected, predictions)
     if not any(kept):
@@ -94,8 +96,8 @@ def test_group_loss_is_the_mean_of_the_formula_in_value_and_gradient(
 
 def test_group_loss_with_only_the_row_itself_is_the_instance_loss() -> None:
     predictions, keys = _rows(6), _rows(6)
-    found = group_loss(predictions, keys, torch.ones(6).bool(), 6)
-    torch.testing.assert_close(found, instance_loss(predictions, keys, 6))
+    found = alignment_loss(predictions, keys, 6, torch.ones(6).bool())
+    torch.testing.assert_close(found, alignment_loss(predictions, keys, 6))
 
 
 def _naive_kept(keys: Tensor, labels: list[int], centers: Tensor, fraction: float) -> list[bool]:
@@ -107,6 +109,11 @@ def _naive_kept(keys: Tensor, labels: list[int], centers: Tensor, fraction: floa
     order = sorted(range(len(ratios)), key=lambda i: (ratios[i], i))
     best = order[: round(fraction * len(ratios))]
     return [i in best for i in range(len(ratios))]
+
+
+def _step(ids: Tensor, labels: Tensor, centers: Tensor, fraction: float) -> Step:
+    positions = torch.arange(len(ids))
+    return Step(0, 1, 0, 0, positions, ids, fraction, labels, centers)
 
 
 @pytest.mark.parametrize("kind", ["contextual", "euclidean"])
@@ -126,15 +133,10 @@ def test_group_stage_is_the_composition_of_its_formulas(
         older_ids = torch.arange(n) + 10
         older = unit_rows(torch.randn(n, 6))
         bank.find([older, older], older_ids)
-    loss, figures = GroupStage(weight)(
-        predictions,
-        keys,
-        bank,
-        sample_ids_n=ids,
-        pseudo_labels_n=labels,
-        centers_cd=centers,
-        fraction=fraction,
-        classes=classes,
+    loss, figures = GroupStage(bank, weight, classes).loss(
+        byol.Framework(byol.Config(), Identity(3), 4, 6),
+        Outputs((predictions[0], predictions[1]), (keys[0], keys[1])),
+        _step(ids, labels, centers, fraction),
     )
 
     losses, purities, shares, pool_ids = [], [], [], torch.cat([ids, older_ids])
@@ -174,14 +176,12 @@ def test_group_stage_is_the_composition_of_its_formulas(
 def test_group_stage_sends_no_gradient_into_keys_and_has_no_purity_without_classes() -> None:
     predictions = [unit_rows(torch.randn(8, 4)).requires_grad_() for _ in range(2)]
     keys = [unit_rows(torch.randn(8, 4)).requires_grad_() for _ in range(2)]
-    loss, figures = GroupStage()(
-        predictions,
-        keys,
-        MemoryBank(8, 4, 8, Neighborhood("contextual", 3, 2, 3)),
-        sample_ids_n=torch.arange(8),
-        pseudo_labels_n=torch.arange(8) % 2,
-        centers_cd=unit_rows(torch.randn(2, 4)),
-        fraction=1.0,
+    bank = MemoryBank(8, 4, 8, Neighborhood("contextual", 3, 2, 3))
+    ids, centers = torch.arange(8), unit_rows(torch.randn(2, 4))
+    loss, figures = GroupStage(bank).loss(
+        byol.Framework(byol.Config(), Identity(3), 4, 4),
+        Outputs((predictions[0], predictions[1]), (keys[0], keys[1])),
+        _step(ids, ids % 2, centers, 1.0),
     )
     loss.backward()
     assert all(key.grad is None for key in keys)

@@ -13,10 +13,13 @@ from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import share, world_size
+from conr_ray.method.frameworks import byol
+from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import ConvNet, Encoder, OnlineNetwork, TargetNetwork
+from conr_ray.method.networks import ConvNet
+from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
-from conr_ray.method.stages.instance import instance_loss
+from conr_ray.method.stages.instance import InstanceStage
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
 
@@ -80,66 +83,59 @@ def _production(case: Case) -> tuple[TrainingState, torch.nn.Module]:
             "bank": {"size": 24 if case.stage.endswith("bank") else 0},
         }
     )
-    state = TrainingState.create(config, 1, CPU)
-    state.online.to(case.dtype)
-    state.target.to(case.dtype)
+    state = TrainingState.create(config, (1, 8, 8), CPU)
+    state.framework.to(case.dtype)
     return state, state.trained_module()
 
 
 def _by_hand(case: Case) -> tuple[TrainingState, torch.nn.Module]:
     torch.manual_seed(5)
-    online = OnlineNetwork(Encoder(ConvNet(1, (6, 8)), 24, 12), 24, 12).to(case.dtype)
-    target = TargetNetwork(online)
-    for network in (online, target):
-        synchronize_batch_norm(network, CPU)
-    module: torch.nn.Module = online
+    framework = byol.Framework(byol.Config(), ConvNet(1, (6, 8)), 24, 12).to(case.dtype)
+    synchronize_batch_norm(framework, CPU)
+    module: torch.nn.Module = framework
     if world_size() > 1:
-        module = torch.nn.parallel.DistributedDataParallel(online)
+        module = torch.nn.parallel.DistributedDataParallel(framework)
     bank = MemoryBank(0, 12, BATCH, Neighborhood(**_neighborhood(case.stage)))
-    optimizer = torch.optim.SGD(online.parameters(), lr=0.1)
-    return TrainingState(online, target, optimizer, bank), module
+    trained = [p for p in framework.parameters() if p.requires_grad]
+    return TrainingState(framework, torch.optim.SGD(trained, lr=0.1), bank), module
 
 
-def _loss(
-    case: Case, predictions: Any, keys: list[Tensor], bank: MemoryBank, ids_n: Tensor
-) -> Tensor:
+def _stage(case: Case, bank: MemoryBank) -> Stage:
     if case.stage == "instance":
-        pairs = zip(predictions, reversed(keys), strict=True)
-        return torch.stack([instance_loss(p, key, BATCH) for p, key in pairs]).mean()
-    return GroupStage(0.25 if case.stage.endswith("1/4") else 1.0)(
-        predictions,
-        keys,
-        bank,
-        sample_ids_n=ids_n,
-        pseudo_labels_n=case.labels,
-        centers_cd=case.centers,
-        fraction=0.7,
-        classes=case.classes,
-    )[0]
+        return InstanceStage()
+    return GroupStage(bank, 0.25 if case.stage.endswith("1/4") else 1.0, case.classes)
 
 
 def _train(case: Case) -> dict[str, Tensor]:
     """Steps as the training loop makes them: losses, gradients and everything after them."""
     state, module = (_production if case.production else _by_hand)(case)
+    framework, stage, local = state.framework, _stage(case, state.bank), share(BATCH)
     found: dict[str, Tensor] = {}
-    for step, (view_1, view_2) in enumerate(case.views):
-        local = [view[share(BATCH)].to(case.dtype) for view in (view_1, view_2)]
-        predictions = module(*local)
-        # Half of the batch's samples have an older copy in the bank.
-        ids_n = torch.arange(BATCH) + step * BATCH // 2
-        keys = [state.target(view) for view in local]
-        loss = _loss(case, predictions, keys, state.bank, ids_n)
+    for number, pair in enumerate(case.views):
+        step = Step(
+            number=number,
+            num_steps=10,
+            epoch=0,
+            key=number,
+            positions_b=torch.arange(BATCH)[local],
+            # Half of the batch's samples have an older copy in the bank.
+            sample_ids_n=torch.arange(BATCH) + number * BATCH // 2,
+            fraction=0.7,
+            pseudo_labels_n=case.labels,
+            centers_cd=case.centers,
+        )
+        outputs = module([view[local].to(case.dtype) for view in pair], step)
+        loss, _ = stage.loss(framework, outputs, step)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss * world_size())
-        found[f"loss {step}"] = loss.detach()
-        for name, parameter in state.online.named_parameters():
-            assert parameter.grad is not None
-            found[f"gradient {step} {name}"] = parameter.grad.clone()
+        found[f"loss {number}"] = loss.detach()
+        for name, parameter in framework.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                found[f"gradient {number} {name}"] = parameter.grad.clone()
         state.optimizer.step()
-        state.target.follow(state.online, 0.9)
-    found |= {f"online {name}": value for name, value in state.online.state_dict().items()}
-    found |= {f"target {name}": value for name, value in state.target.state_dict().items()}
-    return found
+        framework.after_step(outputs, step)
+    return found | framework.state_dict()
 
 
 def _train_all(cases: list[Case]) -> list[dict[str, Tensor]]:

@@ -153,19 +153,19 @@ def test_methods_are_compared_where_they_are_searched(tmp_path: Path) -> None:
 def test_fields_of_the_same_word_are_told_apart(tmp_path: Path) -> None:
     fields = {
         "optim.momentum": {"float": [0.8, 0.95]},
-        "model.momentum": {"float": [0.9, 0.99]},
+        "byol.momentum": {"float": [0.9, 0.99]},
         "optim.lr": {"float": [0.01, 0.2]},
     }
     make_search(tmp_path / "mine", fields=fields)
     page = report(tmp_path / "mine")
-    assert "optim.momentum model.momentum learning rate" in page.text
+    assert "optim.momentum byol.momentum learning rate" in page.text
     (bars,) = [
         trace
         for views in page.charts
         for trace in views[0]["figure"]["data"]
         if trace["type"] == "bar" and len(trace["y"]) == 3
     ]
-    assert set(bars["y"]) == {"optim.momentum", "model.momentum", "learning rate"}
+    assert set(bars["y"]) == {"optim.momentum", "byol.momentum", "learning rate"}
 
 
 def test_a_field_without_an_importance_is_told(tmp_path: Path) -> None:

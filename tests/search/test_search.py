@@ -22,9 +22,9 @@ from rich.console import Console
 from conr_ray.config import load_config
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
-from conr_ray.engine.span import Span
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import Span
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed
 from conr_ray.scaling.actor_locks import ActorLocks
