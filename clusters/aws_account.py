@@ -60,7 +60,7 @@ def main() -> None:
         "--ssh-from",
         nargs="+",
         metavar="CIDR",
-        help="every address that may use SSH, such as 203.0.113.7/32 198.51.100.0/24 (yours)",
+        help="addresses that may use SSH, such as 203.0.113.7/32 198.51.100.0/24 (default: yours)",
     )
     parser.add_argument(
         "--remove", action="store_true", help="remove everything it created except the bucket"
@@ -88,8 +88,8 @@ def _make(bucket: str, ssh_from: Sequence[str] | None) -> None:
 def _remove(bucket: str) -> None:
     _account(bucket).remove()
     print(
-        f"removed; still there: the account's role for spot instances (AWS's own) and the bucket, which"
-        f" aws s3 rb --force s3://{bucket} removes"
+        f"removed; still there: the account's role for spot instances (AWS's own) and the bucket,"
+        f" which aws s3 rb --force s3://{bucket} removes"
     )
 
 
