@@ -168,7 +168,7 @@ def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool
         # Port 1 is one that nobody listens at.
         ("--address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster there: "),
         ("--address=ray://127.0.0.1:1", "--address ray://127.0.0.1:1: no Ray cluster there: "),
-        ("--autoscaling", "--autoscaling is said of a cluster: give its --address"),
+        ("--autoscaling", "--autoscaling needs a cluster: give its --address"),
         ("--cpus-per-worker 0", "--cpus-per-worker 0: give 1 or more"),
         ("--gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
     ],
