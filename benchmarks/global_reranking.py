@@ -141,7 +141,7 @@ def main() -> None:
         flush=True,
     )
 
-    print("| n | search | after it | search / n^2, ns | after it / n, us |")
+    print("| n | search | re-ranking | search / n^2, ns | re-ranking / n, us |")
     print("| --- | --- | --- | --- | --- |")
     curve = []
     for size in args.sizes:

@@ -1,10 +1,10 @@
-"""`python clusters/aws_account.py --bucket NAME`: what aws.yaml expects of an AWS account.
+"""`python clusters/aws_account.py --bucket NAME`: create what aws.yaml expects of an AWS account.
 
-A bucket that is closed to the public; the roles of head and workers with the two policies beside
-this file, and AWS's own for spot instances; a security group that lets SSH in from the addresses
-given, yours by default, and the nodes talk among themselves. Called again it brings all of it up
-to date, such as after your address has changed. That results go to the bucket is written to
-~/.conr_ray/aws.sh, from where nodes get it. `--remove` removes all but the bucket and AWS's role.
+Creates a bucket without public access; the roles of head and workers with the two policies in this
+folder, and AWS's service-linked role for spot instances; a security group that allows SSH from the
+given addresses (default: yours) and any traffic between nodes. Run it again to update all of it,
+for example when your address has changed. Writes ~/.conr_ray/aws.sh, from which nodes learn that
+results go to the bucket. `--remove` removes everything but the bucket and AWS's role.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 _HERE = Path(__file__).parent
-# What the nodes of aws.yaml have in their environment.
+# The environment of the nodes of aws.yaml.
 _NODES = Path("~/.conr_ray/aws.sh").expanduser()
 _TRUST = json.dumps(
     {
@@ -44,26 +44,26 @@ _REMEDIES = {
             *("AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidClientTokenId"),
             *("RequestExpired", "SignatureDoesNotMatch"),
         ),
-        "`aws configure` asks for the keys of an account",
+        "set the keys of an account with `aws configure`",
     ),
-    "BucketAlreadyExists": "it is someone else's, choose another name",
-    "DependencyViolation": "instances are still there: `ray down clusters/aws.yaml`, and again in"
-    " a minute, when they have shut down",
+    "BucketAlreadyExists": "it belongs to someone else, choose another name",
+    "DependencyViolation": "instances still exist: run `ray down clusters/aws.yaml`, and try again"
+    " in a minute, when they have shut down",
 }
 
 
 def main() -> None:
-    """Parse, then make or remove. Errors are told in one line."""
+    """Parse, then create or remove. Errors are printed in one line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--bucket", required=True, help="of searches and data; made if it is new")
+    parser.add_argument("--bucket", required=True, help="for searches and data; created if missing")
     parser.add_argument(
         "--ssh-from",
         nargs="+",
         metavar="CIDR",
-        help="all who may use SSH, such as 203.0.113.7/32 198.51.100.0/24 (your address alone)",
+        help="addresses that may use SSH, such as 203.0.113.7/32 198.51.100.0/24 (default: yours)",
     )
     parser.add_argument(
-        "--remove", action="store_true", help="remove what it has made, but the bucket"
+        "--remove", action="store_true", help="remove everything it created except the bucket"
     )
     args = parser.parse_args()
     try:
@@ -81,15 +81,15 @@ def _make(bucket: str, ssh_from: Sequence[str] | None) -> None:
     _NODES.parent.mkdir(exist_ok=True)
     _NODES.write_text(f"export CONR_RAY_STORAGE=s3://{bucket}/runs\n")
     if closed:
-        print(f"no longer SSH from {', '.join(closed)}: --ssh-from names all who may")
+        print(f"no longer SSH from {', '.join(closed)}: --ssh-from must list every address")
     print(f"ready: s3://{bucket}, SSH from {', '.join(sources)}; next: ray up clusters/aws.yaml")
 
 
 def _remove(bucket: str) -> None:
     _account(bucket).remove()
     print(
-        f"removed; still there: the account's role for spot instances, which is AWS's own, and the"
-        f" bucket: aws s3 rb --force s3://{bucket}"
+        f"removed; still there: the account's role for spot instances (AWS's own) and the bucket,"
+        f" which aws s3 rb --force s3://{bucket} removes"
     )
 
 
@@ -98,7 +98,7 @@ def _account(bucket: str) -> Account:
 
 
 def _told(error: BotoCoreError | ClientError) -> str:
-    """An error in one line, with its remedy where there is one."""
+    """An error in one line, with its remedy if one is known."""
     is_answer = isinstance(error, ClientError)
     code = error.response["Error"]["Code"] if is_answer else type(error).__name__
     remedy = [_REMEDIES[code]] if code in _REMEDIES else []
@@ -106,7 +106,7 @@ def _told(error: BotoCoreError | ClientError) -> str:
 
 
 class Account:
-    """The parts of an account that a cluster file names."""
+    """The resources of an account that a cluster file names."""
 
     def __init__(self, cluster: dict[str, Any], bucket: str) -> None:
         self._name: str = cluster["cluster_name"]
@@ -122,10 +122,10 @@ class Account:
         self._s3 = boto3.client("s3", self._region)
 
     def make(self, ssh_from: Sequence[str]) -> list[str]:
-        """Make what is missing, and set what is there to what it should be.
+        """Create what is missing and update what exists.
 
         Returns:
-            who could use SSH before, and can no longer.
+            addresses that can no longer use SSH.
         """
         self._make_bucket()
         self._make_spot_role()
@@ -136,10 +136,10 @@ class Account:
         return self._make_group(ssh_from)
 
     def remove(self) -> None:
-        """Remove roles and security group, where they are; all or, with instances there, none."""
+        """Remove roles and security group if they exist; nothing while instances exist."""
         vpc = self._default_vpc()
         group = self._group(vpc) if vpc else None
-        # First: it is refused while there are instances, which need their roles until they end.
+        # First: AWS refuses it while there are instances, which need their roles until they end.
         if group is not None:
             self._ec2.delete_security_group(GroupId=group["GroupId"])
         for role in (self._head, self._worker):
@@ -165,8 +165,8 @@ class Account:
         )
 
     def _make_spot_role(self) -> None:
-        # One for each account. AWS makes it for who asks for spot on its website, not for programs,
-        # and the head's role may not. InvalidInput: there is one.
+        # One per account. AWS creates it for spot requests on its website but not for programs, and
+        # the head's role may not. InvalidInput: it exists.
         with _Expected("InvalidInput", "EntityAlreadyExists"):
             self._iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
 
@@ -178,7 +178,7 @@ class Account:
         return text
 
     def _make_role(self, role: str, policies: dict[str, str]) -> str:
-        """The role and the instance profile of the same name; gives the role's ARN."""
+        """Create the role and an instance profile of the same name; return the role's ARN."""
         with _existing_is_fine():
             self._iam.create_role(RoleName=role, AssumeRolePolicyDocument=_TRUST)
         for name, document in policies.items():
@@ -194,7 +194,7 @@ class Account:
         vpc = self._default_vpc()
         if vpc is None:
             raise SystemExit(
-                f"error: {self._region} has no default VPC: aws ec2 create-default-vpc makes one"
+                f"error: {self._region} has no default VPC: run aws ec2 create-default-vpc"
             )
         group = self._group(vpc)
         if group is None:
@@ -212,7 +212,7 @@ class Account:
         should, there = _rules(wanted), _rules(group["IpPermissions"])
         missing = [rule for key, rule in should.items() if key not in there]
         stale = {key: rule for key, rule in there.items() if key not in should}
-        # In this order, since `ray up` opens a group without rules to all addresses.
+        # In this order: `ray up` opens a group without rules to all addresses.
         if missing:
             self._ec2.authorize_security_group_ingress(GroupId=own, IpPermissions=missing)
         if stale:
@@ -233,7 +233,7 @@ class Account:
 
 
 def _rules(permissions: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Rules of one source each, by protocol, ports and source."""
+    """Rules with one source each, keyed by protocol, ports and source."""
     kinds = {
         "IpRanges": "CidrIp",
         "Ipv6Ranges": "CidrIpv6",
@@ -279,7 +279,7 @@ def _network(cidr: str) -> str:
     try:
         return str(ipaddress.IPv4Network(cidr, strict=False))
     except ValueError:
-        raise SystemExit(f"error: {cidr!r} is no IPv4 range, such as 203.0.113.7/32") from None
+        raise SystemExit(f"error: {cidr!r} is not an IPv4 range such as 203.0.113.7/32") from None
 
 
 def _own_address() -> str:
@@ -288,7 +288,7 @@ def _own_address() -> str:
             return str(answer.read().decode().strip())
     except OSError as error:
         raise SystemExit(
-            f"error: your address could not be looked up ({error}): give it by --ssh-from"
+            f"error: could not look up your address ({error}): give it with --ssh-from"
         ) from None
 
 

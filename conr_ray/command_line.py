@@ -1,4 +1,4 @@
-"""What the four commands share: arguments, and how errors reach the user."""
+"""What the commands share: arguments, and how errors are shown to the user."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from conr_ray.scaling.remote_command import run_on_head
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other error: one line, status 2."""
+    """Reports a wrong argument like any other error: in one line, with status 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; see --help")
 
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `python -m conr_ray.<command>`, with the arguments that all have."""
+    """The parser of `python -m conr_ray.<command>`, with the common arguments."""
     parser = Parser(prog=f"python -m conr_ray.{command}", description=description)
     parser.add_argument(
         "--set",
@@ -34,49 +34,55 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         dest="settings",
-        help="override a field, such as optim.lr=0.1; may be repeated",
+        help="set a config field, such as optim.lr=0.1; can be repeated",
     )
     parser.add_argument(
         "--storage",
         default=os.environ.get("CONR_RAY_STORAGE", "runs"),
         metavar="DIR",
-        help="folder of run directories, or s3://bucket/folder ($CONR_RAY_STORAGE, else runs)",
+        help="folder for results, or s3://bucket/folder (default: $CONR_RAY_STORAGE, else runs)",
     )
-    parser.add_argument("--name", help="its folder there (what is run, and the time)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on where what has that --name was stopped"
+        "--name", help="folder in --storage (default: preset or file name, and time)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="resume the run or search called --name"
     )
     return parser
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say where a command runs, and on what."""
+    """Arguments for where a command runs and with what resources."""
     parser.add_argument(
         "--address",
-        help="of a Ray cluster: auto on one of its nodes or in a job, ray://host:10001 from "
-        "elsewhere (a Ray of the command's own)",
+        help="Ray cluster: auto on one of its nodes or in a job, ray://host:10001 from elsewhere "
+        "(default: start Ray on this machine)",
     )
     parser.add_argument(
         "--autoscaling",
         action="store_true",
-        help="the cluster starts nodes when there is work, so do not ask whether it has room now "
-        "(known by itself on a head node of `ray up`)",
+        help="the cluster starts nodes on demand: do not require free resources now "
+        "(detected on a head node started by `ray up`)",
     )
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of each worker (by --address 1)")
     parser.add_argument(
-        "--gpus-per-worker", type=float, help="GPUs of each worker (1 where there are any, else 0)"
+        "--cpus-per-worker", type=int, help="CPU cores per worker (with --address: 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="GPUs per worker (default: 1 if there are any, else 0)",
     )
 
 
 def cluster_options(args: argparse.Namespace) -> ClusterOptions:
-    """What the arguments of `add_cluster_options` say."""
+    """The values of the arguments of `add_cluster_options`."""
     return ClusterOptions(
         args.address, args.autoscaling, args.cpus_per_worker, args.gpus_per_worker
     )
 
 
 def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace) -> bool:
-    """Run the command on the cluster instead where --address is elsewhere; whether it did."""
+    """Run the command on the cluster if --address is ray://...; return whether it did."""
     if not (args.address or "").startswith("ray://"):
         return False
     run_on_head(module, arguments, args.address)
@@ -84,24 +90,24 @@ def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace
 
 
 def make_console() -> Console:
-    """Standard output; wide where it is no terminal, since a file has no edge."""
+    """Standard output; 160 columns wide if it is not a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def directory_uri(args: argparse.Namespace, subject: str) -> str:
-    """The folder that --storage and --name mean, absolute; by default named after `subject`."""
+    """The absolute folder given by --storage and --name; by default named after `subject`."""
     if args.resume and not args.name:
-        raise UserError("--resume needs the --name of what was stopped")
+        raise UserError("--resume needs --name, the run or search to resume")
     name = args.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     if "/" in name or name.startswith("."):
-        raise UserError(f"--name {name}: a name is one folder, without / and leading dot")
+        raise UserError(f"--name {name}: give a single folder name, without / or leading dot")
     storage = args.storage.rstrip("/")
     return f"{storage if '://' in storage else Path(storage).expanduser().absolute()}/{name}"
 
 
 def absolute_data_path(config: RunConfig) -> dict[str, str]:
-    """An override that makes data.path absolute, so that it means the same in every process."""
+    """An override that makes data.path absolute, so that it is the same in every process."""
     path = config.data.path
     if path is None or "://" in path:
         return {}
@@ -110,17 +116,17 @@ def absolute_data_path(config: RunConfig) -> dict[str, str]:
 
 @contextmanager
 def resumable(uri: str) -> Iterator[None]:
-    """Tells whoever interrupts what is inside how to go on with the run directory `uri`."""
+    """On Ctrl-C inside, add to the message how to resume the run directory `uri`."""
     try:
         yield
     except KeyboardInterrupt:
         name = uri.rpartition("/")[2]
-        told = f": the same command with --name {name} --resume goes on"
+        told = f": resume with the same command and --name {name} --resume"
         raise KeyboardInterrupt(told) from None
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: bad input leaves with status 2, a failed run with 1, Ctrl-C with 130."""
+    """Run a command; exit with status 2 on bad input, 1 on a failed run, 130 on Ctrl-C."""
     try:
         main(sys.argv[1:])
     except UserError as error:

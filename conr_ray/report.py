@@ -1,4 +1,4 @@
-"""`python -m conr_ray.report`: draw what happened in a run or a search, as one HTML file."""
+"""`python -m conr_ray.report`: report on a run or a search as one HTML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 from conr_ray.reporting.report_file import write_comparison, write_report, write_static
 
-# What each way of drawing heeds.
+# The options that each kind of output accepts.
 _HEEDED = {
     "DIR": {"out", "baseline", "study"},
     "--figures": {"study"},
@@ -20,7 +20,7 @@ _HEEDED = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, draw, print where."""
+    """Parse, draw, print the place of the result."""
     args = _parser().parse_args(arguments)
     way = _way(args)
     if way == "--wandb":
@@ -40,17 +40,17 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _way(args: argparse.Namespace) -> str:
-    """What is to be drawn, a key of `_HEEDED`; raise UserError for what does not go together."""
+    """The kind of output, a key of `_HEEDED`; raise UserError if options conflict."""
     if sum(map(bool, (args.directory, args.compare, args.wandb))) != 1:
-        raise UserError("name one of DIR, --compare DIR DIR ... and --wandb; see --help")
+        raise UserError("give one of DIR, --compare DIR DIR ... and --wandb; see --help")
     way = "--compare" if args.compare else "--wandb" if args.wandb else "DIR"
     if args.figures:
         if way != "DIR":
-            raise UserError(f"--figures draws one run or search: leave {way} out")
+            raise UserError(f"--figures draws one run or search: leave out {way}")
         way = "--figures"
     for option in ("out", "baseline", "study", "search"):
         if getattr(args, option) is not None and option not in _HEEDED[way]:
-            raise UserError(f"--{option} does nothing with {way}: leave it out")
+            raise UserError(f"--{option} has no effect with {way}: leave it out")
     return way
 
 
@@ -59,13 +59,13 @@ def _directory(uri: str) -> RunDirectory:
 
 
 def _save_view(place: str, search: str | None) -> str:
-    """Make the view of a search in W&B; its URL."""
+    """Create the W&B view of a search; return its URL."""
     # W&B's library takes seconds to import.
     from conr_ray.reporting.wandb_workspace import save_workspace, search_workspace, space_of
 
     entity, _, project = place.partition("/")
     if not entity or not project or search is None:
-        raise UserError("--wandb: write ENTITY/PROJECT, and name a search with --search")
+        raise UserError("--wandb: give ENTITY/PROJECT, and a search with --search")
     space = space_of(entity, project, search)
     return save_workspace(search_workspace(entity, project, search, space))
 
@@ -73,28 +73,36 @@ def _save_view(place: str, search: str | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m conr_ray.report",
-        description="Draw what happened in a run or a search, as one HTML file.",
+        description="Report on a run or a search as one HTML file.",
     )
     parser.add_argument(
-        "directory", nargs="?", metavar="DIR", help="of a run or a search, or s3://bucket/folder"
+        "directory",
+        nargs="?",
+        metavar="DIR",
+        help="folder of a run or a search, or s3://bucket/folder",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="the file (report.html in DIR; compare.html here)"
+        "--out",
+        metavar="FILE",
+        help="file to write (default: report.html in DIR; for --compare, compare.html here)",
     )
-    parser.add_argument("--baseline", metavar="DIR", help="a run to compare a run with")
+    parser.add_argument("--baseline", metavar="DIR", help="another run to compare the run with")
     parser.add_argument(
-        "--study", metavar="URL", help="database of the search's study, where it is in one"
+        "--study", metavar="URL", help="database of the search's study, if it is in one"
     )
     parser.add_argument(
-        "--compare", nargs="+", metavar="DIR", help="runs, and best trials of searches, in one file"
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="compare runs, and best trials of searches, in one file",
     )
     parser.add_argument(
         "--figures", metavar="OUT", help="write SVG and PNG for papers into this folder instead"
     )
     parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT", help="make a view of a search that is logged there"
+        "--wandb", metavar="ENTITY/PROJECT", help="create a view of a search logged there"
     )
-    parser.add_argument("--search", metavar="NAME", help="with --wandb: the search")
+    parser.add_argument("--search", metavar="NAME", help="with --wandb: the search's name")
     return parser
 
 

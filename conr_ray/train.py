@@ -58,10 +58,10 @@ def main(arguments: Sequence[str]) -> None:
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
-        raise UserError(f"--resume: {directory.uri} holds no run: check --storage and --name")
+        raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
     check_data(config, open_data(config.data), workers)
     if args.local and args.trunks and not directory.is_local:
-        raise UserError("--local has no locks for --trunks in a bucket: leave --local out")
+        raise UserError("--local cannot lock --trunks in a bucket: leave out --local")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
     trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
     mode, note = wandb_mode(config.tracking)
@@ -95,21 +95,26 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("train", "Train CoNR.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--preset", help="a complete run by name, such as digits or cifar10")
-    what.add_argument("--config", help="a config.yaml or best.yaml that a run or search wrote")
+    what.add_argument("--preset", help="name of a complete config, such as digits or cifar10")
+    what.add_argument(
+        "--config",
+        help="config file, such as the config.yaml of a run or the best.yaml of a search",
+    )
     what.add_argument(
         "--check",
         action="store_true",
-        help="look whether a run could go on here: versions, storage, GPUs, network; train nothing",
+        help="check that a run would work here (versions, storage, GPUs, network); train nothing",
     )
     parser.add_argument(
         "--trunks",
         metavar="DIR",
-        help="a search's folder of trunks, or s3://...: go on from the instance stage there; "
-        "where it is not there yet, train it there",
+        help="folder of trunks, such as a search's, or s3://...: start from the instance stage "
+        "stored there; if there is none yet, train and store it",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=1, help="Ray Train workers (1)")
+    where.add_argument(
+        "--workers", type=int, default=1, help="number of Ray Train workers (default: 1)"
+    )
     where.add_argument(
         "--local", action="store_true", help="train in this process, without Ray, for debugging"
     )
@@ -118,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Print what was found; raise RunFailed where a run would fail."""
+    """Print the findings; raise RunFailed if a run would fail."""
     resources = connect(cluster_options(args), args.workers, dashboard=True)
     directory = RunDirectory(directory_uri(args, "check")).parent
     console = make_console()

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     directory.claim(space, resume=args.resume)
     report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)
-    console.print(f"report: {report.uri}, also while the search runs", soft_wrap=True)
+    console.print(f"report: {report.uri}, updated while the search runs", soft_wrap=True)
     if note:
         console.print(note, soft_wrap=True)
     if args.trunks and trunks is None:
@@ -115,34 +115,38 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tune", "Search CoNR's hyper-parameters.")
-    parser.add_argument("--space", required=True, help="a file of search_spaces/, or your own")
-    parser.add_argument("--preset", help="the run that is varied (the space's)")
-    parser.add_argument("--trials", type=int, help="number of trials (the space's)")
+    parser.add_argument(
+        "--space", required=True, help="search space: a file of search_spaces/, or your own"
+    )
+    parser.add_argument("--preset", help="preset to vary (default: the space's)")
+    parser.add_argument("--trials", type=int, help="number of trials (default: the space's)")
     parser.add_argument(
         "--workers-per-trial",
         "--workers",
         type=int,
         default=1,
         dest="workers",
-        help="workers of each trial (1)",
+        help="workers per trial (default: 1)",
     )
     add_cluster_options(parser)
-    parser.add_argument("--max-concurrent", type=int, help="trials at once (as many as fit)")
+    parser.add_argument(
+        "--max-concurrent", type=int, help="most trials at once (default: as many as fit)"
+    )
     parser.add_argument(
         "--study",
         metavar="URL",
-        help="database of the Optuna study (a file in the search's folder)",
+        help="database of the Optuna study (default: a file in the search's folder)",
     )
     trunks = parser.add_mutually_exclusive_group()
     trunks.add_argument(
         "--trunks",
         metavar="DIR",
-        help="where instance stages that trials share are kept, a folder or s3://... (the "
-        "search's); give one for all searches, and train each stage once",
+        help="folder or s3://... for the instance stages that trials share (default: in the "
+        "search's folder); searches with the same DIR train each stage once",
     )
     trunks.add_argument("--no-trunks", action="store_true", help="train every trial from epoch 0")
     parser.add_argument(
-        "--plan", action="store_true", help="say what the search will cost, and run nothing"
+        "--plan", action="store_true", help="print what the search will cost; run nothing"
     )
     return parser
 
@@ -162,7 +166,7 @@ def _print_result(
     for metric in space.metrics:
         if importances := parameter_importances(space, study, metric):
             shares = (f"{name} {share:.0%}" for name, share in importances.items())
-            console.print(f"what {metric} depends on: {', '.join(shares)}", soft_wrap=True)
+            console.print(f"importance for {metric}: {', '.join(shares)}", soft_wrap=True)
     lines = [f"cost: {Cost.of(trials)}"]
     if len(space.metrics) > 1:
         numbers = [str(trial.number) for trial in trials if trial.in_pareto_set]
@@ -172,13 +176,13 @@ def _print_result(
         lines.append(f"best: trial {best.number}, {figures}")
     if space.exchanges:
         legs = " -> ".join(str(leg.number) for leg in lineage(best, trials))
-        lines.append(f"its state went through trials {legs}, and is in {directory.uri}/trials/")
+        lines.append(f"lineage: trials {legs}; its checkpoint is in {directory.uri}/trials/")
     else:
         lines.append(f"train it: python -m conr_ray.train --config {directory.uri}/best.yaml")
         more = min(2 * len(trials), space.most_trials or 2 * len(trials))
         if more > len(trials):
             lines.append(
-                f"go on: the same command with --name {directory.name} --resume --trials {more}"
+                f"more trials: same command with --name {directory.name} --resume --trials {more}"
             )
     console.print("\n".join(lines), soft_wrap=True)
 

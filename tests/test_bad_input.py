@@ -152,9 +152,9 @@ def space_file(folder: Path, tree: Any) -> list[str]:
             "data.path=/nowhere: cifar10 is not there (no data_batch_1); set data.download=true",
         ),
         ("--config /nowhere/config.yaml", "--config /nowhere/config.yaml: No such file or direc"),
-        ("--preset digits --resume", "--resume needs the --name of what was stopped"),
-        ("--preset digits --name a/b", "--name a/b: a name is one folder, without / and leading"),
-        ("--preset digits --name ..", "--name ..: a name is one folder, without / and leading do"),
+        ("--preset digits --resume", "--resume needs --name, the run or search to resume"),
+        ("--preset digits --name a/b", "--name a/b: give a single folder name, without / or"),
+        ("--preset digits --name ..", "--name ..: give a single folder name, without / or leadin"),
     ],
 )
 def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool) -> None:
@@ -168,7 +168,7 @@ def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool
         # Port 1 is one that nobody listens at.
         ("--address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster there: "),
         ("--address=ray://127.0.0.1:1", "--address ray://127.0.0.1:1: no Ray cluster there: "),
-        ("--autoscaling", "--autoscaling is said of a cluster: give its --address"),
+        ("--autoscaling", "--autoscaling needs a cluster: give its --address"),
         ("--cpus-per-worker 0", "--cpus-per-worker 0: give 1 or more"),
         ("--gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
     ],
@@ -191,7 +191,7 @@ def test_local_is_without_a_cluster(refuse: Refuse, arguments: str) -> None:
 
 def test_local_has_no_locks_in_a_bucket(refuse: Refuse, s3_bucket: str) -> None:
     command = f"--preset digits --local --trunks {s3_bucket}/trunks --storage {s3_bucket}"
-    message = "--local has no locks for --trunks in a bucket: leave --local out"
+    message = "--local cannot lock --trunks in a bucket: leave out --local"
     assert refuse(conr_ray.train, *command.split()) == message
 
 
@@ -400,8 +400,8 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ),
         ("--space {space} --workers 0", "--workers 0 is not between 1 and 64, half of optim.batc"),
         ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),
-        ("--space {space} --resume", "--resume needs the --name of what was stopped"),
-        ("--space {space} --name a/b", "--name a/b: a name is one folder, without / and leading"),
+        ("--space {space} --resume", "--resume needs --name, the run or search to resume"),
+        ("--space {space} --name a/b", "--name a/b: give a single folder name, without / or"),
     ],
 )
 def test_tune_refuses(refuse: Refuse, arguments: str, message: str) -> None:

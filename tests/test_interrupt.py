@@ -27,7 +27,7 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     told = run.communicate(timeout=30)[1]
     assert run.returncode == 130
-    assert told == "interrupted: the same command with --name run --resume goes on\n"
+    assert told == "interrupted: resume with the same command and --name run --resume\n"
     assert 0 < directory.checkpoint_epochs()[-1] < 60
 
     subprocess.run([*command, "--resume"], check=True, timeout=120, capture_output=True)

@@ -1,4 +1,4 @@
-"""Locks among the processes of a Ray cluster, for what lies where there are no file locks."""
+"""Locks among the processes of a Ray cluster, for storage without file locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMESPACE = "conr_ray"
 
 @dataclass(frozen=True)
 class ActorLocks:
-    """A lock is held by whoever has made the actor of its name, which ends with its maker."""
+    """A lock is a named actor: its creator holds it, and it ends with its creator."""
 
     def __call__(self, name: str) -> Lock:
         return _ActorLock(name)
@@ -22,7 +22,7 @@ class ActorLocks:
 
 @ray.remote(num_cpus=0)
 class _Held:
-    """Only there."""
+    """Holds a name."""
 
     def ready(self) -> bool:
         return True
@@ -47,7 +47,7 @@ class _ActorLock:
                 actor = _Held.options(**options).remote()  # type: ignore[attr-defined]
                 ray.get(actor.ready.remote())
             except (ValueError, ray.exceptions.RayActorError):
-                # Someone else's has that name.
+                # Another holder has the name.
                 return False
             self._actor = actor
         return True

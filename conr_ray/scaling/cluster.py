@@ -21,20 +21,20 @@ from conr_ray.errors import UserError, last_line
 
 # Where `ray up` leaves its cluster file on a head node.
 _CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
-# What Ray raises where there is no cluster to join, or none that lets this process in.
+# What Ray raises if there is no cluster to join, or it refuses this process.
 NOT_JOINED = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
-# Runs that a cluster holds which starts who knows how many nodes.
+# Runs that fit on a cluster that starts an unknown number of nodes.
 _UNKNOWN = 10_000
-# Of Ray, in the command and all processes that it starts.
+# Ray's settings, in the command and all processes that it starts.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Trials wait for cores, and clouds take minutes to bring nodes.
+    # Trials wait for cores, and clouds take minutes to start nodes.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     # Relative paths mean the same in every process.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ray's coming default; unset, Ray prints advice about it.
+    # Ray's future default; if unset, Ray prints a warning about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # The commands have displays and files of their own.
+    # The commands have their own display and files.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -45,10 +45,10 @@ class WorkerResources:
     """What each worker of a run gets.
 
     Attributes:
-        workers: of a run.
-        cpus_per_worker: cores of each.
-        gpus_per_worker: GPUs of each.
-        more_to_come: the cluster starts nodes when there is work.
+        workers: workers per run.
+        cpus_per_worker: CPU cores per worker.
+        gpus_per_worker: GPUs per worker.
+        more_to_come: the cluster starts nodes on demand.
     """
 
     workers: int = 1
@@ -57,17 +57,17 @@ class WorkerResources:
     more_to_come: bool = False
 
     def bundle(self) -> dict[str, float]:
-        """One worker's resources in Ray's words."""
+        """One worker's resources as a Ray bundle."""
         bundle: dict[str, float] = {"CPU": self.cpus_per_worker}
         if self.gpus_per_worker:
             bundle["GPU"] = self.gpus_per_worker
         return bundle
 
     def fits(self) -> int:
-        """How many runs of such workers the connected cluster holds at once, or could hold.
+        """How many such runs fit on the connected cluster at once, counting nodes it can start.
 
         Raises:
-            UserError: not even one.
+            UserError: not even one fits.
         """
         if self.more_to_come and not _grows():
             return _UNKNOWN
@@ -83,13 +83,13 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What a command was told of the cluster that it runs on.
+    """The command's options for the cluster that it runs on.
 
     Attributes:
-        address: of a cluster to join; None starts one of the command's own.
-        autoscaling: it starts nodes when there is work.
+        address: cluster to join; None starts one on this machine.
+        autoscaling: the cluster starts nodes on demand.
         cpus_per_worker: None leaves it to the command.
-        gpus_per_worker: None is one where there are any.
+        gpus_per_worker: None means one if there are any.
     """
 
     address: str | None = None
@@ -100,10 +100,10 @@ class ClusterOptions:
     def resources(
         self, workers: int, *, cpus_per_worker: int | None, num_cpus: int, has_gpus: bool
     ) -> WorkerResources:
-        """Of each of the workers, where there are `num_cpus` cores, by default all shared out.
+        """Resources of each worker; by default the `num_cpus` cores are divided among workers.
 
         Raises:
-            UserError: an amount that cannot be.
+            UserError: an invalid amount.
         """
         if workers < 1:
             raise UserError(f"--workers {workers}: give 1 or more")
@@ -123,7 +123,7 @@ class ClusterOptions:
 def local_resources(
     options: ClusterOptions, workers: int, cpus_per_worker: int | None = None
 ) -> WorkerResources:
-    """Of workers on this machine."""
+    """Resources of workers on this machine."""
     return options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,
@@ -139,22 +139,22 @@ def connect(
     *,
     dashboard: bool = False,
 ) -> WorkerResources:
-    """Join a cluster, or start one with room for at least one run; what each worker gets there.
+    """Join a cluster, or start one with room for a run; return each worker's resources.
 
     Args:
         options: which cluster.
-        workers: of one run.
-        cpus_per_worker: of a cluster that is started; by default all cores, shared out, or one
-            where there are GPUs. In one that is joined it is one.
-        dashboard: of a cluster that is started; needed where runs of several workers are stopped
-            early: it serves the API that frees their workers.
+        workers: workers per run.
+        cpus_per_worker: for a started cluster; by default all cores divided among workers, or
+            one core if there are GPUs. In a joined cluster it is one.
+        dashboard: for a started cluster; needed if runs of several workers are stopped early,
+            since it serves the API that frees their workers.
 
     Raises:
         UserError: there is no such cluster, or it is too small.
     """
     if options.address is None:
         if options.autoscaling:
-            raise UserError("--autoscaling is said of a cluster: give its --address")
+            raise UserError("--autoscaling needs a cluster: give its --address")
         resources = local_resources(options, workers, cpus_per_worker)
         start(resources, dashboard=dashboard)
         return resources
@@ -166,19 +166,19 @@ def connect(
 
 
 def start(resources: WorkerResources, *, dashboard: bool) -> None:
-    """Start a Ray of this process's own, with cores for at least one run.
+    """Start Ray for this process alone, with cores for at least one run.
 
-    More workers than cores are let through, each a thread: slow, but right.
+    More workers than cores are allowed, one thread each: slow but correct.
 
     Args:
         resources: of one run.
-        dashboard: needed where runs are stopped early: it serves the API that frees their workers.
+        dashboard: needed if runs are stopped early: it serves the API that frees their workers.
 
     Raises:
         UserError: this machine has too few GPUs for the run.
     """
-    # A name left over from a killed cluster would else be tried first, for minutes; and what
-    # `ray up` says of a node is not meant for another Ray on it.
+    # An address left over from a killed cluster would be tried first, for minutes; and what
+    # `ray up` sets for a node is not meant for another Ray on it.
     for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
         os.environ.pop(name, None)
     for name, value in _SETTINGS.items():
@@ -196,9 +196,9 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Raise UserError where nobody listens at an address, for which Ray would wait minutes.
+    """Raise UserError if nothing listens at an address; Ray itself would wait for minutes.
 
-    One without a port, such as auto, is left to Ray.
+    An address without a port, such as auto, is left to Ray.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
@@ -210,12 +210,12 @@ def check_reachable(address: str) -> None:
 
 
 def not_joined(address: str, error: Exception) -> UserError:
-    """One of NOT_JOINED in a line for the user."""
+    """One of NOT_JOINED as a UserError."""
     if isinstance(error, AuthenticationError):
         cause, _, _ = error.message.partition(". ")
         return UserError(
             f"--address {address}: {cause}: copy the cluster's token to ~/.ray/auth_token "
-            "(for a cluster that is still to be started: ray get-auth-token --generate)"
+            "(before you start a cluster: ray get-auth-token --generate)"
         )
     return UserError(f"--address {address}: no Ray cluster there: {last_line(error)}")
 
@@ -229,8 +229,8 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            # All nodes run the code that this process runs. By its path: within a job Ray copies
-            # what it is given, and a module cannot be copied.
+            # All nodes run this process's code. Given by path: within a job Ray copies its
+            # arguments, and a module cannot be copied.
             runtime_env={
                 "py_modules": [str(Path(conr_ray.__file__).parent)],
                 "env_vars": {name: os.environ[name] for name in _SETTINGS},
@@ -241,30 +241,30 @@ def _join(address: str) -> None:
 
 
 def _grows() -> bool:
-    """Whether `ray up` has made this node the head of a cluster that starts others.
+    """Whether this node is the head of a `ray up` cluster that starts other nodes.
 
-    Hosts of one's own are in the cluster all the time, and its file does not say what they have.
+    Own hosts are always in the cluster, and its file does not list their resources.
     """
     cluster = _cluster_file()
     return cluster is not None and cluster["provider"]["type"] != "local"
 
 
 def _cluster_file() -> dict[str, Any] | None:
-    """What `ray up` has left on this node, None where it did not make it a head."""
+    """The cluster file that `ray up` left on this node; None if it is not a head."""
     file = _CLUSTER_FILE.expanduser()
     return yaml.safe_load(file.read_text()) if file.exists() else None
 
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Nodes of a cluster by what they have: some that are there, some of which `most` may come."""
+    """Resources of a cluster's nodes: present ones, and ones of which `most` can be started."""
 
     there: list[dict[str, float]]
     to_come: list[dict[str, float]]
     most: int
 
     def hold(self, bundle: dict[str, float]) -> int:
-        """How many bundles fit on them."""
+        """How many bundles fit on the nodes."""
 
         def on(node: dict[str, float]) -> int:
             return min(int(node.get(kind, 0) / amount) for kind, amount in bundle.items())
@@ -273,12 +273,12 @@ class _Nodes:
         return sum(map(on, self.there)) + sum(coming)
 
     def have(self, kind: str) -> bool:
-        """Whether any of them has some of it."""
+        """Whether any node has the resource."""
         return any(node.get(kind) for node in (*self.there, *self.to_come))
 
 
 def _nodes(more_to_come: bool) -> _Nodes:
-    """Of the connected cluster, those that are there or, of `ray up`'s, all that it can start."""
+    """The connected cluster's present nodes or, for `ray up`, all that it can start."""
     if not more_to_come:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return _Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)
@@ -297,10 +297,10 @@ def _nodes(more_to_come: bool) -> _Nodes:
 
 @contextmanager
 def _own_address() -> Iterator[None]:
-    """Tell all processes that Ray starts here which cluster is theirs.
+    """Tell all processes that Ray starts here which cluster they belong to.
 
-    Ray Train asks for the state of its actors from within them; where several clusters run on a
-    machine it would else not know which one to ask, and leave the cores of dead trials taken.
+    Ray Train queries the state of its actors from within them; with several clusters on a machine
+    it would not know which one to ask, and would not free the cores of dead trials.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))

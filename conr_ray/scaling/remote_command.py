@@ -1,4 +1,4 @@
-"""A command that is called on one machine and runs on the head of a cluster, by ray://."""
+"""Run a command on the head of a cluster from another machine, by ray://."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ import conr_ray
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import NOT_JOINED, check_reachable, not_joined
 
-# Arguments that name a file of the caller's.
+# Options that name a file on the caller's machine.
 _FILES = ("--space", "--config")
-# Of connecting: the head forks a server for each client while other threads of its own are in gRPC,
-# and now and then the new process dies of it (ray-project/ray#63202).
+# Of connecting: the head forks a server for each client while its other threads are in gRPC, which
+# sometimes kills the new process (ray-project/ray#63202).
 _TRIES = 4
-# That a command which is interrupted has for them.
+# Time that an interrupted command has for its last lines.
 _LAST_LINES_S = 30
 
 
 def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     """Run `python -m module` with this package and these arguments on the head of a cluster.
 
-    Space and config files go with it; other paths are the cluster's. What it prints is printed
-    here. It ends with the connection.
+    Space and config files are sent along; other paths are the cluster's. The command's output is
+    printed here. It ends with the connection.
 
     Raises:
         UserError: there is no cluster.
-        RunFailed: the command did not end well; it has said why.
+        RunFailed: the command failed; its output says why.
     """
     package = str(Path(conr_ray.__file__).parent)
     check_reachable(address)
     wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     _connect(address, {"py_modules": [package], "env_vars": wandb})
-    # --option=value means the same as --option value.
+    # --option=value is the same as --option value.
     pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in arguments)
     sent = [word for pair in pairs for word in pair]
     sent[sent.index(address)] = "auto"
@@ -58,12 +58,12 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     try:
         status = ray.get(ended)
     except KeyboardInterrupt:
-        # Its last lines say how to go on.
+        # Its last lines say how to resume.
         ray.get(command.interrupt.remote())
         ray.wait([ended], timeout=_LAST_LINES_S)
         raise KeyboardInterrupt(", and on the cluster too") from None
     if status:
-        raise RunFailed(f"the command has ended with status {status} on the cluster")
+        raise RunFailed(f"the command failed on the cluster with status {status}")
 
 
 def _connect(address: str, runtime_env: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _read(path: str) -> bytes:
 
 
 class _Command:
-    """On the head: the command as a process of its own, whose lines go to the caller."""
+    """On the head: the command as a separate process, whose output goes to the caller."""
 
     def __init__(
         self, module: str, arguments: list[str], files: dict[int, tuple[str, bytes]]
@@ -96,7 +96,7 @@ class _Command:
             arguments[place] = str(file)
         package = str(Path(conr_ray.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # Ray's processes have it blocked, and what they start inherits that.
+        # Ray's processes block SIGINT, and their children inherit that.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -111,7 +111,7 @@ class _Command:
         )
 
     def run(self) -> int:
-        """Print what it prints to its end; gives its status."""
+        """Print its output until it ends; return its status."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             print(line, end="", flush=True)
@@ -119,5 +119,5 @@ class _Command:
         return self._process.wait()
 
     def interrupt(self) -> None:
-        """What Ctrl-C does."""
+        """Send SIGINT, as Ctrl-C does."""
         self._process.send_signal(signal.SIGINT)

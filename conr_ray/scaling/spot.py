@@ -1,7 +1,7 @@
-"""What `ray up` starts instances of AWS with: spot ones, and where there are none, on-demand ones.
+"""The AWS provider for `ray up`: starts spot instances and, if there are too few, on-demand ones.
 
-Ray's own provider asks for spot again and again. Where two node types differ in nothing but the
-market, its autoscaler takes either.
+Ray's own provider keeps asking for spot. With two node types that differ only in the market, its
+autoscaler picks either.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NO_SPOT = frozenset({_NO_CAPACITY, "SpotMaxPriceTooLow", "MaxSpotInstanceCountE
 
 
 class SpotThenOnDemand(AWSNodeProvider):
-    """Ray's provider for AWS, whose node types with InstanceMarketOptions can always be had.
+    """Ray's AWS provider, with on-demand instances where spot capacity is missing.
 
-    Of those that a call asks for EC2 starts as many as it has. Ray takes all for started, and its
-    autoscaler counts on them for ten minutes. Here, what spot does not give is started on demand,
-    and what that does not give either is an error.
+    EC2 may start fewer instances than requested. Ray assumes that all were started, and its
+    autoscaler counts on them for ten minutes. Here, missing spot instances are started on demand,
+    and if on-demand instances are missing too, that is an error.
     """
 
     def _create_node(
@@ -40,7 +40,7 @@ class SpotThenOnDemand(AWSNodeProvider):
                     raise
             if len(started) == count:
                 return started
-            logger.warning("%d of %d spot instances: on-demand ones start", len(started), count)
+            logger.warning("%d of %d spot instances; the rest on demand", len(started), count)
         started |= self._create(on_demand, tags, count - len(started))
         if len(started) < count:
             raise NodeLaunchException(_NO_CAPACITY, f"{len(started)} of {count} started", None)

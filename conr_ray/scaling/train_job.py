@@ -1,7 +1,7 @@
 """A run in this process, or on the workers of a Ray cluster.
 
-The run directory is the only channel of a cluster: workers write metrics and checkpoints there,
-whoever waits reads them, and workers that Ray starts anew go on from the newest checkpoint.
+The run directory is the only channel in a cluster: workers write metrics and checkpoints there, the
+driver reads them, and workers restarted by Ray resume from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def run_here(
     trunks: TrunkStore | None = None,
     span: Span = WHOLE,
 ) -> None:
-    """Train as the only worker, in this process; `observer` is told after W&B.
+    """Train in this process as the only worker; `observer` is called after W&B.
 
-    Where `trunks` is given, the run goes on from its trunk; `span` says which epochs are trained.
+    With `trunks`, the run starts from its trunk; `span` selects the epochs to train.
 
     Raises:
         UserError, RunFailed: as the loop raises them.
@@ -50,7 +50,7 @@ def run_here(
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
     directory.clear_failure()
-    # Opened first: a W&B run that has begun is ended by the loop only.
+    # Opened first: once started, a W&B run is ended only by the loop.
     images = open_data(config.data)
     observers = Observers([open_wandb(wandb, config), observer])
     train_from_trunk(config, images, directory, observers, device, trunks, span)
@@ -66,22 +66,22 @@ def run_on_workers(
     *,
     max_failures: int = 3,
 ) -> Iterator[MetricRow]:
-    """Train on Ray Train workers; gives each epoch's metrics soon after it has ended.
+    """Train on Ray Train workers; yield each epoch's metrics soon after it has ended.
 
-    Rows of epochs that a resumed run had already trained, and those of its trunk or other origin,
-    are left out, but the last of all is not.
+    Rows of epochs trained before a resume, or by the run's trunk or other origin, are left out,
+    except for the last row of all.
 
     Args:
         config: the run's.
-        directory: claimed for `config`; seen by all nodes.
+        directory: claimed for `config`; visible to all nodes.
         resources: number and size of the workers.
         wandb: where to log; only the first worker does.
-        trunks: where given, the run goes on from its trunk.
-        span: which epochs are trained, where not all.
-        max_failures: worker groups that Ray may start anew, after dead processes or nodes.
+        trunks: if given, the run starts from its trunk.
+        span: the epochs to train, if not all.
+        max_failures: restarts of the worker group after dead processes or nodes.
 
     Raises:
-        UserError, RunFailed: as the loop raises them, or Ray gave the run up.
+        UserError, RunFailed: raised by the loop, or Ray gave up the run.
     """
     seen = (directory.checkpoint_epochs() or [0])[-1]
     if seen == (span.until or config.schedule.epochs):
@@ -126,7 +126,7 @@ def run_on_workers(
             errors.append(error)
 
     directory.clear_failure()
-    # Rows of epochs after the checkpoint will be written again.
+    # Epochs after the checkpoint are trained and written again.
     directory.write_metrics(directory.metric_rows()[:seen])
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
@@ -148,13 +148,13 @@ def run_on_workers(
 
 
 def _work(job: dict[str, Any]) -> None:
-    """One worker: what Ray Train calls in each process."""
+    """One worker; called by Ray Train in each process."""
     config = from_yaml(job["config"], "the run's config")
     torch.set_num_threads(job["threads"])
     device = ray.train.torch.get_device()
     directory = RunDirectory(job["uri"])
-    # An error that is raised here has Ray start all workers anew. One that would come again is
-    # recorded for the driver instead, and all workers end.
+    # An error raised here makes Ray restart all workers. One that would recur is recorded for
+    # the driver instead, and all workers end.
     images = _open_everywhere(config, directory, device)
     if images is None:
         return
@@ -166,7 +166,7 @@ def _work(job: dict[str, Any]) -> None:
 def _open_everywhere(
     config: RunConfig, directory: RunDirectory, device: torch.device
 ) -> DataSet | None:
-    """The images, or None on all workers where one of them cannot open them."""
+    """The images, or None on all workers if any of them cannot open them."""
     images, failed = None, torch.zeros((), device=device)
     try:
         images = open_data(config.data)

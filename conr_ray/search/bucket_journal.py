@@ -1,4 +1,4 @@
-"""An Optuna journal in an object store, which cannot append: an object for each piece of it."""
+"""An Optuna journal in an object store: one object per piece, since stores cannot append."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from optuna.storages.journal import BaseJournalBackend
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 
-# Pieces after which they are joined: each one costs a request when a search is resumed.
+# More pieces than this are merged: each costs a request when a search is resumed.
 _MOST_PIECES = 200
 
 
 class BucketJournal(BaseJournalBackend):
     """The journal in the folder `name` of a directory, as objects 000000000000.json, ...
 
-    An object is called after the number of its first entry. One process writes, the search's
-    driver; of two the one that began earlier is stopped. Who opens the journal to read sees it as
-    it is then.
+    An object is named after the number of its first entry. Only the search's driver writes; of two
+    drivers, the earlier one is stopped. A reader sees the journal as it is when opened.
     """
 
     def __init__(self, directory: RunDirectory, name: str) -> None:
@@ -30,25 +29,23 @@ class BucketJournal(BaseJournalBackend):
         self._pieces = directory.file_names(name)
         for piece in self._pieces:
             text = directory.read_text(f"{name}/{piece}")
-            # Where joining was cut off, pieces repeat what the first one holds.
+            # If merging was interrupted, pieces repeat entries of the first one.
             known = len(self._entries) - int(piece.removesuffix(".json"))
             self._entries += json.loads(text or "[]")[known:]
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        """Entries from a number on."""
+        """Entries from number `log_number_from` on."""
         return self._entries[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add entries, in one object.
+        """Add entries as one object.
 
         Raises:
             UserError: another process has added to the journal.
         """
         piece = _piece(len(self._entries))
         if self._directory.read_text(f"{self._name}/{piece}") is not None:
-            raise UserError(
-                f"{self._directory.uri}: another process has taken this search over, and goes on"
-            )
+            raise UserError(f"{self._directory.uri}: another process has taken over this search")
         self._entries += logs
         self._write(piece, logs)
         self._pieces.append(piece)

@@ -1,4 +1,4 @@
-"""The values that a search can give one field, and how Optuna draws from them."""
+"""The values that a searched field can take, and how Optuna draws from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SpacePart(BaseModel):
-    """A part of a space file: unknown keys are refused."""
+    """A part of a space file; unknown keys are an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class Dimension(SpacePart):
 
     @property
     def bounds(self) -> tuple[Number | str, Number | str]:
-        """Smallest and largest value, or the fields that give them; of numeric dimensions."""
+        """Smallest and largest value of a numeric dimension, or the fields that give them."""
         bounds = self.float_bounds if self.int_bounds is None else self.int_bounds
         assert bounds is not None
         return bounds
@@ -41,7 +41,7 @@ class Dimension(SpacePart):
         return [] if self.choice else [end for end in self.bounds if isinstance(end, str)]
 
     def problem(self) -> str | None:
-        """What is wrong with the dimension by itself, with the remedy."""
+        """What is wrong with this dimension and how to fix it, else None."""
         kinds = [kind for kind in (self.int_bounds, self.float_bounds, self.choice) if kind]
         if len(kinds) != 1:
             return "give exactly one of int: [low, high], float: [low, high], choice: [...]"
@@ -66,7 +66,7 @@ class Dimension(SpacePart):
         return all(isinstance(v, kinds) and not isinstance(v, bool) for v in self.choice)
 
     def draw(self, trial: Drawer, name: str, drawn: Mapping[str, Any]) -> Any:
-        """A value for field `name`, given those of the fields that the bounds name."""
+        """A value for field `name`, given the values of the fields in its bounds."""
         if self.choice:
             return trial.suggest_categorical(name, list(self.choice))
         low, high = self._resolved(drawn)
@@ -75,7 +75,7 @@ class Dimension(SpacePart):
         return trial.suggest_float(name, low, high, step=self.step, log=self.log)
 
     def contains(self, value: Any, given: Mapping[str, Any]) -> bool:
-        """Whether `value` can be drawn, given the fields that the bounds name."""
+        """Whether `value` can be drawn, given the values of the fields in the bounds."""
         if self.choice:
             return value in self.choice
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -89,7 +89,7 @@ class Dimension(SpacePart):
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
     def values(self, others: Mapping[str, Dimension]) -> list[Any] | None:
-        """All values that it can have, given the space's fields; None for a continuous range."""
+        """All possible values, given the space's fields; None for a continuous range."""
         if self.choice:
             return list(self.choice)
         if self.float_bounds and not self.step:
@@ -101,7 +101,7 @@ class Dimension(SpacePart):
         return [kind(Decimal(str(low)) + step * number) for number in range(count)]
 
     def extremes(self, others: Mapping[str, Dimension]) -> tuple[Any, Any]:
-        """Smallest and largest number that it can be, given the space's fields."""
+        """Smallest and largest possible number, given the space's fields."""
         if self.choice:
             numbers = [v for v in self.choice if not isinstance(v, str)]
             return min(numbers), max(numbers)
@@ -125,7 +125,7 @@ class Dimension(SpacePart):
         return min(max(moved, low), high)
 
     def in_unit_cube(self, value: Any, others: Mapping[str, Dimension]) -> list[float]:
-        """`value` in units of the range of all that it can be; of a choice one number for each."""
+        """`value` scaled to [0, 1] by the full range; a choice is one-hot encoded."""
         if self.choice:
             return [float(value == one) for one in self.choice]
         low, high = self.extremes(others)
@@ -134,10 +134,10 @@ class Dimension(SpacePart):
         return [(value - low) / (high - low) if high > low else 0.0]
 
     def _resolved(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Numeric bounds, given the fields that they name; the upper one a whole step away."""
+        """Numeric bounds, given the fields that they name; the upper one is on a step."""
         low, high = (values[end] if isinstance(end, str) else end for end in self.bounds)
         if self.step and low < high:
-            # In decimals as Optuna does it, which otherwise warns and cuts each draw.
+            # In decimals as in Optuna, which otherwise warns and clips each draw.
             exact_low, exact_high, step = (Decimal(str(x)) for x in (low, high, self.step))
             high = type(high)(exact_low + (exact_high - exact_low) // step * step)
         return low, high
@@ -151,7 +151,7 @@ class Dimension(SpacePart):
 
 
 class Drawer(Protocol):
-    """What a dimension needs of an Optuna trial."""
+    """The methods of an Optuna trial that a dimension uses."""
 
     def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...

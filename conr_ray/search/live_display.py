@@ -20,7 +20,7 @@ from conr_ray.tracking.progress import duration
 
 
 class LiveDisplay(Callback):
-    """Told by Tune of every result; a live panel on a terminal, a line a trial elsewhere.
+    """A Tune callback: a live panel on a terminal, one line per trial elsewhere.
 
     `on_news` is called when there is something new to show.
     """
@@ -51,7 +51,7 @@ class LiveDisplay(Callback):
             self._live.start()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune saves its callbacks; a terminal is not part of a search's state.
+        # Tune pickles its callbacks; a terminal is not part of a search's state.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -70,7 +70,7 @@ class LiveDisplay(Callback):
         self._end(trial, error=True)
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Stop using the terminal."""
         if self._live.is_started:
             self._live.stop()
 
@@ -100,7 +100,7 @@ class LiveDisplay(Callback):
         return ", ".join(f"{m} {result.get(m, unknown):.3f}" for m in self._space.metrics)
 
     def _stretch(self, given: dict[str, Any]) -> tuple[int, int]:
-        """Epochs after which a trial begins and ends."""
+        """Epochs at which a trial begins and ends."""
         if (leg := given.get(LEG)) and leg["parent"] is not None:
             return leg["begin"], leg["end"]
         config = self._space.config(given[POINT])
@@ -108,7 +108,7 @@ class LiveDisplay(Callback):
         return begin, leg["end"] if leg else config.schedule.epochs
 
     def _panel(self) -> Group:
-        # Called by the thread that refreshes the terminal, while trials come and go.
+        # Called by the thread that refreshes the terminal, while trials change.
         counts = Counter(list(self._states.values()))
         counts["waiting"] = self._num_trials - len(self._states)
         states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -143,7 +143,7 @@ class LiveDisplay(Callback):
         ]
 
     def _time_left(self, elapsed: float) -> str:
-        """By epochs trained, as if no further trial were stopped early."""
+        """Estimated from epochs trained, assuming that no further trial is stopped early."""
         states = dict(self._states)
         stretches = {i: self._stretch(given) for i, given in list(self._given.items())}
         last = {i: result[EPOCHS] for i, result in list(self._last.items()) if i in stretches}

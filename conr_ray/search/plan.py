@@ -18,16 +18,16 @@ from conr_ray.search.space import SearchSpace
 
 @dataclass(frozen=True)
 class Plan:
-    """Epochs of a search, by the mean of what its space can draw; early stopping left out.
+    """Expected epochs of a search, by the mean over its space, without early stopping.
 
     Attributes:
         num_trials: trials of the search.
-        num_trunks: trunks that the trials share, 0 where they share none.
-        num_checkpoints: checkpoints that each trunk keeps.
-        checkpoint_mib: size of one.
-        unshared_epochs: epochs where each trial trains all of its own.
+        num_trunks: trunks that the trials share, 0 if none.
+        num_checkpoints: checkpoints per trunk.
+        checkpoint_mib: size of a checkpoint.
+        unshared_epochs: epochs if every trial trains from epoch 0.
         trunk_epochs: epochs of all trunks.
-        fork_epochs: epochs that the trials train themselves.
+        fork_epochs: epochs of the trials after their trunks.
     """
 
     num_trials: int
@@ -40,13 +40,13 @@ class Plan:
 
     @classmethod
     def of(cls, space: SearchSpace, images: DataSet, num_trials: int, *, shared: bool) -> Plan:
-        """Of `num_trials` trials of `space`, with or without shared trunks."""
+        """The plan for `num_trials` trials of `space`, with or without shared trunks."""
         epochs = space.config().schedule.epochs
         starts = space.group_starts
         num_trunks = min(space.num_trunks or 0, num_trials) if shared and starts else 0
         dimension = space.search.get("schedule.group_start")
         drawn = dimension.values(space.search) if dimension else None
-        # A run without a group stage forks where the trunk ends.
+        # A run without a group stage forks at the end of the trunk.
         latest = max(starts, default=0)
         forks = [latest if value == "never" else int(value) for value in drawn or [latest]]
         mean_fork = sum(forks) / len(forks) if num_trunks else 0.0
@@ -62,12 +62,12 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Epochs that are trained."""
+        """Epochs to train."""
         return self.trunk_epochs + self.fork_epochs
 
     @property
     def saving(self) -> float:
-        """How many times as many they would be without trunks."""
+        """Ratio of the epochs without trunks to those with."""
         return self.unshared_epochs / self.epochs
 
 
@@ -95,13 +95,13 @@ def print_plan(
     if space.exchanges:
         assert scheduler is not None
         exchanges = ", ".join(map(str, space.exchanges))
-        stopping = f"a population by {scheduler.kind}, which exchanges after epochs {exchanges}"
+        stopping = f"a population ({scheduler.kind}) with exchanges after epochs {exchanges}"
     elif scheduler:
         stopping = f"{scheduler.kind} from epoch {space.grace_epochs} on"
     else:
         stopping = "no early stopping"
-    sizes = {"max": "large", "min": "small"}
-    aims = (f"{m} is made {sizes[d]}" for m, d in zip(space.metrics, space.directions, strict=True))
+    sizes = {"max": "maximise", "min": "minimise"}
+    aims = (f"{sizes[d]} {m}" for m, d in zip(space.metrics, space.directions, strict=True))
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.bundle().items())
     fits = resources.fits()
     concurrent = min(fits, num_trials, max_concurrent or fits)
@@ -113,7 +113,7 @@ def print_plan(
         f"epochs     about {plan.epochs:,} ({plan.trunk_epochs:,} of trunks, "
         f"{plan.fork_epochs:,} of trials) if none is stopped early; without trunks "
         f"{plan.unshared_epochs:,}, {plan.saving:.1f} times as many",
-        f"resources  {resources.workers} x ({need}) a trial; {concurrent} trials at once, the "
+        f"resources  {resources.workers} x ({need}) per trial; {concurrent} trials at once, the "
         f"cluster has room for {fits}",
     ]
     console.print(Group(table, Text(), *(Text(line) for line in lines)), soft_wrap=True)
@@ -133,7 +133,7 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Da
     )
     name = trunk_name(space.config(), images.fingerprint)
     there = store.directory(name).checkpoint_epochs()
-    return text + (f"; the first one is there until epoch {there[-1]}" if there else "")
+    return text + (f"; the first one exists up to epoch {there[-1]}" if there else "")
 
 
 def _checkpoint_mib(space: SearchSpace, images: DataSet) -> float:

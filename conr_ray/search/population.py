@@ -1,14 +1,13 @@
-"""Population-based training: runs that take over one another's state while they train.
+"""Population-based training: runs that copy each other's state while they train.
 
-The members of a population train side by side. At each exchange the worst quarter of them go on
-from the states of the best quarter, at points of their own: near the other's (`pbt`, Jaderberg et
-al. 2017), or where a model of what points have gained expects most (`pb2`, Parker-Holder et al.
-2020).
+The members of a population train side by side. At each exchange the worst quarter continue from the
+states of the best quarter, at new points: near the copied member's (`pbt`, Jaderberg et al. 2017),
+or where a model of the gains of earlier points expects most (`pb2`, Parker-Holder et al. 2020).
 
-What a member trains between two exchanges is a *leg*, a run that begins with another one's state
-and a trial of the study: the study alone knows how a population stands, and a search that was
-killed goes on from it. All members reach an exchange before one passes it. So the result depends on
-the seed and not on which worker was faster.
+What a member trains between two exchanges is a *leg*: a run that starts from another run's state,
+and a trial of the study. The study is the only record of a population, so a killed search resumes
+from it. No member passes an exchange before all have reached it, so the result depends only on the
+seed, not on the workers' speed.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 from conr_ray.method.keyed_random import fold
 from conr_ray.search.space import SearchSpace
 
-# What a leg's trial knows: how many exchanges lie before it, whose it is, and the number of the
-# trial that it goes on from.
+# Attributes of a leg's trial: the number of exchanges before it, its member, and the number of the
+# trial that it continues.
 GENERATION, MEMBER, PARENT = "generation", "member", "parent"
 _REDRAWN = 0.25
 _CANDIDATES = 1000
@@ -42,9 +41,9 @@ class Leg:
     """Where a leg begins and ends.
 
     Attributes:
-        parent: number of the trial whose state it goes on from; None for the first legs.
-        begin: epochs behind the parent's state, 0 without one.
-        end: epochs behind its own.
+        parent: number of the trial that it continues; None for the first legs.
+        begin: epochs trained in the parent's state, 0 without one.
+        end: epochs trained at the end of the leg.
     """
 
     parent: int | None
@@ -53,7 +52,7 @@ class Leg:
 
     @classmethod
     def of(cls, trial: FrozenTrial | optuna.Trial, space: SearchSpace) -> Leg:
-        """Of a trial of the search; one of no population begins at 0 and has no parent."""
+        """The leg of a trial; outside a population it begins at 0 and has no parent."""
         ends = [*space.exchanges, space.config().schedule.epochs]
         generation = trial.user_attrs.get(GENERATION, 0)
         begin = ends[generation - 1] if generation else 0
@@ -69,13 +68,13 @@ class Population:
         self._num_exchanges = len(space.exchanges)
 
     def ask(self) -> optuna.Trial | None:
-        """The next leg; None as long as all others that could begin have to wait for one."""
+        """The next leg; None if it has to wait for running ones."""
         if not self._waiting():
             self._enqueue_next()
         return self._study.ask() if self._waiting() else None
 
     def num_left(self) -> int:
-        """Legs that have not ended; none where no member is left that could go on."""
+        """Number of legs that have not ended; 0 if all members have failed."""
         generations = self._generations()
         if _all_failed(generations[-1], self._space.trials):
             return 0
@@ -83,7 +82,7 @@ class Population:
         return self._space.trials * (self._num_exchanges + 1) - ended
 
     def _generations(self) -> list[list[FrozenTrial]]:
-        """Legs by the number of exchanges before them, each in the order of members."""
+        """Legs by the number of exchanges before them, in the order of members."""
         legs = self._study.get_trials(deepcopy=False)
         newest = max((leg.user_attrs[GENERATION] for leg in legs), default=0)
         found: list[list[FrozenTrial]] = [[] for _ in range(newest + 1)]
@@ -95,7 +94,7 @@ class Population:
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _enqueue_next(self) -> None:
-        """Enqueue what is missing of the newest generation, or the next one."""
+        """Enqueue the missing legs of the newest generation, or the next one."""
         generations, size = self._generations(), self._space.trials
         if len(generations[-1]) == size:
             ended = all(leg.state.is_finished() for leg in generations[-1])
@@ -116,7 +115,7 @@ class Population:
         return random.Random(fold(self._space.seed, "population", generation, member))
 
     def _first_legs(self) -> Iterator[tuple[None, dict[str, Any]]]:
-        """The points that the space has tried first, then some at random."""
+        """The space's first points, then random ones."""
         first = self._space.first_points()
         for member in range(self._space.trials):
             known = member < len(first)
@@ -125,7 +124,7 @@ class Population:
     def _children(
         self, legs: list[FrozenTrial], generation: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number of the parent, and point, of each member's next leg."""
+        """Parent's number and point of each member's next leg."""
         ranked = sorted(legs, key=self._badness)
         quarter = max(1, len(legs) // 4)
         best = [leg for leg in ranked[:quarter] if leg.state != TrialState.FAIL]
@@ -158,13 +157,13 @@ class Population:
         generation: int,
         numbers: random.Random,
     ) -> dict[str, Any]:
-        """A point by the upper confidence bound of a Gaussian process over what legs gained.
+        """The point with the best upper confidence bound of a Gaussian process over legs' gains.
 
-        Inputs are generation, the value that a leg began with, and its point, in units of their
-        ranges. Points that others of the generation have got count as known, with the gain that is
-        expected of them. Unlike in PB2 the kernel is one Matern over all inputs, its lengths
-        learnt, and candidates are draws of the space, so that choices and dependent bounds need no
-        rule of their own.
+        Inputs are generation, the value that a leg began with, and its point, scaled by their
+        ranges. Points already given to others of the generation count as observed with their
+        expected gain. Unlike in PB2, the kernel is a single Matern over all inputs with learnt
+        length scales, and candidates are drawn from the space, so that choices and dependent bounds
+        need no special rule.
         """
         legs = [leg for legs in self._generations()[:generation] for leg in legs]
         trained = [leg for leg in legs if leg.state != TrialState.FAIL and leg.value is not None]
@@ -191,7 +190,7 @@ class Population:
             model.fit(known, standard)
         pending = [inputs(generation, leg.value or 0.0, point) for leg, point in chosen]
         if pending:
-            # The lengths stay as they were learnt from what is known.
+            # The length scales stay as learnt from observed gains.
             model = GaussianProcessRegressor(model.kernel_, optimizer=None).fit(
                 [*known, *pending], [*standard, *model.predict(pending)]
             )
@@ -203,7 +202,7 @@ class Population:
         return candidates[int(np.argmax(mean + confidence * deviation))]
 
     def _value_at_begin(self, leg: FrozenTrial, legs: list[FrozenTrial]) -> float:
-        """The parent's value; of a first leg, the first that it reported."""
+        """The parent's value; for a first leg, the first value that it reported."""
         parent = leg.user_attrs[PARENT]
         if parent is None:
             return leg.intermediate_values[min(leg.intermediate_values)]

@@ -1,10 +1,10 @@
-"""What a search varies: a YAML file read into a tree that Optuna can draw from.
+"""A search space: a YAML file read into a tree that Optuna can draw from.
 
-    preset: digits                       # the run that is varied
-    metric: nmi                          # what is made large (mode: min, small); or several
+    preset: digits                       # the preset to vary
+    metric: nmi                          # maximised (minimised with mode: min); may be several
     trials: 8
     fixed: {schedule.epochs: 60}         # fields set for all trials
-    search:                              # fields varied
+    search:                              # searched fields
       neighborhood.k1: {int: [5, 40], log: true}
       neighborhood.k2: {int: [1, neighborhood.k1]}
       boundary.initial_fraction: {float: [0.6, 1.0], step: 0.05}
@@ -29,10 +29,10 @@ from conr_ray.engine.trunk import shapes_trunk
 from conr_ray.errors import UserError
 from conr_ray.search.dimension import Dimension, Drawer, SpacePart
 
-# Metrics that count agreement with labels, and those that need none.
+# Metrics of agreement with labels, and those that need no labels.
 LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
 LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
-# What a run costs: seconds since its epoch 0, those of its trunk included.
+# Cost of a run: seconds since its epoch 0, including its trunk.
 COST_METRICS = ("train_time_s",)
 _MADE_SMALL = ("loss", *COST_METRICS)
 
@@ -40,21 +40,21 @@ Direction = Literal["max", "min"]
 
 
 class SchedulerConfig(SpacePart):
-    """Early stopping, or a population. Its clock starts when the last group stage has.
+    """Early stopping, or a population. Its clock starts at the latest start of a group stage.
 
-    It counts epochs trained: trials that fork at different epochs are so compared where as much of
-    the learning rate's schedule lies behind them, and none before its group stage.
+    It counts epochs trained, so trials that fork at different epochs are compared at the same point
+    of the learning rate schedule, and none before its group stage.
     """
 
     kind: Literal["asha", "hyperband", "median", "pbt", "pb2"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="no trial is stopped, and no state exchanged, before; where unset, when a "
-        "quarter of what follows the latest group_start is trained",
+        description="no trial is stopped, and no state exchanged, before; if unset, a quarter of "
+        "the epochs after the latest group_start",
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="of asha and hyperband")
     interval_epochs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of pbt and pb2, between exchanges; as unset grace_epochs where unset"
+        None, description="of pbt and pb2, between exchanges; if unset, as for grace_epochs"
     )
 
     @model_validator(mode="before")
@@ -64,7 +64,7 @@ class SchedulerConfig(SpacePart):
 
     @property
     def is_population(self) -> bool:
-        """Whether trials take over one another's state, instead of being stopped."""
+        """Whether trials copy each other's state instead of being stopped."""
         return self.kind in ("pbt", "pb2")
 
 
@@ -91,17 +91,17 @@ _Modes = Annotated[
 
 
 class SearchSpace(SpacePart):
-    """A search: the run that is varied, its varied fields and how trials are judged.
+    """A search: the preset to vary, the searched fields and how trials are judged.
 
-    Called with an Optuna trial it draws a point, a mapping of dotted fields to values.
+    Called with an Optuna trial, it draws a point: a mapping from dotted fields to values.
     """
 
     preset: str
     metrics: _Metrics = Field(
         ("auto",),
         alias="metric",
-        description="auto is nmi where there are labels, else neighbor_consistency; of several, "
-        "the first one leads",
+        description="auto is nmi with labels, else neighbor_consistency; of several, the first "
+        "is the main one",
     )
     modes: _Modes | None = Field(None, alias="mode", description="max or min for each metric")
     trials: Annotated[int, Field(ge=1)] = 20
@@ -109,7 +109,7 @@ class SearchSpace(SpacePart):
     fixed: dict[str, Any] = Field({})
     search: dict[str, Dimension]
     first: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
-        None, description="points tried first; the preset's own values where unset, of a grid none"
+        None, description="points tried first; if unset, the preset's values (none for a grid)"
     )
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     scheduler: SchedulerConfig | None = SchedulerConfig()
@@ -130,18 +130,18 @@ class SearchSpace(SpacePart):
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """Whether each metric is made large or small."""
+        """Whether each metric is maximised or minimised."""
         natural = tuple[Direction, ...]("min" if m in _MADE_SMALL else "max" for m in self.metrics)
         return self.modes or natural
 
     @property
     def direction(self) -> Direction:
-        """Of the metric, or the first of several."""
+        """Direction of the metric, or of the first of several."""
         return self.directions[0]
 
     @property
     def order(self) -> list[str]:
-        """Searched fields, each after those that its bounds name."""
+        """Searched fields, each after those named in its bounds."""
         ordered: list[str] = []
         while len(ordered) < len(self.search):
             ready = [
@@ -151,7 +151,7 @@ class SearchSpace(SpacePart):
             ]
             if not ready:
                 stuck = next(name for name in self.search if name not in ordered)
-                raise UserError(f"search.{stuck}: its bounds need each other: give one a number")
+                raise UserError(f"search.{stuck}: circular bounds: replace one by a number")
             ordered += ready
         return ordered
 
@@ -159,14 +159,14 @@ class SearchSpace(SpacePart):
     def clock_start(self) -> int:
         """Epochs before which early stopping compares nothing: the latest start of a group stage.
 
-        0 where there is none, or where trials are to be stopped before.
+        0 if there is no group stage, or if the space sets grace_epochs no later than that.
         """
         latest, asked = max(self.group_starts, default=0), self.asked_grace
         return 0 if asked and asked <= latest else latest
 
     @property
     def asked_grace(self) -> int | None:
-        """The grace that the space sets itself."""
+        """The grace_epochs set in the space."""
         return self.scheduler.grace_epochs if self.scheduler else None
 
     @property
@@ -176,7 +176,7 @@ class SearchSpace(SpacePart):
 
     @property
     def exchanges(self) -> tuple[int, ...]:
-        """Epochs after which the members of a population are compared; else none."""
+        """Epochs after which members of a population are compared; empty without one."""
         if self.scheduler is None or not self.scheduler.is_population:
             return ()
         interval = self.scheduler.interval_epochs or self._quarter
@@ -189,7 +189,7 @@ class SearchSpace(SpacePart):
 
     @property
     def group_starts(self) -> frozenset[int]:
-        """Every epoch at which a trial can begin its group stage."""
+        """All epochs at which a trial may begin its group stage."""
         return frozenset(v for v in self._group_start_values if isinstance(v, int) and v > 0)
 
     @property
@@ -206,9 +206,9 @@ class SearchSpace(SpacePart):
 
     @property
     def num_trunks(self) -> int | None:
-        """How many instance stages trials can share; None where there is no end of them.
+        """Number of instance stages that trials can share; None if unlimited.
 
-        0 where a population exchanges states before they end.
+        0 if a population exchanges states before they end.
         """
         if self.exchanges and self.exchanges[0] <= max(self.group_starts, default=0):
             return 0
@@ -221,16 +221,16 @@ class SearchSpace(SpacePart):
 
     @property
     def why_no_trunks(self) -> str | None:
-        """Why trials share no instance stage, None where they do."""
+        """Why trials share no instance stage; None if they do."""
         if self.num_trunks is None:
-            return "a searched field of the instance stage has no end of values"
+            return "a searched field of the instance stage has unlimited values"
         if self.num_trunks == 0:
             return "states are exchanged before the group stage"
         return None if self.group_starts else "no trial has an instance and a group stage"
 
     @property
     def most_trials(self) -> int | None:
-        """Points that there are to try, where there is an end of them: of a grid."""
+        """Number of points to try in a grid; None for other samplers."""
         if self.sampler != "grid":
             return None
         return math.prod(len(values) for values in self.grid().values()) + len(self.first or ())
@@ -239,14 +239,14 @@ class SearchSpace(SpacePart):
         """All values of every searched field.
 
         Raises:
-            UserError: a field has no end of them, or has values that depend on another's.
+            UserError: a field has unlimited values, or values that depend on another field.
         """
         found = {}
         for name, dimension in self.search.items():
             values = dimension.values(self.search)
             if values is None or dimension.needs():
                 raise UserError(
-                    f"search.{name}: sampler grid needs a choice, or numbers as bounds and a step"
+                    f"search.{name}: sampler grid needs a choice, or numeric bounds with a step"
                 )
             found[name] = values
         return found
@@ -259,23 +259,23 @@ class SearchSpace(SpacePart):
         return drawn
 
     def first_points(self) -> list[dict[str, Any]]:
-        """The points tried first, each complete; of a grid without any, one that stands for all."""
+        """The complete points tried first; for a grid without any, an example point."""
         preset = load_preset(self.preset)
         own = {name: get_field(preset, name) for name in self.search}
         if self.sampler == "grid" and self.first is None:
-            # Its points are its own, whether the preset's values are among them or not.
+            # A grid has its own points, which may not include the preset's values.
             for name, values in self.grid().items():
                 own[name] = own[name] if own[name] in values else values[0]
         return [{**own, **point} for point in (self.first if self.first is not None else ({},))]
 
     def drawn(self, numbers: random.Random) -> dict[str, Any]:
-        """A point at random."""
+        """A random point."""
         return self(ShareDrawer(numbers.random))
 
     def near(
         self, point: Mapping[str, Any], numbers: random.Random, *, redrawn: float
     ) -> dict[str, Any]:
-        """A point whose numbers are a fifth larger or smaller; a share of fields is drawn anew."""
+        """A point with numbers a fifth larger or smaller; a share of fields is redrawn."""
         found: dict[str, Any] = {}
         for name in self.order:
             dimension = self.search[name]
@@ -289,18 +289,18 @@ class SearchSpace(SpacePart):
         return found
 
     def in_unit_cube(self, point: Mapping[str, Any]) -> list[float]:
-        """A point as numbers between 0 and 1, in the same order for all points."""
+        """A point as numbers in [0, 1], in the same order for all points."""
         parts = (d.in_unit_cube(point[name], self.search) for name, d in self.search.items())
         return [number for part in parts for number in part]
 
     def config(self, point: Mapping[str, Any] | None = None) -> RunConfig:
-        """The run at a point, by default at the one tried first."""
+        """The run config at a point, by default the first point."""
         point = self.first_points()[0] if point is None else point
         return load_preset(self.preset, {**self.fixed, **point})
 
 
 class ShareDrawer:
-    """Draws the value at a share of each range; shares of 0 and 1 are its ends."""
+    """Draws the value at a fraction of each range; 0 and 1 are its ends."""
 
     def __init__(self, share: Callable[[], float]) -> None:
         self._share = share

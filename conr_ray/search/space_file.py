@@ -1,7 +1,7 @@
-"""A search space read from its YAML file; all that can be wrong with it is said at once.
+"""Read a search space from its YAML file and check it before anything runs.
 
-A choice or a bound may be written `$preset`: the preset's own value of the field, so that one file
-fits every preset.
+A choice or bound may be written `$preset`, the preset's value of the field, so that one file fits
+every preset.
 
     preset: digits
     search:
@@ -39,14 +39,14 @@ def load_space(
     """The search in the YAML file `path`, checked.
 
     Args:
-        path: of the file.
-        fixed: adds to its fixed fields. Of a searched field that names `$preset` it is the value
-            that stands there.
-        preset: the run that is varied, instead of the file's.
+        path: the file.
+        fixed: added to the file's fixed fields. For a searched field with `$preset`, the value
+            that replaces it.
+        preset: the preset to vary, instead of the file's.
 
     Raises:
-        UserError: the file cannot be read, a field is unknown, searched and fixed at once, has an
-            empty range, or a point of the space cannot be a run.
+        UserError: the file cannot be read, a field is unknown, both searched and fixed or has an
+            empty range, or a point of the space is not a valid run.
     """
     tree = read_yaml(path, "--space", "see search_spaces/")
     if not isinstance(tree, Mapping):
@@ -62,7 +62,7 @@ def load_space(
         space = SearchSpace.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        # A word counts as a list of one.
+        # A single word counts as a list of one.
         place = first["loc"][:1] if first["loc"][:1] == ("mode",) else first["loc"]
         name = ".".join(str(part) for part in place)
         reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
@@ -76,9 +76,9 @@ def load_space(
 
 
 def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree of a space with a value for each `$preset`; what has another shape stays as it is.
+    """Replace each `$preset` in a space's tree by its value; other shapes are left as they are.
 
-    A fixed value of such a field stands for the preset's: it is searched then, and fixed no longer.
+    A fixed value of such a field replaces the preset's, and the field is searched, not fixed.
     """
     search, preset = tree.get("search"), tree.get("preset")
     if not isinstance(search, Mapping) or not isinstance(preset, str):
@@ -105,7 +105,7 @@ def _names_preset(part: Any) -> bool:
 
 
 def _replaced(key: str, part: Any, value: Any) -> Any:
-    """Choices or bounds with `value` for `$preset`; no choice is there twice."""
+    """Choices or bounds with `value` for `$preset`, without duplicate choices."""
     if not _names_preset(part):
         return part
     if key == "choice" and value in part:
@@ -116,7 +116,7 @@ def _replaced(key: str, part: Any, value: Any) -> Any:
 def _check(space: SearchSpace) -> None:
     _check_metrics(space)
     if not space.search:
-        raise UserError("search: no field is searched; name one, such as neighborhood.k1")
+        raise UserError("search: no field is searched: add one, such as neighborhood.k1")
     for name, dimension in space.search.items():
         check_field(name)
         if name in space.fixed:
@@ -164,18 +164,18 @@ def _check_metrics(space: SearchSpace) -> None:
     known = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
     for metric in space.metrics:
         if metric not in ("auto", *known):
-            raise UserError(f"metric={metric}: no run reports it; choose from {', '.join(known)}")
+            raise UserError(f"metric={metric}: unknown; choose from {', '.join(known)}")
     if len(set(space.metrics)) < len(space.metrics):
-        raise UserError(f"metric={list(space.metrics)} names one twice: drop it")
+        raise UserError(f"metric={list(space.metrics)} has a duplicate: drop it")
     if len(space.directions) != len(space.metrics):
         raise UserError("mode: give one for each metric, or leave it out")
     if len(space.metrics) > 1 and space.scheduler is not None:
         raise UserError(
-            f"scheduler {space.scheduler.kind} compares trials by one metric: leave it out, or "
-            "name one metric"
+            f"scheduler {space.scheduler.kind} needs a single metric: leave it out, or give one "
+            "metric"
         )
     if len(space.metrics) > 1 and space.sampler == "cmaes":
-        raise UserError("sampler cmaes has one metric: choose tpe, gp, random or grid, or name one")
+        raise UserError("sampler cmaes needs a single metric: choose tpe, gp, random or grid")
 
 
 def _check_population(space: SearchSpace) -> None:
@@ -186,7 +186,7 @@ def _check_population(space: SearchSpace) -> None:
     for name in space.search:
         if not may_change(name):
             raise UserError(
-                f"search.{name} cannot change in a run, as scheduler {kind} would have it: fix "
+                f"search.{name} cannot change during a run, which scheduler {kind} requires: fix "
                 "it, or choose asha"
             )
     if "sampler" in space.model_fields_set:
@@ -198,7 +198,7 @@ def _check_population(space: SearchSpace) -> None:
     for epoch in space.exchanges:
         if not Schedule(config, 1).evaluated(epoch - 1):
             raise UserError(
-                f"scheduler {kind}: nothing is known after epoch {epoch}: make grace_epochs and "
+                f"scheduler {kind}: no evaluation after epoch {epoch}: make grace_epochs and "
                 f"interval_epochs multiples of evaluation.every={config.evaluation.every}"
             )
 
@@ -221,10 +221,10 @@ def _check_first(space: SearchSpace) -> None:
 def check_points(
     space: SearchSpace, check: Callable[[RunConfig], object] = lambda config: None
 ) -> None:
-    """Many corners and random points must be runs, so that no trial is lost hours later.
+    """Check that many corners and random points are valid, so that no trial fails hours later.
 
     Raises:
-        UserError: one of them is none, or `check` raised it.
+        UserError: a point is not a valid run, or `check` raised it.
     """
     numbers = random.Random(0)
     shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]

@@ -1,7 +1,7 @@
-"""The Optuna study behind a search, and how Ray Tune asks and tells it.
+"""The Optuna study behind a search, and its connection to Ray Tune (ask and tell).
 
-The study's journal is the one record of a search: drawn points, intermediate values, how trials
-ended and which ones early stopping has compared. A search that was killed goes on from it.
+The study's journal is the only record of a search: drawn points, intermediate values, final states
+and what early stopping has compared. A killed search resumes from it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from conr_ray.search.space import SearchSpace
 EPOCHS, FAILURE = "epochs", "failure"
 # Keys of what a trial gets from Tune.
 TRIAL_ID, POINT, LEG = "trial_id", "point", "leg"
-# And what the study knows of it besides its id.
+# An attribute of a trial in the study, besides its id.
 CONFIG_HASH = "config_hash"
 
 
 def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.Study:
     """The study of `space` called `name`, created with the points tried first if there is none."""
-    # Optuna warns of each field that it draws alone.
+    # Optuna warns of each field that it samples independently.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         storage=storage,
@@ -50,7 +50,7 @@ def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.St
         load_if_exists=True,
     )
     num_trials = len(study.get_trials(deepcopy=False))
-    # A search that goes on must not draw its first points once more.
+    # A resumed search must not draw its first points again.
     study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
     # A grid holds its points already, a population draws its own.
     if not num_trials and not space.exchanges and (space.first or space.sampler != "grid"):
@@ -60,12 +60,12 @@ def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.St
 
 
 def journal_file(path: Path) -> BaseStorage:
-    """The storage of studies in a file."""
+    """The storage for a study in a file."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
-    """How many of the search's trials have not ended, in whatever way."""
+    """Number of the search's trials that have not ended."""
     if space.exchanges:
         return Population(space, study).num_left()
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
@@ -73,7 +73,7 @@ def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
 
 
 def _sampler(space: SearchSpace, seed: int) -> BaseSampler:
-    """Optuna's sampler of that name. It draws fields alone whose range depends on others."""
+    """The Optuna sampler; fields whose range depends on others are sampled independently."""
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         match space.sampler:
             case "tpe":
@@ -87,15 +87,15 @@ def _sampler(space: SearchSpace, seed: int) -> BaseSampler:
             case "random":
                 return samplers.RandomSampler(seed=seed)
             case "grid":
-                # The study knows the points that were tried by their place in an order.
+                # The study identifies tried points by their position in an order.
                 return _GridSampler(space.grid(), seed=space.seed)
 
 
 class _GridSampler(samplers.GridSampler):
-    """A grid whose end is no error where the study is asked and told by others."""
+    """A grid sampler for ask and tell, where its end is not an error."""
 
     def after_trial(self, *_: object, **__: object) -> None:
-        """Nothing: the base class would stop a loop that is not there."""
+        """Do nothing: the base class would stop a loop that does not exist."""
 
 
 def _pruner(space: SearchSpace) -> BasePruner:
@@ -129,7 +129,7 @@ def _pruner(space: SearchSpace) -> BasePruner:
 
 
 class _ClockPruner(BasePruner):
-    """A pruner that knows nothing of epochs up to `start`, and counts from there or from `zero`."""
+    """A pruner that ignores epochs up to `start` and counts from there or from `zero`."""
 
     def __init__(self, pruner: BasePruner, start: int, zero: int | None = None) -> None:
         self._pruner = pruner
@@ -137,7 +137,7 @@ class _ClockPruner(BasePruner):
         self._zero = start if zero is None else zero
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial is stopped."""
+        """Whether to stop the trial."""
         shifted = copy.copy(trial)
         shifted.intermediate_values = {
             step - self._zero: value
@@ -148,12 +148,12 @@ class _ClockPruner(BasePruner):
 
 
 class StudySearcher(Searcher):
-    """Gives Tune the study's trials: first those that were left running, then new ones.
+    """Gives Tune the study's trials: first those left running, then new ones.
 
-    A trial that failed or reported a value that is not finite is told FAIL, one that was stopped
-    before its last epoch PRUNED, as is a leg of a population but its last. Tune gets
+    A trial that failed or reported a non-finite value becomes FAIL; one stopped before its last
+    epoch becomes PRUNED, as do all legs of a population but the last. Tune gets
     {"trial_id": ..., "point": ...}, and "leg" in a population; the id names the trial's directory
-    and stays the same when the trial is taken up again.
+    and stays the same when the trial is resumed.
     """
 
     def __init__(self, space: SearchSpace, study: optuna.Study) -> None:
@@ -167,7 +167,7 @@ class StudySearcher(Searcher):
         self._left_running = deque(optuna.Trial(study, t._trial_id) for t in running)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """What the next trial gets; `trial_id` is Tune's. None where it has to wait for others."""
+        """The next trial's config, None if it has to wait; `trial_id` is Tune's id."""
         if self._left_running:
             trial = self._left_running.popleft()
         elif self._population is None:
@@ -190,7 +190,7 @@ class StudySearcher(Searcher):
         return given if self._population is None else {**given, LEG: self._leg(trial)}
 
     def _leg(self, trial: optuna.Trial) -> dict[str, Any]:
-        """A leg's begin and end, and the id of the trial that it goes on from, None without."""
+        """A leg's begin and end, and the id of the trial that it continues, if any."""
         leg = Leg.of(trial, self._space)
         parent = None
         if leg.parent is not None:
@@ -199,15 +199,15 @@ class StudySearcher(Searcher):
         return {"parent": parent, "begin": leg.begin, "end": leg.end}
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Report an intermediate value; whether early stopping ends the trial there.
+        """Report an intermediate value; return whether early stopping ends the trial.
 
-        The step of the value is the number of epochs trained. No trial is stopped after its last.
+        The value's step is the number of epochs trained. Never true after the last epoch.
         """
         trial, value = self._trials[trial_id], result[self._space.metric]
         # Optuna keeps no intermediate values of several metrics.
         if len(self._space.metrics) > 1 or not math.isfinite(value):
             return False
-        # A trial taken up again may pass epochs that it has reported before.
+        # A resumed trial may repeat epochs that it has reported before.
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if result[EPOCHS] not in known:
             trial.report(value, result[EPOCHS])
@@ -227,7 +227,7 @@ class StudySearcher(Searcher):
             self._study.tell(trial, values)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles what it holds; nothing is ever restored from that.
+        # Tune pickles this object but never restores it.
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -248,8 +248,8 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
-        """Tune's question after each report, asked before it decides whether to go on."""
-        if result.get(RESULT_DUPLICATE):  # Tune says once more that the trial has ended
+        """Decide, after each report, whether the trial goes on."""
+        if result.get(RESULT_DUPLICATE):  # Tune repeats the last result
             return TrialScheduler.CONTINUE
         stop = self._searcher.should_stop(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -23,10 +23,10 @@ from conr_ray.tracking.wandb_settings import WandbSettings
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Runs trials of a search; Tune calls it, in an actor, with a point of the space.
+    """Runs the trials of a search; Tune calls it, in an actor, with a point of the space.
 
-    A trial of one worker trains in the actor itself, which is reused for the next trial; with more
-    workers the actor only waits for Ray Train. A restarted trial goes on from its checkpoint.
+    A one-worker trial trains in the actor itself, which is reused for the next trial; with more
+    workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint.
     """
 
     space: SearchSpace
@@ -56,7 +56,7 @@ class TrialRunner:
                     reporter.epoch(row)
                 reporter.end(None)
         except (UserError, RunFailed) as error:
-            # Raised, Tune would try the trial again, to the same end.
+            # If raised, Tune would retry the trial, with the same result.
             reporter.failure(str(error))
 
     def _parent(self, leg: dict[str, Any]) -> tuple[RunDirectory, int] | None:
@@ -66,9 +66,9 @@ class TrialRunner:
 
 
 class _TuneReporter(Observer):
-    """An observer that reports epochs with the metrics to Tune, which may stop the trial there.
+    """An observer that reports metrics to Tune, which may then stop the trial.
 
-    The last epoch is reported when all else is done, so that nothing of a whole run is cut off.
+    The last epoch is reported after everything else, so that a complete run is never cut off.
     """
 
     def __init__(self, metrics: Sequence[str], num_epochs: int) -> None:

@@ -38,13 +38,13 @@ _FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial's point, how it ended, and the figures of its last evaluated epoch.
+    """A trial's point, final state, and the metrics of its last evaluated epoch.
 
-    `values` are those of the search's metrics; no complete trial is better than one of the Pareto
-    set in one of them and as good in all others. `epochs` are those of the whole run, the first
-    `inherited_epochs` of them another trial's, its `parent`. `time_s` is that of the epochs after
-    its trunk or parent, `trunk_time_s` of those in the trunk, `built_time_s` of the part of these
-    that was trained for it. `rows` are those of its metrics.parquet.
+    `values` are those of the search's metrics. A trial is in the Pareto set if no complete trial is
+    better in one of them and as good in all others. `epochs` counts the whole run, of which the
+    first `inherited_epochs` are those of its `parent`. `time_s` is the time of the epochs after its
+    trunk or parent, `trunk_time_s` of those in the trunk, `built_time_s` of the part of the trunk
+    that was trained for this trial. `rows` are the rows of its metrics.parquet.
     """
 
     trial_id: str
@@ -73,7 +73,7 @@ class Trial:
         *,
         in_pareto_set: bool,
     ) -> Trial:
-        """The trial of an Optuna record and what `read_files` found."""
+        """Build a trial from an Optuna record and the result of `read_files`."""
         rows, origin = files
         times_s = [float(row.get("epoch_time_s") or 0) for row in rows]
         leg = Leg.of(frozen, space)
@@ -103,13 +103,13 @@ class Trial:
 
 
 def read_files(directory: RunDirectory) -> tuple[list[MetricRow], Origin | None]:
-    """The epochs of the run in `directory`, and where it came from."""
+    """The metric rows of the run in `directory`, and its origin."""
     return directory.metric_rows(), Origin.read(directory)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Epochs and seconds that a search has trained, and what it would have without trunks."""
+    """Epochs and seconds that a search has trained, and would have trained without trunks."""
 
     epochs: int
     time_s: float
@@ -118,7 +118,7 @@ class Cost:
 
     @classmethod
     def of(cls, trials: list[Trial]) -> Cost:
-        """Of the trials of a search, the trunks included that were trained for them."""
+        """The cost of a search's trials, including trunks trained for them."""
         origins = [trial.origin for trial in trials if trial.origin is not None]
         unshared_epochs = sum(trial.epochs - trial.inherited_epochs for trial in trials)
         return cls(
@@ -146,9 +146,8 @@ def read_trials(
 ) -> list[Trial]:
     """All trials, the best first: complete ones, then stopped ones, then the rest.
 
-    Of a population those are `continued` that others go on from, in a later leg.
-    With several metrics the Pareto set comes first, by the first metric. `read` gives what is in a
-    trial's directory.
+    In a population, trials that a later leg continues are `continued`. With several metrics the
+    Pareto set comes first, sorted by the first metric. `read` reads a trial's directory.
     """
     all_trials = study.get_trials(deepcopy=False)
     known = [trial for trial in all_trials if TRIAL_ID in trial.user_attrs]
@@ -177,15 +176,15 @@ def read_trials(
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The best of the trials that trained all their epochs, None where none did.
+    """The best of the trials that trained all their epochs; None if there are none.
 
-    With several metrics it is the one of the Pareto set that leads by the first.
+    With several metrics, it is the one in the Pareto set that is best in the first metric.
     """
     return trials[0] if trials and trials[0].state == "complete" else None
 
 
 def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
-    """A row for each trial: id, state, the searched fields by name, figures, epochs, time."""
+    """One row per trial: id, state, searched fields by name, metrics, epochs, time."""
     columns: dict[str, list[Any]] = {
         "trial_id": [t.trial_id for t in trials],
         "number": [t.number for t in trials],
@@ -194,7 +193,7 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
     for name, dimension in space.search.items():
         values = [t.point.get(name) for t in trials]
         kinds = {type(value) for value in dimension.choice or ()}
-        # A column has one type: numbers are words beside words, such as 30 and never.
+        # A column has one type: numbers mixed with words, as in 30 and never, become text.
         as_words = len(kinds) > 1 and not kinds <= {int, float}
         columns[name] = [None if v is None else str(v) for v in values] if as_words else values
     for name in _FIGURES:
@@ -209,15 +208,15 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
 
 
 def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
-    """The best `most` trials for a terminal of 80 columns. Fields are shortened to their last name.
+    """The best `most` trials for an 80-column terminal; fields are shortened to their last name.
 
-    The metrics come first; what agrees with labels is shown where there are labels.
+    The search's metrics come first; agreement with labels is shown if there are labels.
     """
     shown = _LABELLED if any(t.figures["acc"] is not None for t in trials) else _LABEL_FREE
     figures = list(dict.fromkeys([*space.metrics, *shown]))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("trial", "state", *(name.rpartition(".")[2] for name in space.search)):
-        # A header may break where it has a space.
+        # Headers can wrap at spaces.
         table.add_column(name.replace("_", " "), justify="left" if name == "state" else "right")
     for name in (*figures, "epochs", "time"):
         table.add_column(name.replace("_", " "), justify="right")
@@ -236,7 +235,7 @@ def to_rich(trials: list[Trial], space: SearchSpace, most: int = 20) -> Table:
 
 
 def lineage(trial: Trial, trials: list[Trial]) -> list[Trial]:
-    """The trials whose states a leg of a population goes on from, the first one first, and it."""
+    """A leg's ancestors, the oldest first, and the leg itself."""
     by_number = {one.number: one for one in trials}
     found = [trial]
     while (parent := found[0].parent) is not None:

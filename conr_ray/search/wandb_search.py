@@ -1,4 +1,4 @@
-"""A search as a run of W&B beside those of its trials: its tables, importances and best trial."""
+"""A search as a W&B run next to its trials' runs: tables, importances and best trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def search_run_id(name: str) -> str:
-    """Id of a search's run in W&B, which allows few characters; one name is one search there."""
+    """Id of a search's W&B run, with the characters that W&B allows."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)
 
 
@@ -28,13 +28,13 @@ def log_search(
     *,
     workers: int = 1,
 ) -> None:
-    """Log the search as it stands; one that goes on logs into the same run.
+    """Log the current state of the search; a resumed search logs into the same run.
 
-    Stopped trials of several `workers` each, which Ray ends by killing them, are ended in W&B too.
+    Stopped trials with several `workers`, which Ray kills, are also finished in W&B.
 
-    Its config holds the space, its tables are `search/trials`, `search/importances` and, with
-    several metrics, `search/pareto`; its summary names the best trial and the cost. What goes wrong
-    is told, and stops nothing.
+    The run's config holds the space; its tables are `search/trials`, `search/importances` and, with
+    several metrics, `search/pareto`; its summary names the best trial and the cost. An error is
+    logged and stops nothing.
     """
     if settings.mode == "off":
         return
@@ -47,7 +47,7 @@ def log_search(
                 if trial.state == "stopped":
                     _end(trial, space, directory, settings)
     except Exception as error:
-        logger.warning("the search is not logged to W&B: %s", error)
+        logger.warning("cannot log the search to W&B: %s", error)
 
 
 def _log(
@@ -71,7 +71,7 @@ def _log(
     if found:
         logged["search/importances"] = importances
         if len(space.metrics) == 1:
-            title = f"What {space.metric} depends on"
+            title = f"Importance of fields for {space.metric}"
             logged["search/importance_chart"] = wandb.plot.bar(
                 importances, "field", "importance", title
             )
@@ -94,7 +94,7 @@ def _log(
 def _end(
     trial: Trial, space: SearchSpace, directory: SearchDirectory, settings: WandbSettings
 ) -> None:
-    """Log what W&B's process had not written when it was killed, and end the run well."""
+    """Log what W&B's process had not written when it was killed, and finish the run."""
     own = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
     settings = settings.for_run(trial.trial_id, group=directory.name, run_uri=own.uri)
     observer = open_wandb(settings, space.config(trial.point))

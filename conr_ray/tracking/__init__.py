@@ -1,1 +1,1 @@
-"""Weights & Biases and what else shows a run; handed to the loop as observers."""
+"""Observers of a run: Weights & Biases, the terminal and log files."""

@@ -1,6 +1,6 @@
 """The figures of a run, drawn from its snapshot with matplotlib: for W&B and for papers.
 
-Each function returns a figure, or None where the snapshot holds nothing to draw it from.
+Each function returns a figure, or None if the snapshot lacks the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 from conr_ray.engine.snapshot import Snapshot
 
-# Orange-red and blue-green, which also those tell apart who cannot tell red from green.
+# Orange-red and blue-green, distinguishable with red-green colour blindness.
 WRONG, HARD = "#d55e00", "#009e73"
 _CELL_PIXELS, _CELL_INCHES = 64, 0.44
 _MOST_NUMBERED = 20
@@ -30,7 +30,7 @@ _MOST_NUMBERED = 20
 
 @dataclass(frozen=True)
 class _Cell:
-    """A picture in a grid; rows and columns may lie between whole numbers."""
+    """A picture in a grid; rows and columns may be fractional."""
 
     sample_id: int
     row: float
@@ -41,7 +41,7 @@ class _Cell:
 def neighbor_grid(snapshot: Snapshot) -> Figure | None:
     """Query images, each with its 10 Euclidean and its 10 contextual neighbours.
 
-    Wrong ones are framed red, hard positives green: right, and only the contextual list has them.
+    Wrong ones are framed red, hard positives (right, contextual list only) green.
     """
     neighbors: list[dict[str, Any]] = snapshot.neighbors.to_pylist()
     if not neighbors:
@@ -69,7 +69,7 @@ def neighbor_grid(snapshot: Snapshot) -> Figure | None:
 
 
 def embedding_map(snapshot: Snapshot, positions_m2: npt.NDArray[np.float32]) -> Figure:
-    """Samples at their places on a 2-D map, coloured by cluster, small near a boundary."""
+    """Samples on a 2-D map, coloured by cluster, small near a boundary."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     clusters = snapshot.samples["cluster"].to_numpy()
@@ -91,14 +91,14 @@ def embedding_map(snapshot: Snapshot, positions_m2: npt.NDArray[np.float32]) -> 
             frameon=False,
             title="cluster" if snapshot.confusion is None else "cluster: class",
         )
-    axes.set_title(f"{len(clusters):,} samples; small ones lie near a boundary", fontsize=10)
+    axes.set_title(f"{len(clusters):,} samples; small ones are near a boundary", fontsize=10)
     axes.set_axis_off()
     axes.set_aspect("equal", "datalim")
     return figure
 
 
 def confusion_matrix(snapshot: Snapshot) -> Figure | None:
-    """Share of each class in each cluster, clusters in the order in which they match classes."""
+    """Share of each class in each cluster; clusters are ordered by the class they match."""
     if snapshot.confusion is None:
         return None
     classes, clusters, counts_rc = confusion_counts(snapshot.confusion)
@@ -157,7 +157,7 @@ def confusion_counts(
 
 
 def cluster_colors(count: int) -> list[str]:
-    """As many colours as there are clusters."""
+    """One colour per cluster."""
     few = count <= 10
     found = colormaps["tab10" if few else "turbo"](
         range(count) if few else np.linspace(0, 1, count)
@@ -166,7 +166,7 @@ def cluster_colors(count: int) -> list[str]:
 
 
 def _named(snapshot: Snapshot, cluster: int) -> str:
-    """A cluster by its number, and the class that it matches where there is one."""
+    """A cluster's number, and the class that it matches, if any."""
     if snapshot.confusion is not None:
         for row in snapshot.confusion.to_pylist():
             if row["matched"] and row["cluster"] == cluster:
@@ -175,7 +175,7 @@ def _named(snapshot: Snapshot, cluster: int) -> str:
 
 
 def _grid(snapshot: Snapshot, cells: list[_Cell]) -> tuple[Figure, Axes]:
-    """Pictures on one canvas, a unit of its axes a picture."""
+    """Pictures on one canvas; one axis unit is one picture."""
     width = max(cell.column for cell in cells) + 1
     height = max(cell.row for cell in cells) + 1
     scale = _CELL_PIXELS
@@ -184,7 +184,7 @@ def _grid(snapshot: Snapshot, cells: list[_Cell]) -> tuple[Figure, Axes]:
         zip(*(snapshot.pictures[name].to_pylist() for name in ("sample_id", "png")), strict=True)
     )
     figure = Figure(figsize=(_CELL_INCHES * (width + 4), _CELL_INCHES * (height + 2)))
-    # Room for names at the left, and for a line of text above and below.
+    # Room for names on the left, and for a line of text above and below.
     axes = figure.add_axes(
         (3.5 / (width + 4), 1 / (height + 2), width / (width + 4), height / (height + 2))
     )

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 Points = npt.NDArray[np.float32]
 
-# Of t-SNE on one core, about; half of openTSNE's own number of steps lose nothing.
+# About, for t-SNE on one core. Half of openTSNE's default number of steps gives equal maps.
 TSNE_S_PER_SAMPLE = 1.5e-3
 _STEPS = {"early_exaggeration_iter": 100, "n_iter": 250}
 _PERPLEXITY = 30
@@ -16,10 +16,10 @@ _FEWEST = 10
 
 
 def map_2d(embeddings_md: Points) -> Points:
-    """Places of the samples on a map that keeps near ones near, (m, 2), by t-SNE.
+    """Positions of the samples on a t-SNE map that keeps neighbours close, (m, 2).
 
-    The same for the same embeddings. Distances between groups mean little. With fewer than 10
-    samples, or a width of 1, it is `plane_2d`.
+    Deterministic. Distances between groups mean little. With fewer than 10 samples, or a width
+    of 1, it is `plane_2d`.
     """
     if len(embeddings_md) < _FEWEST or embeddings_md.shape[1] < 2:
         return plane_2d(embeddings_md)
@@ -32,7 +32,7 @@ def map_2d(embeddings_md: Points) -> Points:
 
 
 def plane_2d(embeddings_md: Points) -> Points:
-    """Places of the samples by the two directions of largest variance, (m, 2); in no time."""
+    """Positions of the samples along the first two principal components, (m, 2); fast."""
     if len(embeddings_md) < 2:
         return np.zeros((len(embeddings_md), 2), np.float32)
     width = min(2, *embeddings_md.shape)

@@ -1,4 +1,4 @@
-"""Messages of libraries, kept in a file while a command has the terminal for its own display."""
+"""Send libraries' log messages to a file while a command uses the terminal for its display."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from conr_ray.engine.run_directory import RunDirectory
 
 @contextmanager
 def library_logs(directory: RunDirectory) -> Iterator[None]:
-    """Keep what is logged, and Python's warnings, in library.log instead of on the terminal.
+    """Write log messages and Python's warnings to library.log instead of the terminal.
 
-    Loggers with handlers of their own, as Ray and Optuna have, write to the file alone meanwhile.
-    It grows in `directory`, or where this is in a bucket, on this machine until all is done.
+    Loggers with handlers of their own, such as Ray's and Optuna's, also write to the file only.
+    The file is in `directory`; if that is in a bucket, it is written there at the end.
     """
     scratch = tempfile.TemporaryDirectory(prefix="conr_ray_log_")
     path = Path(directory.uri if directory.is_local else scratch.name) / "library.log"

@@ -1,4 +1,4 @@
-"""A run's progress in the terminal: a bar with the time left, or a line an epoch in a log."""
+"""A run's progress: a live bar with the time left, or one line per epoch in a log."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SHOWN = ("loss", "acc", "nmi", "ari", "silhouette", "neighbor_purity")
 
 
 class RunProgress(Observer):
-    """An observer that shows epochs done, figures and time left; use as a context.
+    """An observer that shows epochs done, metrics and time left; a context manager.
 
-    On a terminal it is a live bar. Elsewhere (a pipe, a log) it prints a line for an epoch, at most
-    one in ten seconds, and for the last epoch.
+    On a terminal it is a live bar. Elsewhere (a pipe, a log) it prints a line per epoch, at most
+    one in ten seconds, and always one for the last epoch.
     """
 
     def __init__(self, num_epochs: int, done: int, console: Console) -> None:
@@ -60,9 +60,9 @@ class RunProgress(Observer):
     def epoch(self, row: MetricRow) -> None:
         done = int(row["epoch"] or 0) + 1
         if done == self._first + 1:
-            # What comes before the first epoch's end (start, first compilation) says little.
+            # The time until the first epoch ends (start, compilation) is not representative.
             self._started = time.monotonic() - float(row.get("epoch_time_s") or 0)
-        # Figures of an earlier evaluation stay in sight.
+        # Keep showing the metrics of an earlier evaluation.
         self._shown |= {n: float(row[n] or 0) for n in _SHOWN if row.get(n) is not None}
         figures = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
         each_s = (time.monotonic() - self._started) / max(1, done - self._first)

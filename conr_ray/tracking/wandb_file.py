@@ -1,7 +1,7 @@
 """Which epochs W&B's own files of a run hold: LevelDB's log format around protocol buffers.
 
-W&B's process appends records to `run-ID.wandb`, though not at once: of a run that was killed the
-file tells which ones are safe.
+W&B's process appends records to `run-ID.wandb` with a delay: after a kill, the file shows which
+ones were written.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from wandb.proto import wandb_internal_pb2
 
 _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 _FULL, _LAST = 1, 4
-# Made at run time, so that type checkers do not see it.
+# Created at run time, invisible to type checkers.
 _RECORD: Any = vars(wandb_internal_pb2)["Record"]
 
 
 def logged_epochs(folder: str, run_id: str) -> set[int]:
-    """Epochs in the files of the run under `folder`; empty where there are none."""
+    """Epochs in the run's files under `folder`; empty if there are none."""
     found: set[int] = set()
     for file in Path(folder).glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"):
         found |= {row["epoch"] for row in history(file) if "epoch" in row}
@@ -39,7 +39,7 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 
 def records(file: Path) -> Iterator[Any]:
-    """The records of a file, up to the first that was not written whole."""
+    """The records of a file, up to the first incomplete one."""
     data, offset, parts = file.read_bytes(), _FILE_HEADER, b""
     while offset < len(data):
         left_in_block = _BLOCK - offset % _BLOCK

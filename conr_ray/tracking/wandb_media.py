@@ -1,4 +1,4 @@
-"""What W&B shows of a run besides its curves: figures, tables with images, checkpoints."""
+"""What is logged to W&B besides curves: figures, tables with images, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from conr_ray.tracking import drawing
 from conr_ray.tracking.embedding_map import TSNE_S_PER_SAMPLE, map_2d, plane_2d
 
 _SHARE_OF_RUN = 0.02
-# Expected of the first drawing.
+# Expected time of the first drawing.
 _FIRST_S = 1.0
 _DOTS_PER_INCH = 110
 
 
 class DrawingBudget:
-    """A fiftieth of the time that a run trains may go into its figures."""
+    """Limits drawing figures to a fiftieth of the training time."""
 
     def __init__(self) -> None:
         self._trained_s = 0.0
@@ -33,7 +33,7 @@ class DrawingBudget:
         self._last_s = _FIRST_S
 
     def add_epoch(self, time_s: float) -> None:
-        """An epoch was trained."""
+        """Add the training time of an epoch."""
         self._trained_s += time_s
 
     def left_s(self) -> float:
@@ -41,12 +41,12 @@ class DrawingBudget:
         return _SHARE_OF_RUN * self._trained_s - self._spent_s
 
     def allows_another(self) -> bool:
-        """Whether there is time left for as long as the last drawing took."""
+        """Whether enough time is left to draw once more, judged by the last drawing."""
         return self.left_s() > self._last_s
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Count the time of what is done inside."""
+        """Count the time spent inside the context."""
         started = time.perf_counter()
         try:
             yield
@@ -56,9 +56,9 @@ class DrawingBudget:
 
 
 def snapshot_media(snapshot: Snapshot, seconds: float) -> dict[str, Any]:
-    """Figures and tables of a snapshot by the names that they have in W&B.
+    """Figures and tables of a snapshot, by their names in W&B.
 
-    The map is by t-SNE where `seconds` are enough for it, else by principal components.
+    The map uses t-SNE if `seconds` suffice, else principal components.
     """
     long_enough = seconds > TSNE_S_PER_SAMPLE * snapshot.samples.num_rows
     positions_m2 = (map_2d if long_enough else plane_2d)(snapshot.embeddings)
@@ -113,7 +113,7 @@ def _picture_table(
 ) -> wandb.Table:
     """A row for each value of `keys`, with the images of its samples by rank.
 
-    Those at `first` come before.
+    The image of the sample in column `first`, if given, comes first.
     """
     lines: dict[tuple[Any, ...], list[Any]] = {}
     for row in table.to_pylist():

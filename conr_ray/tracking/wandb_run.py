@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def start_wandb(
     settings: WandbSettings, project: str, job_type: str, config: dict[str, Any]
 ) -> wandb.Run:
-    """Begin, or resume, a run of W&B."""
+    """Start or resume a W&B run."""
     return wandb.init(
         project=project,
         id=settings.run_id,
@@ -40,8 +40,8 @@ def start_wandb(
 class WandbRun(Observer):
     """Logs each epoch once, as a step, with the figures drawn after it.
 
-    A run that goes on logs the epochs that W&B has lost. Figures are drawn of the last snapshot,
-    and of others while they are cheap beside the training. After the first failure it is quiet.
+    A resumed run logs the epochs that W&B has lost. Figures are drawn of the last snapshot, and of
+    others while that is cheap compared to training. After the first failure nothing is logged.
     """
 
     def __init__(self, settings: WandbSettings, config: RunConfig) -> None:
@@ -56,7 +56,7 @@ class WandbRun(Observer):
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if settings.mode == "online":
-            # What the files hold may not have been sent before the run was killed.
+            # Rows in the files may not have been sent before the run was killed.
             summary = dict(self._run.summary) if self._run.resumed else {}
             self._logged = set(range(int(summary.get("epoch", -1)) + 1))
         self._num_epochs = config.schedule.epochs
@@ -77,7 +77,7 @@ class WandbRun(Observer):
                 self._figures = {snapshot.epoch - 1: media}
         except Exception as error:
             self._drawing = False
-            logger.warning("figures for W&B cannot be drawn, the run goes on without: %s", error)
+            logger.warning("cannot draw figures for W&B, continuing without: %s", error)
 
     def epoch(self, row: MetricRow) -> None:
         self._budget.add_epoch(float(row.get("epoch_time_s") or 0))
@@ -86,7 +86,7 @@ class WandbRun(Observer):
     def end(self, error: BaseException | None) -> None:
         if error is None and self._with_artifact:
             self._log_artifact()
-        # A scheduler stops a trial by SystemExit: no failure.
+        # A scheduler stops a trial by SystemExit, which is not a failure.
         failed = error is not None and not isinstance(error, SystemExit)
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
@@ -104,7 +104,7 @@ class WandbRun(Observer):
         try:
             log_checkpoint(self._run, RunDirectory(self._settings.run_uri), f"{run_id}-checkpoint")
         except Exception as error:
-            logger.warning("the checkpoint is not logged to W&B: %s", error)
+            logger.warning("cannot log the checkpoint to W&B: %s", error)
 
     def _attempt(self, action: Callable[[], object]) -> None:
         if not self._working:
@@ -113,4 +113,4 @@ class WandbRun(Observer):
             action()
         except Exception as error:
             self._working = False
-            logger.warning("W&B fails, the run goes on without: %s", error)
+            logger.warning("W&B failed, continuing without it: %s", error)

@@ -1,7 +1,7 @@
 """Whether and where to log to Weights & Biases.
 
-Online where a key is known, offline where WANDB_MODE=offline, and off where neither is. What goes
-wrong in tracking never stops a run.
+Online if a key is known, offline with WANDB_MODE=offline, otherwise off. An error in tracking never
+stops a run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from conr_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "off"]
-# Where W&B is if nothing else is said, under its older and its newer name: `wandb login` writes a
-# key under one of them.
+# W&B's default hosts, the older and the newer name: `wandb login` stores the key under one of them.
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
@@ -31,8 +30,8 @@ _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 class WandbSettings:
     """Where a run is logged.
 
-    `run_uri` is the directory of what is logged. Its local files, under which `wandb sync` finds an
-    offline run, lie there too, or in a temporary folder where it is in a bucket.
+    `run_uri` is the directory of the logged run. W&B's local files, which `wandb sync` uploads for
+    an offline run, are there too, or in a temporary folder if it is in a bucket.
     """
 
     mode: Mode
@@ -41,17 +40,17 @@ class WandbSettings:
     run_uri: str = ""
 
     def for_run(self, run_id: str, *, group: str | None, run_uri: str) -> WandbSettings:
-        """These settings for one run, called by its id."""
+        """These settings for the run with this id."""
         return replace(self, run_id=run_id, group=group, run_uri=run_uri)
 
     @property
     def folder(self) -> str:
-        """Where the local files are."""
+        """Folder of the local files."""
         return self.run_uri if "://" not in self.run_uri else tempfile.gettempdir()
 
 
 def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
-    """How to log, and a sentence for the user where that may surprise."""
+    """How to log, and a message for the user if that may surprise."""
     if config.wandb == "off":
         return "off", None
     asked = os.environ.get("WANDB_MODE", "online").lower()
@@ -69,7 +68,7 @@ def wandb_mode(config: TrackingConfig) -> tuple[Mode, str | None]:
 
 
 def _has_key() -> bool:
-    """Whether W&B would find a key. Asked of W&B itself, it would prompt for one."""
+    """Whether W&B would find a key; W&B itself would prompt for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     asked = urlparse(os.environ.get("WANDB_BASE_URL", ""))
@@ -83,7 +82,7 @@ def _has_key() -> bool:
 
 
 def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
-    """The observer that logs to `settings`; the null observer where logging is off or fails."""
+    """The observer that logs to `settings`; the null observer if logging is off or fails."""
     if settings.mode == "off":
         return Observer()
     try:
@@ -92,5 +91,5 @@ def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
 
         return WandbRun(settings, config)
     except Exception as error:
-        logger.warning("W&B does not start, the run goes on without: %s", error)
+        logger.warning("cannot start W&B, continuing without it: %s", error)
         return Observer()

@@ -250,13 +250,13 @@ def test_a_folder_that_is_neither_is_told_with_the_remedy(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", "name one of"),
-        ("a --compare b c", "name one of"),
-        ("--compare a b --baseline c", "--baseline does nothing with --compare"),
-        ("--compare a b --figures c", "leave --compare out"),
-        ("a --figures b --out c", "--out does nothing with --figures"),
-        ("a --search b", "--search does nothing with DIR"),
-        ("--wandb me/digits", "name a search"),
+        ("", "give one of"),
+        ("a --compare b c", "give one of"),
+        ("--compare a b --baseline c", "--baseline has no effect with --compare"),
+        ("--compare a b --figures c", "leave out --compare"),
+        ("a --figures b --out c", "--out has no effect with --figures"),
+        ("a --search b", "--search has no effect with DIR"),
+        ("--wandb me/digits", "a search with --search"),
         ("--wandb me --search first", "ENTITY/PROJECT"),
     ],
 )

@@ -244,7 +244,7 @@ def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     elsewhere.run("kill -INT $(cat ~/pid)")
     assert process.wait(timeout=60) == 130, log.read_text()
     told = log.read_text()
-    assert "interrupted: the same command with --name one --resume goes on" in told
+    assert "interrupted: resume with the same command and --name one --resume" in told
     assert "interrupted, and on the cluster too" in told
 
     def at_work() -> str:

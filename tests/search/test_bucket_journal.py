@@ -59,7 +59,7 @@ def test_a_driver_is_stopped_when_another_one_takes_the_search_over(s3_bucket: s
     first = open_study(directory)
     first.ask()
     second = open_study(directory)
-    with pytest.raises(UserError, match="another process has taken this search over"):
+    with pytest.raises(UserError, match="another process has taken over this search"):
         first.ask()
     second.ask()
     # Reading takes nothing over.

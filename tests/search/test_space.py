@@ -256,8 +256,8 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: 10}, {}, f"search.{K1}: input should be a valid dictionary"),
     # Bounds that name fields
     ({K2: {"int": [1, K1]}}, {}, f"search.{K2}: its bound {K1} is not searched: give a number"),
-    ({K1: {"int": [2, K2]}, K2: {"int": [1, K1]}}, {}, f"search.{K1}: its bounds need each other"),
-    ({K1: {"int": [2, K1]}}, {}, f"search.{K1}: its bounds need each other: give one a number"),
+    ({K1: {"int": [2, K2]}, K2: {"int": [1, K1]}}, {}, f"search.{K1}: circular bounds"),
+    ({K1: {"int": [2, K1]}}, {}, f"search.{K1}: circular bounds: replace one by a number"),
     (
         {START: {"choice": [30, "never"]}, K1: {"int": [1, START]}},
         {},
@@ -300,15 +300,15 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         {K1: {"int": [5, 20]}},
         {"metric": ["nmi", "train_time_s"], "scheduler": {"kind": "asha"}},
-        "scheduler asha compares trials by one metric: leave it out, or name one metric",
+        "scheduler asha needs a single metric: leave it out, or give one metric",
     ),
     (
         {K1: {"int": [5, 20]}},
         {"metric": ["nmi", "acc"], "sampler": "cmaes"},
-        "sampler cmaes has one metric: choose tpe, gp, random or grid, or name one",
+        "sampler cmaes needs a single metric: choose tpe, gp, random or grid",
     ),
-    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "f1"]}, "metric=f1: no run reports it; choose fr"),
-    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "nmi"]}, "metric=['nmi', 'nmi'] names one twice:"),
+    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "f1"]}, "metric=f1: unknown; choose from"),
+    ({K1: {"int": [5, 20]}}, {"metric": ["nmi", "nmi"]}, "metric=['nmi', 'nmi'] has a duplicate:"),
     ({K1: {"int": [5, 20]}}, {"metric": []}, "metric: tuple should have at least 1 item"),
     ({K1: {"int": [5, 20]}}, {"mode": ["max", "min"]}, "mode: give one for each metric, or leave"),
     (
@@ -328,7 +328,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         {START: {"int": [20, 30]}},
         {"scheduler": {"kind": "pbt"}},
-        f"search.{START} cannot change in a run, as scheduler pbt would have it: fix it, or choo",
+        f"search.{START} cannot change during a run, which scheduler pbt requires: fix it, or ch",
     ),
     (
         {K1: {"int": [5, 20]}},
@@ -348,15 +348,15 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         {LR: {"float": [0.05, 1]}},
         {"scheduler": {"kind": "pbt", "grace_epochs": 7}, "fixed": {START: "never"}},
-        "scheduler pbt: nothing is known after epoch 7: make grace_epochs and interval_epochs mul",
+        "scheduler pbt: no evaluation after epoch 7: make grace_epochs and interval_epochs mul",
     ),
     # The rest of the file
-    ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: no run reports it; choose from acc, n"),
+    ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: unknown; choose from acc, n"),
     ({K1: {"int": [5, 20]}}, {"mode": "maximum"}, "mode: input should be 'max' or 'min'"),
     ({K1: {"int": [5, 20]}}, {"trials": 0}, "trials: input should be greater than or equal to 1"),
     ({K1: {"int": [5, 20]}}, {"trails": 4}, "trails: no such key"),
     ({K1: {"int": [5, 20]}}, {"preset": "digit"}, "preset digit: no such preset; did you mean dig"),
-    ({}, {}, "search: no field is searched; name one, such as neighborhood.k1"),
+    ({}, {}, "search: no field is searched: add one, such as neighborhood.k1"),
     (None, {}, "search: input should be a valid dictionary"),
 ]
 

@@ -194,7 +194,7 @@ def test_a_failure_of_wandb_is_told_once_and_the_run_goes_on(
         rows = run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
     assert len(rows) == 4
     told = [record.message for record in caplog.records if "W&B" in record.message]
-    assert told == ["W&B fails, the run goes on without: the disk is full"]
+    assert told == ["W&B failed, continuing without it: the disk is full"]
 
 
 class Quiet(Broken):
@@ -224,7 +224,7 @@ def test_a_failure_in_drawing_is_told_once_and_metrics_are_logged_on(
         run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
     assert [row["epoch"] for row in quiet.rows] == [0, 1, 2, 3]
     told = [record.message for record in caplog.records if "figures" in record.message]
-    assert told == ["figures for W&B cannot be drawn, the run goes on without: no font"]
+    assert told == ["cannot draw figures for W&B, continuing without: no font"]
 
 
 def test_figures_of_short_runs_are_drawn_at_the_end_only(
