@@ -24,8 +24,9 @@ from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_da
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
-from conr_ray.engine.snapshot import Snapshot, take_snapshot
+from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.step_figures import StepFigures
+from conr_ray.engine.take_snapshot import take_snapshot
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size

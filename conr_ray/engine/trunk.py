@@ -9,196 +9,29 @@ tells where the run came from.
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
 import json
 import logging
-import os
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
 
 import torch
 
-from conr_ray.config import RunConfig, override
-from conr_ray.data import keyed_random, pixels, views
+from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine import (
-    embedder,
-    evaluation,
-    label_free,
-    loop,
-    schedule,
-    step_figures,
-    training_state,
-)
-from conr_ray.engine.locks import FileLocks, Lock, Locks
+from conr_ray.engine.locks import Lock
 from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk_fields import trunk_config
+from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.method import batch_norm, collectives, networks, schedules
-from conr_ray.method.clustering import kmeans, metrics
 from conr_ray.method.collectives import broadcast_first, rank
-from conr_ray.method.neighbors import (
-    compiled,
-    neighbor_lists,
-    rank_keys,
-    reranking,
-    rough_products,
-    search_kernels,
-)
-from conr_ray.method.stages import instance as instance_stage
 
 logger = logging.getLogger(__name__)
 
-# Fields without a part in the instance stage, at values that any config can have.
-_GROUP_STAGE_FIELDS: dict[str, Any] = {
-    "schedule.group_start": "never",
-    "schedule.relax_epochs": 0,
-    "neighborhood.kind": "euclidean",
-    "neighborhood.k1": 1,
-    "neighborhood.k2": 1,
-    "neighborhood.k": 1,
-    "boundary.initial_fraction": 1.0,
-    "bank.size": 0,
-    "bank.dtype": "fp32",
-    "bank.sharded": True,
-    "views.crop_scale_group_stage": [1.0, 1.0],
-    "views.group_stage_strength": 1.0,
-    "optim.group_stage_lr_factor": 1.0,
-    "optim.group_stage_predictor_lr_factor": 1.0,
-    "optim.group_loss_weight": 1.0,
-    "evaluation.neighbors": False,
-    "evaluation.snapshot_every": None,
-}
-# Sections that say where things are and what is kept; images count by their fingerprint.
-_NOT_SHAPING = ("data", "checkpoint", "tracking")
-# What trains an instance stage, or makes the figures in the rows of its epochs.
-_SHAPING_CODE = (
-    *(keyed_random, pixels, views),
-    *(embedder, evaluation, label_free, loop, schedule, step_figures, training_state),
-    *(batch_norm, collectives, instance_stage, kmeans, metrics, networks, schedules),
-    *(compiled, neighbor_lists, rank_keys, reranking, rough_products, search_kernels),
-)
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 _READY, _BUILD, _WAIT, _FAILED = range(4)
-
-
-def shapes_trunk(field: str) -> bool:
-    """Whether runs that differ in the dotted `field` differ before their group stages."""
-    return field not in _GROUP_STAGE_FIELDS and field.partition(".")[0] not in (
-        "checkpoint",
-        "tracking",
-    )
-
-
-def trunk_config(config: RunConfig) -> RunConfig:
-    """The run without a group stage that `config` is until its group stage begins."""
-    return override(config, {**_GROUP_STAGE_FIELDS, "checkpoint.keep": 1, "tracking.wandb": "off"})
-
-
-def trunk_name(config: RunConfig, fingerprint: str) -> str:
-    """Equal for runs on equal images that share their instance stage, and for no others."""
-    tree = trunk_config(config).model_dump(mode="json")
-    shaping = {name: part for name, part in tree.items() if name not in _NOT_SHAPING}
-    text = json.dumps([shaping, fingerprint, _code_version()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _code_version() -> str:
-    """Changes with the code that trains an instance stage, but not with its comments."""
-    digest = hashlib.sha256()
-    for module in _SHAPING_CODE:
-        assert module.__file__ is not None
-        tree = ast.parse(Path(module.__file__).read_text())
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef
-        for node in (node for node in ast.walk(tree) if isinstance(node, documented)):
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a run came from.
-
-    Attributes:
-        trunk: name of the trunk.
-        epoch: epochs that the run did not train itself.
-        built_epochs: epochs of the trunk that were trained for this run first.
-        waited_s: time in which others trained them.
-        note: what was wrong with the trunk, or empty.
-    """
-
-    trunk: str
-    epoch: int
-    built_epochs: int = 0
-    waited_s: float = 0.0
-    note: str = ""
-
-    @classmethod
-    def read(cls, directory: RunDirectory) -> Origin | None:
-        """Of the run in `directory`; None where it came from none."""
-        text = directory.read_text("origin.json")
-        return None if text is None else cls(**json.loads(text))
-
-
-@dataclass(frozen=True)
-class TrunkStore:
-    """Trunks under one folder.
-
-    Attributes:
-        uri: of the folder, a local path or a URI such as s3://bucket/folder.
-        starts: epochs at which runs may ask for a trunk: it keeps its checkpoints there.
-        locks: keep those who may build trunks from building the same one.
-    """
-
-    uri: str
-    starts: frozenset[int]
-    locks: Locks
-
-    def directory(self, name: str) -> RunDirectory:
-        """The trunk called `name`."""
-        return RunDirectory(f"{self.uri}/{name}")
-
-    def epochs_trained(self, name: str) -> int | None:
-        """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
-        trunk = self.directory(name)
-        return len(trunk.metric_rows()) if trunk.is_local else None
-
-    def fork_epoch(self, config: RunConfig) -> int:
-        """The epoch at which a run of `config` leaves its trunk; 0 where it has none.
-
-        One without a group stage follows the trunk as far as others do.
-        """
-        start = config.group_start_epoch
-        last = max((s for s in self.starts if s < config.schedule.epochs), default=0)
-        return last if start is None else start
-
-
-def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> TrunkStore | None:
-    """The trunks at `place`, a folder or URI; None without one.
-
-    Locks lie with the trunks, or `elsewhere` where these are no files.
-
-    Raises:
-        UserError: the place cannot be used.
-    """
-    if place is None:
-        return None
-    store = RunDirectory(place)
-    if not store.is_local:
-        return TrunkStore(store.uri, starts, elsewhere)
-    folder = Path(store.uri)
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
-    return TrunkStore(store.uri, starts, FileLocks(store.uri))
 
 
 def train_from_trunk(

@@ -17,47 +17,18 @@ import math
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 
 from conr_ray.data.keyed_random import fold
 from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_attributes import GENERATION, MEMBER, PARENT
 
-# What a leg's trial knows: how many exchanges lie before it, whose it is, and the number of the
-# trial that it goes on from.
-GENERATION, MEMBER, PARENT = "generation", "member", "parent"
 _REDRAWN = 0.25
 _CANDIDATES = 1000
-
-
-@dataclass(frozen=True)
-class Leg:
-    """Where a leg begins and ends.
-
-    Attributes:
-        parent: number of the trial whose state it goes on from; None for the first legs.
-        begin: epochs behind the parent's state, 0 without one.
-        end: epochs behind its own.
-    """
-
-    parent: int | None
-    begin: int
-    end: int
-
-    @classmethod
-    def of(cls, trial: FrozenTrial | optuna.Trial, space: SearchSpace) -> Leg:
-        """Of a trial of the search; one of no population begins at 0 and has no parent."""
-        ends = [*space.exchanges, space.config().schedule.epochs]
-        generation = trial.user_attrs.get(GENERATION, 0)
-        begin = ends[generation - 1] if generation else 0
-        return cls(trial.user_attrs.get(PARENT), begin, ends[generation])
 
 
 class Population:
@@ -166,6 +137,11 @@ class Population:
         learnt, and candidates are draws of the space, so that choices and dependent bounds need no
         rule of their own.
         """
+        # Only `pb2` needs scikit-learn, which takes a second to import.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+
         legs = [leg for legs in self._generations()[:generation] for leg in legs]
         trained = [leg for leg in legs if leg.state != TrialState.FAIL and leg.value is not None]
         begun_with = np.array([self._value_at_begin(leg, legs) for leg in trained])

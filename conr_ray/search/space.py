@@ -24,17 +24,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from conr_ray.config import RunConfig, get_field, load_preset
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.trunk import shapes_trunk
+from conr_ray.engine.trunk_fields import shapes_trunk
 from conr_ray.errors import UserError
+from conr_ray.metric_names import MADE_SMALL
 from conr_ray.search.dimension import Dimension, Drawer, SpacePart
-
-# Metrics that count agreement with labels, and those that need none.
-LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
-LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
-# What a run costs: seconds since its epoch 0, those of its trunk included.
-COST_METRICS = ("train_time_s",)
-_MADE_SMALL = ("loss", *COST_METRICS)
 
 Direction = Literal["max", "min"]
 
@@ -131,7 +124,7 @@ class SearchSpace(SpacePart):
     @property
     def directions(self) -> tuple[Direction, ...]:
         """Whether each metric is made large or small."""
-        natural = tuple[Direction, ...]("min" if m in _MADE_SMALL else "max" for m in self.metrics)
+        natural = tuple[Direction, ...]("min" if m in MADE_SMALL else "max" for m in self.metrics)
         return self.modes or natural
 
     @property
