@@ -24,10 +24,12 @@ from rich.console import Console
 
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import open_trunks
+from conr_ray.engine.trunk_store import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import WorkerResources, start
-from conr_ray.search.run_search import SearchDirectory, run_search
+from conr_ray.scaling.cluster import start
+from conr_ray.scaling.resources import WorkerResources
+from conr_ray.search.run_search import run_search
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
 from conr_ray.tracking.wandb_settings import WandbSettings
 

@@ -93,7 +93,7 @@ def scored(folder: Path) -> dict[str, float]:
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """Correlations over runs of which `rows` are the last epochs' metrics."""
-    from conr_ray.engine.label_free import LABEL_FREE_SCORES
+    from conr_ray.metric_names import LABEL_FREE_SCORES
 
     accuracies = [row["acc"] for row in rows]
     print(f"{title}, {len(rows)} runs, ACC {min(accuracies):.3f} to {max(accuracies):.3f}\n")

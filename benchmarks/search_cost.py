@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, read_trials
 

@@ -1,4 +1,8 @@
-"""What the commands share: arguments, and how errors are shown to the user."""
+"""What the commands share: arguments, and how errors reach the user.
+
+A command imports what it needs once its arguments are read: help and wrong arguments are told at
+once.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conr_ray.config import RunConfig
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.scaling.cluster import ClusterOptions
-from conr_ray.scaling.remote_command import run_on_head
+
+if TYPE_CHECKING:
+    from conr_ray.config import RunConfig
+    from conr_ray.scaling.resources import ClusterOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +81,9 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_options(args: argparse.Namespace) -> ClusterOptions:
-    """The values of the arguments of `add_cluster_options`."""
+    """What the arguments of `add_cluster_options` say."""
+    from conr_ray.scaling.resources import ClusterOptions
+
     return ClusterOptions(
         args.address, args.autoscaling, args.cpus_per_worker, args.gpus_per_worker
     )
@@ -85,6 +93,8 @@ def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace
     """Run the command on the cluster if --address is ray://...; return whether it did."""
     if not (args.address or "").startswith("ray://"):
         return False
+    from conr_ray.scaling.remote_command import run_on_head
+
     run_on_head(module, arguments, args.address)
     return True
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from conr_ray.command_line import Parser, make_console, run_command
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
-from conr_ray.reporting.report_file import write_comparison, write_report, write_static
+
+if TYPE_CHECKING:
+    from conr_ray.engine.run_directory import RunDirectory
 
 # The options that each kind of output accepts.
 _HEEDED = {
@@ -23,20 +25,25 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, draw, print the place of the result."""
     args = _parser().parse_args(arguments)
     way = _way(args)
+    make_console().print(_drawn(way, args), soft_wrap=True)
+
+
+def _drawn(way: str, args: argparse.Namespace) -> str:
+    """Draw, and say where."""
     if way == "--wandb":
-        drawn = f"view: {_save_view(args.wandb, args.search)}"
-    elif way == "--compare":
+        return f"view: {_save_view(args.wandb, args.search)}"
+    from conr_ray.reporting.report_file import write_comparison, write_report, write_static
+
+    if way == "--compare":
         directories = [_directory(uri) for uri in args.compare]
-        drawn = f"report: {write_comparison(directories, args.out or 'compare.html', args.study)}"
-    elif way == "--figures":
+        return f"report: {write_comparison(directories, args.out or 'compare.html', args.study)}"
+    if way == "--figures":
         names = write_static(_directory(args.directory), args.figures, args.study)
-        drawn = f"figures in {args.figures}: {', '.join(names)}"
-    else:
-        baseline = _directory(args.baseline) if args.baseline else None
-        directory = _directory(args.directory)
-        place = write_report(directory, out=args.out, study_url=args.study, baseline=baseline)
-        drawn = f"report: {place}"
-    make_console().print(drawn, soft_wrap=True)
+        return f"figures in {args.figures}: {', '.join(names)}"
+    baseline = _directory(args.baseline) if args.baseline else None
+    directory = _directory(args.directory)
+    place = write_report(directory, out=args.out, study_url=args.study, baseline=baseline)
+    return f"report: {place}"
 
 
 def _way(args: argparse.Namespace) -> str:
@@ -55,6 +62,8 @@ def _way(args: argparse.Namespace) -> str:
 
 
 def _directory(uri: str) -> RunDirectory:
+    from conr_ray.engine.run_directory import RunDirectory
+
     return RunDirectory(uri.rstrip("/") or "/")
 
 

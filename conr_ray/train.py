@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
     absolute_data_path,
@@ -20,30 +18,17 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
 )
-from conr_ray.config import (
-    RunConfig,
-    from_yaml,
-    load_config,
-    load_preset,
-    override,
-    parse_overrides,
-)
-from conr_ray.data.store import open_data
-from conr_ray.engine.checks import check_data
-from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import connect, local_resources
-from conr_ray.scaling.preflight import check_storage, preflight
-from conr_ray.scaling.train_job import run_here, run_on_workers
-from conr_ray.tracking.progress import RunProgress
-from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from conr_ray.config import RunConfig
+    from conr_ray.engine.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, train, print the result."""
+    """Parse, then check, or train and print the result."""
     args = _parser().parse_args(arguments)
     if args.local and (args.address or args.check):
         raise UserError("--local trains without Ray: leave out --address and --check")
@@ -54,7 +39,23 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not args.preset and not args.config:
         raise UserError("one of --preset, --config and --check is required; see --help")
-    config = _config(args)
+    _train(args, _config(args))
+
+
+def _train(args: argparse.Namespace, config: RunConfig) -> None:
+    from conr_ray.data.store import open_data
+    from conr_ray.engine.data_checks import check_data
+    from conr_ray.engine.locks import FileLocks
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.engine.trunk_store import open_trunks
+    from conr_ray.scaling.actor_locks import ActorLocks
+    from conr_ray.scaling.cluster import connect
+    from conr_ray.scaling.preflight import check_storage
+    from conr_ray.scaling.resources import local_resources
+    from conr_ray.scaling.train_job import run_here, run_on_workers
+    from conr_ray.tracking.progress import RunProgress
+    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
@@ -123,7 +124,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Print the findings; raise RunFailed if a run would fail."""
+    """Print what was found; raise RunFailed where a run would fail."""
+    from rich.table import Table
+
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.scaling.cluster import connect
+    from conr_ray.scaling.preflight import preflight
+
     resources = connect(cluster_options(args), args.workers, dashboard=True)
     directory = RunDirectory(directory_uri(args, "check")).parent
     console = make_console()
@@ -137,6 +144,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
+    from conr_ray.config import from_yaml, load_config, load_preset, override, parse_overrides
+    from conr_ray.engine.run_directory import RunDirectory
+
     overrides = parse_overrides(args.settings)
     if args.preset:
         config = load_preset(args.preset, overrides)
@@ -151,8 +161,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _print_result(directory: RunDirectory, console: Console) -> None:
+    from conr_ray.metric_names import AGREEMENT_WITH_LABELS
+
     last = directory.metric_rows()[-1]
-    names = ("acc", "nmi", "ari", "silhouette")
+    names = (*AGREEMENT_WITH_LABELS, "silhouette")
     figures = "  ".join(f"{n.upper()} {last[n]:.4f}" for n in names if last.get(n) is not None)
     console.print(f"{figures}\nassignments: {directory.uri}/assignments.parquet", soft_wrap=True)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
     absolute_data_path,
@@ -19,36 +18,37 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
 )
-from conr_ray.config import parse_overrides
-from conr_ray.data.store import open_data
-from conr_ray.engine.checks import check_data
-from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
-from conr_ray.reporting.live_report import LiveReport
-from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import connect
-from conr_ray.scaling.preflight import check_storage
-from conr_ray.search.plan import print_plan
-from conr_ray.search.run_search import (
-    SearchDirectory,
-    parameter_importances,
-    run_search,
-    with_metric,
-)
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import check_points, load_space
-from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
-from conr_ray.search.wandb_search import log_search
-from conr_ray.tracking.library_logs import library_logs
-from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from conr_ray.engine.data_checks import Counted
+    from conr_ray.engine.locks import Locks
+    from conr_ray.engine.trunk_store import TrunkStore
+    from conr_ray.search.search_directory import SearchDirectory
+    from conr_ray.search.space import SearchSpace
+    from conr_ray.search.trial_table import Trial
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, search, print the table."""
+    """Parse, then plan, or search and print the table."""
     args = _parser().parse_args(arguments)
     if sent_to_head("conr_ray.tune", arguments, args):
         return
+    space, num_trials = _space(args)
+    directory = _directory(args)
+    if args.plan:
+        _plan(args, space, num_trials, directory)
+    else:
+        _search(args, space, num_trials, directory)
+
+
+def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
+    """The space with what the arguments fix, and how many trials are asked for."""
+    from conr_ray.config import parse_overrides
+    from conr_ray.search.space_file import load_space
+
     fixed = parse_overrides(args.settings)
     space = load_space(args.space, fixed, args.preset)
     if "data.path" not in space.search:
@@ -65,24 +65,91 @@ def main(arguments: Sequence[str]) -> None:
     ):
         if count is not None and count < least:
             raise UserError(f"--{option} {count}: give {least} or more")
+    return space, num_trials
+
+
+def _directory(args: argparse.Namespace) -> SearchDirectory:
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.search.search_directory import SearchDirectory
+
     subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
-    directory = SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
-    images = open_data(space.config().data)
+    return SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
+
+
+def _checked(
+    args: argparse.Namespace, space: SearchSpace, directory: SearchDirectory, images: Counted
+) -> SearchSpace:
+    """The space with a metric that runs on `images` report.
+
+    Raises:
+        UserError: not all of its points can run on them, or another search is in the directory.
+    """
+    from conr_ray.engine.data_checks import check_data
+    from conr_ray.search.known_data import with_metric
+    from conr_ray.search.space_file import check_points
+
     check_data(space.config(), images, args.workers)
     check_points(space, lambda config: check_data(config, images, args.workers))
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
-    trunks = None
-    if not args.no_trunks and not space.why_no_trunks:
-        place = args.trunks or f"{directory.uri}/trunks"
-        trunks = open_trunks(place, space.group_starts, ActorLocks())
+    return space
+
+
+def _trunks(
+    args: argparse.Namespace, space: SearchSpace, directory: SearchDirectory, elsewhere: Locks
+) -> TrunkStore | None:
+    from conr_ray.engine.trunk_store import open_trunks
+
+    if args.no_trunks or space.why_no_trunks:
+        return None
+    return open_trunks(args.trunks or f"{directory.uri}/trunks", space.group_starts, elsewhere)
+
+
+def _plan(
+    args: argparse.Namespace, space: SearchSpace, num_trials: int, directory: SearchDirectory
+) -> None:
+    """Print what the search will cost. Only a cluster that is named is asked for its room."""
+    from conr_ray.scaling.actor_locks import ActorLocks
+    from conr_ray.scaling.resources import local_nodes, local_resources
+    from conr_ray.search.known_data import known_data
+    from conr_ray.search.plan import print_plan
+
+    images = known_data(space)
+    space = _checked(args, space, directory, images)
+    trunks = _trunks(args, space, directory, ActorLocks())
+    if args.address is None:
+        resources = local_resources(cluster_options(args), args.workers, 1)
+        room = resources.fits_on(local_nodes(resources))
+    else:
+        from conr_ray.scaling.cluster import connect, room_for
+
+        resources = connect(cluster_options(args), args.workers, 1)
+        room = room_for(resources)
+    console = make_console()
+    print_plan(space, images, num_trials, trunks, resources, room, args.max_concurrent, console)
+
+
+def _search(
+    args: argparse.Namespace, space: SearchSpace, num_trials: int, directory: SearchDirectory
+) -> None:
+    from conr_ray.data.store import open_data
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.reporting.live_report import LiveReport
+    from conr_ray.scaling.actor_locks import ActorLocks
+    from conr_ray.scaling.cluster import connect
+    from conr_ray.scaling.preflight import check_storage
+    from conr_ray.search.run_search import run_search
+    from conr_ray.search.wandb_search import log_search
+    from conr_ray.tracking.library_logs import library_logs
+    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+
+    images = open_data(space.config().data)
+    space = _checked(args, space, directory, images)
+    trunks = _trunks(args, space, directory, ActorLocks())
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
     console = make_console()
-    if args.plan:
-        print_plan(space, images, num_trials, trunks, resources, args.max_concurrent, console)
-        return
     check_storage(directory.files, more_to_come=resources.more_to_come)
     if args.trunks and trunks is not None:
         store = RunDirectory(trunks.uri)
@@ -154,12 +221,16 @@ def _parser() -> argparse.ArgumentParser:
 def _print_result(
     space: SearchSpace, directory: SearchDirectory, trials: list[Trial], console: Console
 ) -> None:
+    from conr_ray.metric_names import AGREEMENT_WITH_LABELS
+    from conr_ray.search.importances import parameter_importances
+    from conr_ray.search.trial_table import Cost, best_trial, lineage, to_rich
+
     for note in {trial.origin.note for trial in trials if trial.origin and trial.origin.note}:
         console.print(note, soft_wrap=True)
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    names = dict.fromkeys([*space.metrics, "acc", "nmi", "ari", "label_free"])
+    names = dict.fromkeys([*space.metrics, *AGREEMENT_WITH_LABELS, "label_free"])
     known = ((name, best.figures[name]) for name in names)
     figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
     study = directory.open_study(space)

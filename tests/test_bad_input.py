@@ -24,7 +24,7 @@ import conr_ray.tune
 from conr_ray.command_line import run_command
 from conr_ray.config import load_preset, parse_overrides
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
 
 Refuse = Callable[..., str]

@@ -15,13 +15,6 @@ from conr_ray.method.collectives import all_reduce_sum, share
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import euclidean_neighbors
 
-LABEL_FREE_SCORES = (
-    "label_free",
-    "silhouette",
-    "view_agreement",
-    "neighbor_consistency",
-    "restart_agreement",
-)
 # Samples on which scores are found that need more than the embeddings of the whole data set.
 NUM_SCORED = 4096
 # Of the neighbour consistency: fixed, since a search may vary the method's own.
@@ -37,7 +30,7 @@ def label_free_scores(
     embedder: Embedder,
     key: int,
 ) -> dict[str, float]:
-    """LABEL_FREE_SCORES of k-means on target embeddings; equal on all workers.
+    """`metric_names.LABEL_FREE_SCORES` of k-means on target embeddings; equal on all workers.
 
     silhouette: `centre_silhouette` of all samples.
     view_agreement: information that the clusters of a sample and of it in another light share.

@@ -13,14 +13,15 @@ import torch
 from conr_ray.config import RunConfig
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
-from conr_ray.engine.checks import check_data
+from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
-from conr_ray.engine.snapshot import Snapshot, take_snapshot
+from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import Span
+from conr_ray.engine.take_snapshot import take_snapshot
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunFailed
 from conr_ray.method import keyed_random

@@ -20,16 +20,18 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import torch
 
 from conr_ray.config import RunConfig, differences, from_yaml, override
 from conr_ray.engine.observer import MetricRow
 from conr_ray.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RunDirectory:
@@ -206,6 +208,8 @@ class RunDirectory:
         pinned: bool = False,
     ) -> None:
         """Write a checkpoint, then delete all but the newest `keep` and those that are pinned."""
+        import torch
+
         name = self.checkpoint_name(epoch)
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -227,6 +231,8 @@ class RunDirectory:
 
     def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
         """The state saved after `epoch` epochs, its tensors on `device`."""
+        import torch
+
         name = f"{self.checkpoint_name(epoch)}/state.pt"
         data = self._read(name)
         try:

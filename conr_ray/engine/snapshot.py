@@ -6,35 +6,23 @@ snapshot/neighbors.parquet  a row for each neighbour of 10 query images: query_i
                             or euclidean), rank (from 1), sample_id, and right, hard where labelled
 snapshot/examples.parquet   a row for each image shown of a cluster: cluster, kind (typical or
                             boundary), rank, sample_id
-snapshot/pictures.parquet   sample_id and png of each image that these name; no row for vectors
+snapshot/pictures.parquet   sample_id and png of each image that these name
 snapshot/confusion.parquet  label, cluster, count and matched of all labelled samples; where any are
 snapshot/summary.json       epoch, class_names, num_images; written last
 
-Shapes: n images, m samples of the snapshot, q queries, d width, k neighbours.
+Shapes: m samples of the snapshot, d width.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from conr_ray.config import NeighborhoodConfig
-from conr_ray.data.store import DataSet
-from conr_ray.engine.evaluation import DataClustering, DataNeighbors
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.method.clustering.metrics import match_clusters
-from conr_ray.method.collectives import all_gather_rows, rank, share
-from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
-
-MOST_SAMPLES = 10_000
-_NUM_QUERIES, _NUM_NEIGHBORS = 10, 10
-# Clusters of which images are shown, the largest ones, and images of each kind.
-_MOST_CLUSTERS, _NUM_EXAMPLES = 50, 5
 
 _TABLES = ("samples", "neighbors", "examples", "pictures")
 
@@ -100,162 +88,3 @@ class Snapshot:
         if label is None:
             return "unlabelled"
         return self.class_names[label] if self.class_names else str(label)
-
-
-def take_snapshot(
-    config: NeighborhoodConfig,
-    clustering: DataClustering,
-    data: DataSet,
-    *,
-    epoch: int,
-    fraction: float,
-) -> Snapshot | None:
-    """The snapshot after `epoch` epochs; called by all workers, None on all but the first.
-
-    Neighbours are found among its samples, the same ones for all runs on the same images.
-    """
-    rows_m, embeddings_md = clustering.spread_sample(MOST_SAMPLES)
-    local = share(len(rows_m))
-    near = DataNeighbors.of(config, embeddings_md[local], len(rows_m), k=1 + _NUM_NEIGHBORS)
-    found_mk = {
-        kind: all_gather_rows(lists, len(rows_m)).cpu().numpy()
-        for kind, lists in (("contextual", near.contextual_bk), ("euclidean", near.euclidean_bk))
-    }
-    if rank() > 0:
-        return None
-    clusters_m = clustering.clusters_n[rows_m]
-    ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.centers_cd)
-    kept_m = kept_mask(ratios_m, fraction)
-    rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
-    labels = None if data.labels is None else data.labels[rows]
-    samples = pa.table(
-        {
-            "sample_id": ids,
-            "label": _labels_column(labels, len(rows)),
-            "cluster": clusters_m.cpu().numpy(),
-            "boundary_ratio": ratios_m.cpu().numpy(),
-            "kept": kept_m.cpu().numpy(),
-            "embedding": pa.FixedSizeListArray.from_arrays(
-                pa.array(embeddings_md.half().flatten().cpu().numpy()), embeddings_md.shape[1]
-            ),
-        }
-    )
-    neighbors = _neighbors(found_mk, labels)
-    examples = _examples(clusters_m.cpu().numpy(), ratios_m.cpu().numpy())
-    shown = sorted({row[name] for row in neighbors for name in ("query_id", "sample_id")})
-    shown = sorted({*shown, *(row["sample_id"] for row in examples)})
-    for row in (*neighbors, *examples):
-        row.update({name: int(ids[row[name]]) for name in ("query_id", "sample_id") if name in row})
-    return Snapshot(
-        epoch,
-        data.num_rows,
-        data.class_names,
-        samples,
-        pa.Table.from_pylist(neighbors, _NEIGHBORS_SCHEMA),
-        pa.Table.from_pylist(examples),
-        _pictures(data, rows, ids, shown),
-        _confusion(data.labels, clustering.clusters_n.cpu().numpy()),
-    )
-
-
-def _pictures(
-    data: DataSet,
-    rows: npt.NDArray[np.int64],
-    ids: npt.NDArray[np.int64],
-    shown: list[int],
-) -> pa.Table:
-    """A row for each sample that has a picture."""
-    pictures = {int(ids[i]): data.picture(int(rows[i])) for i in shown}
-    found = {sample: png for sample, png in pictures.items() if png is not None}
-    ids_column = pa.array(list(found), pa.int64())
-    return pa.table({"sample_id": ids_column, "png": pa.array(list(found.values()), pa.binary())})
-
-
-_NEIGHBORS_SCHEMA = pa.schema(
-    {
-        "query_id": pa.int64(),
-        "kind": pa.string(),
-        "rank": pa.int64(),
-        "sample_id": pa.int64(),
-        "right": pa.bool_(),
-        "hard": pa.bool_(),
-    }
-)
-
-
-def _labels_column(labels: npt.NDArray[np.int64] | None, count: int) -> pa.Array:
-    """Labels with null for those that are unknown."""
-    if labels is None:
-        return pa.nulls(count, pa.int64())
-    return pa.array(labels, mask=labels < 0)
-
-
-def _neighbors(
-    found_mk: dict[str, npt.NDArray[np.int64]], labels: npt.NDArray[np.int64] | None
-) -> list[dict[str, Any]]:
-    """Rows of the table of neighbours, samples named by their place in the snapshot."""
-    rows = []
-    for query in _queries(len(found_mk["contextual"]), labels):
-        euclidean = set(found_mk["euclidean"][query].tolist())
-        for kind, lists_mk in found_mk.items():
-            for place, other in enumerate(lists_mk[query, 1:].tolist(), start=1):
-                row: dict[str, Any] = {"query_id": query, "kind": kind, "rank": place}
-                row |= {"sample_id": other, "right": None, "hard": None}
-                if labels is not None and min(labels[query], labels[other]) >= 0:
-                    right = bool(labels[query] == labels[other])
-                    row["right"] = right
-                    row["hard"] = right and kind == "contextual" and other not in euclidean
-                rows.append(row)
-    return rows
-
-
-def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> list[int]:
-    """Samples whose neighbours are shown: of all classes in turn, spread over their members."""
-    labels = np.zeros(count, np.int64) if labels is None else labels
-    num_queries, classes = min(_NUM_QUERIES, count), np.unique(labels)
-    turns = classes[np.arange(num_queries) * len(classes) // num_queries]
-    queries: list[int] = []
-    for name, times in zip(*np.unique(turns, return_counts=True), strict=True):
-        members = np.flatnonzero(labels == name)
-        queries += members[(2 * np.arange(times) + 1) * len(members) // (2 * times)].tolist()
-    return queries
-
-
-def _examples(
-    clusters: npt.NDArray[np.int64], ratios: npt.NDArray[np.float32]
-) -> list[dict[str, Any]]:
-    """Rows of the table of examples: nearest to the centre first, and farthest out first."""
-    names, counts = np.unique(clusters, return_counts=True)
-    largest = np.sort(names[np.argsort(-counts, kind="stable")[:_MOST_CLUSTERS]])
-    rows = []
-    for cluster in largest.tolist():
-        members = np.flatnonzero(clusters == cluster)
-        members = members[np.argsort(ratios[members], kind="stable")]
-        typical = members[:_NUM_EXAMPLES]
-        outer = members[len(typical) :][::-1][:_NUM_EXAMPLES]
-        for kind, chosen in (("typical", typical), ("boundary", outer)):
-            rows += [
-                {"cluster": cluster, "kind": kind, "rank": place, "sample_id": int(sample)}
-                for place, sample in enumerate(chosen, start=1)
-            ]
-    return rows
-
-
-def _confusion(
-    labels: npt.NDArray[np.int64] | None, clusters: npt.NDArray[np.int64]
-) -> pa.Table | None:
-    """How many samples of each class are in each cluster; classes and clusters in matched order."""
-    if labels is None:
-        return None
-    known = labels >= 0
-    match = match_clusters(labels[known], clusters[known])
-    shape = match.counts_rc.shape
-    places = np.indices(shape).reshape(2, -1)
-    return pa.table(
-        {
-            "label": match.classes_r[places[0]],
-            "cluster": match.clusters_c[places[1]],
-            "count": match.counts_rc.flatten(),
-            "matched": places[0] == places[1],
-        }
-    )

@@ -9,163 +9,30 @@ tells where the run came from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
 
 import torch
 
-from conr_ray.config import RunConfig, mark_of, marked_fields, override, section_of
+from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.locks import FileLocks, Lock, Locks
+from conr_ray.engine.locks import Lock
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
+from conr_ray.engine.trunk_fields import trunk_config
+from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank
-from conr_ray.method.frameworks import framework_class
-from conr_ray.method.stages.group import GroupStage
 
 logger = logging.getLogger(__name__)
 
-# Of the code that trains an instance stage or makes the figures in its rows, apart from the
-# frameworks, which have versions of their own. Raise it with every change that gives other results;
-# `tests/engine/test_trunk_results.py` knows when.
-RESULTS_VERSION = 1
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 _READY, _BUILD, _WAIT, _FAILED = range(4)
-
-
-def shapes_trunk(field: str) -> bool:
-    """Whether runs that differ in the dotted `field` differ before their group stages."""
-    mark = mark_of(field)
-    of_group_stage = mark.stage == GroupStage.name or field == "schedule.group_start"
-    return not of_group_stage and mark.shapes_rows is not False
-
-
-def trunk_config(config: RunConfig) -> RunConfig:
-    """The run without a group stage that `config` is until its group stage begins.
-
-    Fields that have no part in it have their defaults.
-    """
-    framework = config.model.framework
-    own = section_of(framework)
-    assert own is not None
-    fields = [name for name, _ in marked_fields()]
-    fields += [f"{framework}.{leaf}" for leaf in own.model_fields]
-    kept = ("schedule.group_start", "tracking.wandb")
-    neutral = {f: default_of(f) for f in fields if not shapes_trunk(f) and f not in kept}
-    settings = {"schedule.group_start": "never", "checkpoint.keep": 1, "tracking.wandb": "off"}
-    # A trunk is saved as often as its run.
-    settings["checkpoint.every"] = config.checkpoint.every
-    return override(config, {**neutral, **settings})
-
-
-def default_of(field: str) -> Any:
-    """The default of a dotted field, as a value of JSON."""
-    section, _, leaf = field.rpartition(".")
-    kind = section_of(section)
-    assert kind is not None
-    return kind.default_of(leaf)
-
-
-def trunk_name(config: RunConfig, fingerprint: str) -> str:
-    """Equal for runs on equal samples that share their instance stage, and for no others.
-
-    The code counts by its versions: it can be rewritten, and its trunks stay as long as its results
-    do.
-    """
-    tree = trunk_config(config).model_dump(mode="json")
-    # Samples count by their fingerprint.
-    for section in ("data", "checkpoint", "tracking"):
-        del tree[section]
-    versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
-    text = json.dumps([tree, fingerprint, versions], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a run came from.
-
-    Attributes:
-        trunk: name of the trunk.
-        epoch: epochs that the run did not train itself.
-        built_epochs: epochs of the trunk that were trained for this run first.
-        waited_s: time in which others trained them.
-        note: what was wrong with the trunk, or empty.
-    """
-
-    trunk: str
-    epoch: int
-    built_epochs: int = 0
-    waited_s: float = 0.0
-    note: str = ""
-
-    @classmethod
-    def read(cls, directory: RunDirectory) -> Origin | None:
-        """Of the run in `directory`; None where it came from none."""
-        text = directory.read_text("origin.json")
-        return None if text is None else cls(**json.loads(text))
-
-
-@dataclass(frozen=True)
-class TrunkStore:
-    """Trunks under one folder.
-
-    Attributes:
-        uri: of the folder, a local path or a URI such as s3://bucket/folder.
-        starts: epochs at which runs may ask for a trunk: it keeps its checkpoints there.
-        locks: keep those who may build trunks from building the same one.
-    """
-
-    uri: str
-    starts: frozenset[int]
-    locks: Locks
-
-    def directory(self, name: str) -> RunDirectory:
-        """The trunk called `name`."""
-        return RunDirectory(f"{self.uri}/{name}")
-
-    def epochs_trained(self, name: str) -> int | None:
-        """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
-        trunk = self.directory(name)
-        return len(trunk.metric_rows()) if trunk.is_local else None
-
-    def fork_epoch(self, config: RunConfig) -> int:
-        """The epoch at which a run of `config` leaves its trunk; 0 where it has none.
-
-        One without a group stage follows the trunk as far as others do.
-        """
-        start = config.group_start_epoch
-        last = max((s for s in self.starts if s < config.schedule.epochs), default=0)
-        return last if start is None else start
-
-
-def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> TrunkStore | None:
-    """The trunks at `place`, a folder or URI; None without one.
-
-    Locks lie with the trunks, or `elsewhere` where these are no files.
-
-    Raises:
-        UserError: the place cannot be used.
-    """
-    if place is None:
-        return None
-    store = RunDirectory(place)
-    if not store.is_local:
-        return TrunkStore(store.uri, starts, elsewhere)
-    folder = Path(store.uri)
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
-    return TrunkStore(store.uri, starts, FileLocks(store.uri))
 
 
 def train_from_trunk(

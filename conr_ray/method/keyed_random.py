@@ -6,22 +6,19 @@ position, draw) is the same on every device and however the positions are dealt 
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
+from conr_ray.method.keys import fold
+
+__all__ = ["fold", "normal", "permutation", "uniform"]
+
 # Constants of splitmix64 (Steele, Lea, Flood 2014), as signed 64-bit integers.
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLY_2 = 0x94D049BB133111EB - 2**64
-
-
-def fold(*parts: int | str) -> int:
-    """A 63-bit key out of integers and names, such as (seed, 'views', epoch, step)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def uniform(key: int, positions_b: Tensor, num_draws: int) -> Tensor:

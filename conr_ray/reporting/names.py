@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from conr_ray.search.space import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
+from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
 
 _TITLES = {
     "acc": "ACC",

@@ -15,8 +15,7 @@ from conr_ray.reporting.run_data import RunData, read_run
 from conr_ray.reporting.run_page import run_page
 from conr_ray.reporting.search_data import read_search
 from conr_ray.reporting.search_page import search_page
-from conr_ray.reporting.static_figures import run_figures, search_figures, write_figures
-from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.search_directory import SearchDirectory
 
 FILE_NAME = "report.html"
 
@@ -80,6 +79,9 @@ def write_search_report(directory: SearchDirectory, place: str, *, running: bool
 
 def write_static(directory: RunDirectory, out: str, study_url: str | None = None) -> list[str]:
     """Write the figures of a run or search for papers into the folder `out`; their names."""
+    # With matplotlib, which a page needs none of.
+    from conr_ray.reporting.static_figures import run_figures, search_figures, write_figures
+
     if is_search(directory):
         figures = search_figures(read_search(SearchDirectory(directory, study_url)))
     else:

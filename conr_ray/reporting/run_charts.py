@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.snapshot import Snapshot
+from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
 from conr_ray.reporting.map_cache import Positions
@@ -23,7 +23,6 @@ from conr_ray.reporting.run_data import (
     metric_names,
 )
 
-_LABELLED = ("acc", "nmi", "ari", "neighbor_purity")
 _TIMES = ("train_time_s", "epoch_time_s", "images_per_s", "discovery_time_s")
 # Groups that a legend can name.
 _MOST_NAMED = 20
@@ -38,13 +37,13 @@ def run_curves(runs: Sequence[RunData]) -> list[Chart]:
         views = [_metric_view(runs, [name], title(name)) for name in names]
         return [Chart("", views, choice="metric", height=440, close=True)]
     together = (
-        ("Agreement with the labels", [n for n in _LABELLED if n in names]),
+        ("Agreement with the labels", [n for n in LABELLED_METRICS if n in names]),
         ("Scores without labels", [n for n in LABEL_FREE_SCORES if n in names]),
     )
     charts = [
         Chart(text, [_metric_view(runs, some, "")], height=420) for text, some in together if some
     ]
-    rest = [n for n in names if n not in (*_LABELLED, *LABEL_FREE_SCORES)]
+    rest = [n for n in names if n not in (*LABELLED_METRICS, *LABEL_FREE_SCORES)]
     rest.sort(key=lambda name: name in _TIMES)
     if rest:
         views = [_metric_view(runs, [name], title(name)) for name in rest]

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from conr_ray.config import RunConfig
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
-from conr_ray.engine.trunk import Origin
 from conr_ray.errors import UserError
+from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting.map_cache import Positions, map_positions
-
-_LABELLED = ("acc", "nmi", "ari", "neighbor_purity")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class RunData:
     def main_metrics(self) -> list[str]:
         """What tells how good it is: agreement with labels, or scores where there are none."""
         figures = self.figures
-        labelled = [name for name in _LABELLED if name in figures]
+        labelled = [name for name in LABELLED_METRICS if name in figures]
         return labelled or [name for name in LABEL_FREE_SCORES if name in figures]
 
     @property

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import Origin
 from conr_ray.errors import UserError
+from conr_ray.metric_names import LABEL_FREE_SCORES
 from conr_ray.reporting.names import titles
 from conr_ray.reporting.run_data import (
     RunData,
@@ -27,7 +27,8 @@ from conr_ray.reporting.run_data import (
     variant_of,
     with_figures,
 )
-from conr_ray.search.run_search import SearchDirectory, parameter_importances
+from conr_ray.search.importances import parameter_importances
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_table import Cost, Trial, best_trial, read_trials
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from conr_ray.metric_names import AGREEMENT_WITH_LABELS, LABEL_FREE_SCORES
 from conr_ray.reporting import comparison
 from conr_ray.reporting.blocks import (
     Block,
@@ -35,7 +36,7 @@ from conr_ray.reporting.search_data import SearchData
 from conr_ray.search.trial_table import Trial
 from conr_ray.tracking.progress import duration
 
-_LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), ("label_free", "silhouette")
+_LABELLED, _LABEL_FREE = tuple(AGREEMENT_WITH_LABELS), tuple(LABEL_FREE_SCORES)[:2]
 
 
 def search_page(data: SearchData) -> Page:

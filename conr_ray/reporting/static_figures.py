@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
+from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.names import score, title
 from conr_ray.reporting.run_data import RunData, curve, group_stage_ranges, group_start
@@ -33,7 +33,6 @@ _DOTS_PER_INCH = 200
 _LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1)), (0, (2, 1)))
 _MOST_CURVES = 30
 _FRACTION = "boundary.initial_fraction"
-_LABELLED = ("acc", "nmi", "ari", "neighbor_purity")
 # Text stays text in SVG, and ids are the same each time.
 _STYLE: Any = {
     "font.size": 10,
@@ -108,8 +107,8 @@ def run_figures(data: RunData) -> Figures:
     """What can be drawn of a run, by name."""
     curves = _drawn(
         {
-            "agreement": lambda: _run_curves(data, _LABELLED),
-            "label_free": lambda: _run_curves(data, LABEL_FREE_SCORES),
+            "agreement": lambda: _run_curves(data, LABELLED_METRICS),
+            "label_free": lambda: _run_curves(data, tuple(LABEL_FREE_SCORES)),
             "loss": lambda: _run_curves(data, ("loss",)),
         }
     )

@@ -29,14 +29,13 @@ import wandb_workspaces.workspaces as ws
 from pydantic import ValidationError
 from wandb_workspaces.reports.v2 import interface as wr
 
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.errors import UserError, last_line
+from conr_ray.metric_names import AGREEMENT_WITH_LABELS, COST_METRICS, LABEL_FREE_SCORES
 from conr_ray.search.dimension import Dimension
-from conr_ray.search.space import COST_METRICS, SearchSpace
+from conr_ray.search.space import SearchSpace
 from conr_ray.search.wandb_search import search_run_id
 
 FIGURES = ("figures/neighbors", "figures/map", "figures/confusion", "figures/clusters")
-_RESULTS = ("acc", "nmi", "ari")
 _TRAINING = ("loss", "neighbor_purity", "fraction", "lr", "momentum")
 # Runs that a panel shows; W&B's own default is 10.
 _MOST_RUNS = 100
@@ -56,7 +55,9 @@ def search_workspace(
         search_name: its name, which is the group of its runs.
         space: what it searches, its metrics known (not auto).
     """
-    results = dict.fromkeys([*(m for m in space.metrics if m not in COST_METRICS), *_RESULTS])
+    results = dict.fromkeys(
+        [*(m for m in space.metrics if m not in COST_METRICS), *AGREEMENT_WITH_LABELS]
+    )
     rest = [name for name in LABEL_FREE_SCORES if name not in results]
     training = [name for name in _TRAINING if name not in results]
     return ws.Workspace(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from conr_ray.engine.locks import Lock
 
 _NAMESPACE = "conr_ray"
@@ -20,7 +18,6 @@ class ActorLocks:
         return _ActorLock(name)
 
 
-@ray.remote(num_cpus=0)
 class _Held:
     """Holds a name."""
 
@@ -38,13 +35,17 @@ class _ActorLock:
 
     def __exit__(self, *_: object) -> None:
         if self._actor is not None:
+            import ray
+
             ray.kill(self._actor)
 
     def acquired(self) -> bool:
         if self._actor is None:
+            import ray
+
             options = {"name": f"lock-{self._name}", "namespace": _NAMESPACE}
             try:
-                actor = _Held.options(**options).remote()  # type: ignore[attr-defined]
+                actor: Any = ray.remote(num_cpus=0)(_Held).options(**options).remote()
                 ray.get(actor.ready.remote())
             except (ValueError, ray.exceptions.RayActorError):
                 # Another holder has the name.

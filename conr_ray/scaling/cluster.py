@@ -7,21 +7,24 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
-import torch
-import yaml
 from ray.exceptions import AuthenticationError
 
 import conr_ray
 from conr_ray.errors import UserError, last_line
+from conr_ray.scaling.resources import (
+    ClusterOptions,
+    Nodes,
+    WorkerResources,
+    cluster_file,
+    grows,
+    local_cores,
+    local_resources,
+)
 
-# Where `ray up` leaves its cluster file on a head node.
-_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
-# What Ray raises if there is no cluster to join, or it refuses this process.
+# What Ray raises where there is no cluster to join, or none that lets this process in.
 NOT_JOINED = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
 # Runs that fit on a cluster that starts an unknown number of nodes.
 _UNKNOWN = 10_000
@@ -38,98 +41,6 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """What each worker of a run gets.
-
-    Attributes:
-        workers: workers per run.
-        cpus_per_worker: CPU cores per worker.
-        gpus_per_worker: GPUs per worker.
-        more_to_come: the cluster starts nodes on demand.
-    """
-
-    workers: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float = 0.0
-    more_to_come: bool = False
-
-    def bundle(self) -> dict[str, float]:
-        """One worker's resources as a Ray bundle."""
-        bundle: dict[str, float] = {"CPU": self.cpus_per_worker}
-        if self.gpus_per_worker:
-            bundle["GPU"] = self.gpus_per_worker
-        return bundle
-
-    def fits(self) -> int:
-        """How many such runs fit on the connected cluster at once, counting nodes it can start.
-
-        Raises:
-            UserError: not even one fits.
-        """
-        if self.more_to_come and not _grows():
-            return _UNKNOWN
-        workers = _nodes(self.more_to_come).hold(self.bundle())
-        if workers < self.workers:
-            each = ", ".join(f"{amount:g} {kind}" for kind, amount in self.bundle().items())
-            raise UserError(
-                f"--workers {self.workers} needs {self.workers} x ({each}), the cluster's nodes "
-                f"have room for {workers}: ask for less"
-            )
-        return workers // self.workers
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """The command's options for the cluster that it runs on.
-
-    Attributes:
-        address: cluster to join; None starts one on this machine.
-        autoscaling: the cluster starts nodes on demand.
-        cpus_per_worker: None leaves it to the command.
-        gpus_per_worker: None means one if there are any.
-    """
-
-    address: str | None = None
-    autoscaling: bool = False
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float | None = None
-
-    def resources(
-        self, workers: int, *, cpus_per_worker: int | None, num_cpus: int, has_gpus: bool
-    ) -> WorkerResources:
-        """Resources of each worker; by default the `num_cpus` cores are divided among workers.
-
-        Raises:
-            UserError: an invalid amount.
-        """
-        if workers < 1:
-            raise UserError(f"--workers {workers}: give 1 or more")
-        more_to_come = self.address is not None and (self.autoscaling or _grows())
-        gpus, cpus = self.gpus_per_worker, self.cpus_per_worker or cpus_per_worker
-        if gpus is None:
-            gpus = 1.0 if has_gpus else 0.0
-        if gpus < 0:
-            raise UserError(f"--gpus-per-worker {gpus:g}: give 0 or more")
-        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
-            raise UserError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more")
-        if cpus is None:
-            cpus = 1 if gpus else max(1, num_cpus // workers)
-        return WorkerResources(workers, cpus, gpus, more_to_come)
-
-
-def local_resources(
-    options: ClusterOptions, workers: int, cpus_per_worker: int | None = None
-) -> WorkerResources:
-    """Resources of workers on this machine."""
-    return options.resources(
-        workers,
-        cpus_per_worker=cpus_per_worker,
-        num_cpus=os.cpu_count() or 1,
-        has_gpus=torch.cuda.is_available(),
-    )
 
 
 def connect(
@@ -159,9 +70,9 @@ def connect(
         start(resources, dashboard=dashboard)
         return resources
     _join(options.address)
-    has_gpus = _nodes(_grows()).have("GPU")
+    has_gpus = _nodes(grows()).have("GPU")
     resources = options.resources(workers, cpus_per_worker=1, num_cpus=1, has_gpus=has_gpus)
-    resources.fits()
+    room_for(resources)
     return resources
 
 
@@ -183,16 +94,26 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
         os.environ.pop(name, None)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    cores = os.cpu_count() or 1
     with _own_address():
         ray.init(
             address="local",
-            num_cpus=max(cores, resources.workers * resources.cpus_per_worker),
+            num_cpus=local_cores(resources),
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    resources.fits()
+    room_for(resources)
+
+
+def room_for(resources: WorkerResources) -> int:
+    """How many runs of such workers the connected cluster holds at once, or could hold.
+
+    Raises:
+        UserError: not even one.
+    """
+    if resources.more_to_come and not grows():
+        return _UNKNOWN
+    return resources.fits_on(_nodes(resources.more_to_come))
 
 
 def check_reachable(address: str) -> None:
@@ -240,49 +161,12 @@ def _join(address: str) -> None:
         raise not_joined(address, error) from None
 
 
-def _grows() -> bool:
-    """Whether this node is the head of a `ray up` cluster that starts other nodes.
-
-    Own hosts are always in the cluster, and its file does not list their resources.
-    """
-    cluster = _cluster_file()
-    return cluster is not None and cluster["provider"]["type"] != "local"
-
-
-def _cluster_file() -> dict[str, Any] | None:
-    """The cluster file that `ray up` left on this node; None if it is not a head."""
-    file = _CLUSTER_FILE.expanduser()
-    return yaml.safe_load(file.read_text()) if file.exists() else None
-
-
-@dataclass(frozen=True)
-class _Nodes:
-    """Resources of a cluster's nodes: present ones, and ones of which `most` can be started."""
-
-    there: list[dict[str, float]]
-    to_come: list[dict[str, float]]
-    most: int
-
-    def hold(self, bundle: dict[str, float]) -> int:
-        """How many bundles fit on the nodes."""
-
-        def on(node: dict[str, float]) -> int:
-            return min(int(node.get(kind, 0) / amount) for kind, amount in bundle.items())
-
-        coming = sorted(map(on, self.to_come), reverse=True)[: self.most]
-        return sum(map(on, self.there)) + sum(coming)
-
-    def have(self, kind: str) -> bool:
-        """Whether any node has the resource."""
-        return any(node.get(kind) for node in (*self.there, *self.to_come))
-
-
-def _nodes(more_to_come: bool) -> _Nodes:
-    """The connected cluster's present nodes or, for `ray up`, all that it can start."""
+def _nodes(more_to_come: bool) -> Nodes:
+    """Of the connected cluster, those that are there or, of `ray up`'s, all that it can start."""
     if not more_to_come:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        return _Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)
-    cluster = _cluster_file()
+        return Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)
+    cluster = cluster_file()
     assert cluster is not None
     most = cluster.get("max_workers", 2)
     types = cluster["available_node_types"]
@@ -292,7 +176,7 @@ def _nodes(more_to_come: bool) -> _Nodes:
         for _ in range(min(most, node_type.get("max_workers", most)))
     ]
     head = types[cluster["head_node_type"]].get("resources") or {}
-    return _Nodes([head], to_come, most)
+    return Nodes([head], to_come, most)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ray.util.state import list_nodes
 import conr_ray
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, last_line
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.resources import WorkerResources
 
 _NODE_TIMEOUT_S = 60.0
 # In which what a run had on the nodes is given back after its end.

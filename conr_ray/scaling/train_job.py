@@ -19,13 +19,15 @@ import torch
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run import tell_again
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
-from conr_ray.engine.trunk import Origin, TrunkStore, train_from_trunk
+from conr_ray.engine.trunk import train_from_trunk
+from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0

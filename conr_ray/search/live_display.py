@@ -12,10 +12,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from conr_ray.engine.trunk import TrunkStore, trunk_name
+from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import last_line
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT
+from conr_ray.search.study_searcher import EPOCHS, FAILURE, LEG, POINT
 from conr_ray.tracking.progress import duration
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from conr_ray.data.store import DataSet
-from conr_ray.engine.training_state import TrainingState
-from conr_ray.engine.trunk import TrunkStore, shapes_trunk, trunk_name
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.config import ModelConfig, RunConfig
+from conr_ray.engine.trunk_fields import shapes_trunk
+from conr_ray.engine.trunk_store import TrunkStore, trunk_name
+from conr_ray.scaling.resources import WorkerResources
+from conr_ray.search.known_data import KnownData
 from conr_ray.search.space import SearchSpace
+
+# Weights behind the first convolution: known, so that nothing is built to count them.
+_RESNET_WEIGHTS = {"resnet18": 11_167_104, "resnet34": 21_275_264}
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Plan:
 
     Attributes:
         num_trials: trials of the search.
-        num_trunks: trunks that the trials share, 0 if none.
-        num_checkpoints: checkpoints per trunk.
-        checkpoint_mib: size of a checkpoint.
-        unshared_epochs: epochs if every trial trains from epoch 0.
+        num_trunks: trunks that the trials share, 0 where they share none.
+        num_checkpoints: checkpoints that each trunk keeps.
+        checkpoint_mib: size of one, about; None where the backbone's is not known.
+        unshared_epochs: epochs where each trial trains all of its own.
         trunk_epochs: epochs of all trunks.
         fork_epochs: epochs of the trials after their trunks.
     """
@@ -33,14 +36,14 @@ class Plan:
     num_trials: int
     num_trunks: int
     num_checkpoints: int
-    checkpoint_mib: float
+    checkpoint_mib: float | None
     unshared_epochs: int
     trunk_epochs: int
     fork_epochs: int
 
     @classmethod
-    def of(cls, space: SearchSpace, images: DataSet, num_trials: int, *, shared: bool) -> Plan:
-        """The plan for `num_trials` trials of `space`, with or without shared trunks."""
+    def of(cls, space: SearchSpace, images: KnownData, num_trials: int, *, shared: bool) -> Plan:
+        """Of `num_trials` trials of `space`, with or without shared trunks."""
         epochs = space.config().schedule.epochs
         starts = space.group_starts
         num_trunks = min(space.num_trunks or 0, num_trials) if shared and starts else 0
@@ -54,7 +57,7 @@ class Plan:
             num_trials=num_trials,
             num_trunks=num_trunks,
             num_checkpoints=len(starts),
-            checkpoint_mib=_checkpoint_mib(space, images),
+            checkpoint_mib=_checkpoint_mib(space.config(), images),
             unshared_epochs=num_trials * epochs,
             trunk_epochs=num_trunks * latest,
             fork_epochs=round(num_trials * (epochs - mean_fork)),
@@ -73,14 +76,18 @@ class Plan:
 
 def print_plan(
     space: SearchSpace,
-    images: DataSet,
+    images: KnownData,
     num_trials: int,
     store: TrunkStore | None,
     resources: WorkerResources,
+    room: int,
     max_concurrent: int | None,
     console: Console,
 ) -> None:
-    """Print the space, trunks, epochs and resources. Needs a connected Ray cluster."""
+    """Print the space, trunks, epochs and resources.
+
+    `room` is the number of trials for which there are resources at once.
+    """
     plan = Plan.of(space, images, num_trials, shared=store is not None)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     has_first = space.first is not None or space.sampler != "grid"
@@ -103,44 +110,68 @@ def print_plan(
     sizes = {"max": "maximise", "min": "minimise"}
     aims = (f"{sizes[d]} {m}" for m, d in zip(space.metrics, space.directions, strict=True))
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.bundle().items())
-    fits = resources.fits()
-    concurrent = min(fits, num_trials, max_concurrent or fits)
+    concurrent = min(room, num_trials, max_concurrent or room)
     drawn = "" if space.exchanges else f" by {space.sampler}"
     lines = [
         f"search     {num_trials} trials{drawn}, {stopping}; {', '.join(aims)}",
-        f"{images.what:<10} {images.num_rows:,}, " + _labels(images),
+        f"{images.what:<10} {images.num_rows:,}, {_labels(images)}, {images.source}",
         "trunks     " + _trunks(space, plan, store, images),
         f"epochs     about {plan.epochs:,} ({plan.trunk_epochs:,} of trunks, "
         f"{plan.fork_epochs:,} of trials) if none is stopped early; without trunks "
         f"{plan.unshared_epochs:,}, {plan.saving:.1f} times as many",
-        f"resources  {resources.workers} x ({need}) per trial; {concurrent} trials at once, the "
-        f"cluster has room for {fits}",
+        f"resources  {resources.workers} x ({need}) a trial; {concurrent} trials at once, there is "
+        f"room for {room}",
     ]
     console.print(Group(table, Text(), *(Text(line) for line in lines)), soft_wrap=True)
 
 
-def _labels(images: DataSet) -> str:
+def _labels(images: KnownData) -> str:
     return f"{images.num_classes} classes" if images.num_classes else "without labels"
 
 
-def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: DataSet) -> str:
+def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: KnownData) -> str:
     if store is None:
         return f"none: {space.why_no_trunks}" if space.why_no_trunks else "none"
-    size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
-    text = (
-        f"{plan.num_trunks}, each with {plan.num_checkpoints} checkpoints of "
-        f"{plan.checkpoint_mib:.1f} MiB, {size_mib:,.0f} MiB in {store.uri}"
-    )
+    text = f"{plan.num_trunks}, each with {plan.num_checkpoints} checkpoints"
+    if plan.checkpoint_mib is not None:
+        size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
+        text += f" of about {plan.checkpoint_mib:.1f} MiB, {size_mib:,.0f} MiB"
+    text += f" in {store.uri}"
+    if images.fingerprint is None:
+        return text
     name = trunk_name(space.config(), images.fingerprint)
     there = store.directory(name).checkpoint_epochs()
     return text + (f"; the first one exists up to epoch {there[-1]}" if there else "")
 
 
-def _checkpoint_mib(space: SearchSpace, images: DataSet) -> float:
-    """Size of a trunk's checkpoint: the networks, the optimiser's momentum and clusters."""
-    config = space.config()
-    framework = TrainingState.create(config, images.row_shape, torch.device("cpu")).framework
-    trained = [p for group in framework.param_groups() for p in group.parameters]
-    kept = [*framework.state_dict().values(), *trained]
-    num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-    return (num_bytes + 8 * images.num_rows) / 2**20
+def _checkpoint_mib(config: RunConfig, images: KnownData) -> float | None:
+    """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters.
+
+    Counted, not built: torch takes longer to import than a plan to print. What batch normalisation
+    keeps besides its weights, a thousandth, is left out.
+    """
+    model = config.model
+    backbone = _backbone_weights(model, images.row_shape[0])
+    if backbone is None:
+        return None
+    features, weights = backbone
+    hidden, width = model.head_hidden_dim, model.embedding_dim
+
+    def head(inputs: int) -> int:
+        return inputs * hidden + 3 * hidden + hidden * width + width
+
+    encoder, predictor = weights + head(features), head(width)
+    num_bytes = 4 * (3 * encoder + 2 * predictor) + 8 * images.num_rows
+    return num_bytes / 2**20
+
+
+def _backbone_weights(model: ModelConfig, channels: int) -> tuple[int, int] | None:
+    """Width of the backbone's features, and its number of weights; None for one not known here."""
+    if model.backbone == "convnet":
+        inputs = (channels, *model.widths)
+        layers = zip(inputs, model.widths, strict=False)
+        return model.widths[-1], sum(9 * i * o + 2 * o for i, o in layers)
+    if model.backbone not in _RESNET_WEIGHTS:
+        return None
+    kernel = 3 if model.stem == "cifar" else 7
+    return 512, channels * 64 * kernel**2 + _RESNET_WEIGHTS[model.backbone]

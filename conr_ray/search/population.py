@@ -16,47 +16,18 @@ import math
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 
-from conr_ray.method.keyed_random import fold
+from conr_ray.method.keys import fold
 from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_attributes import GENERATION, MEMBER, PARENT
 
-# Attributes of a leg's trial: the number of exchanges before it, its member, and the number of the
-# trial that it continues.
-GENERATION, MEMBER, PARENT = "generation", "member", "parent"
 _REDRAWN = 0.25
 _CANDIDATES = 1000
-
-
-@dataclass(frozen=True)
-class Leg:
-    """Where a leg begins and ends.
-
-    Attributes:
-        parent: number of the trial that it continues; None for the first legs.
-        begin: epochs trained in the parent's state, 0 without one.
-        end: epochs trained at the end of the leg.
-    """
-
-    parent: int | None
-    begin: int
-    end: int
-
-    @classmethod
-    def of(cls, trial: FrozenTrial | optuna.Trial, space: SearchSpace) -> Leg:
-        """The leg of a trial; outside a population it begins at 0 and has no parent."""
-        ends = [*space.exchanges, space.config().schedule.epochs]
-        generation = trial.user_attrs.get(GENERATION, 0)
-        begin = ends[generation - 1] if generation else 0
-        return cls(trial.user_attrs.get(PARENT), begin, ends[generation])
 
 
 class Population:
@@ -165,6 +136,11 @@ class Population:
         length scales, and candidates are drawn from the space, so that choices and dependent bounds
         need no special rule.
         """
+        # Only `pb2` needs scikit-learn, which takes a second to import.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+
         legs = [leg for legs in self._generations()[:generation] for leg in legs]
         trained = [leg for leg in legs if leg.state != TrialState.FAIL and leg.value is not None]
         begun_with = np.array([self._value_at_begin(leg, legs) for leg in trained])

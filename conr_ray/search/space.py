@@ -24,17 +24,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from conr_ray.config import RunConfig, get_field, load_preset
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.trunk import shapes_trunk
+from conr_ray.engine.trunk_fields import shapes_trunk
 from conr_ray.errors import UserError
+from conr_ray.metric_names import MADE_SMALL
 from conr_ray.search.dimension import Dimension, Drawer, SpacePart
-
-# Metrics of agreement with labels, and those that need no labels.
-LABELLED_METRICS = ("acc", "nmi", "ari", "neighbor_purity")
-LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
-# Cost of a run: seconds since its epoch 0, including its trunk.
-COST_METRICS = ("train_time_s",)
-_MADE_SMALL = ("loss", *COST_METRICS)
 
 Direction = Literal["max", "min"]
 
@@ -130,8 +123,8 @@ class SearchSpace(SpacePart):
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """Whether each metric is maximised or minimised."""
-        natural = tuple[Direction, ...]("min" if m in _MADE_SMALL else "max" for m in self.metrics)
+        """Whether each metric is made large or small."""
+        natural = tuple[Direction, ...]("min" if m in MADE_SMALL else "max" for m in self.metrics)
         return self.modes or natural
 
     @property

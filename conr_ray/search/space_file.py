@@ -18,16 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
-from conr_ray.engine.schedule import Schedule
-from conr_ray.engine.training_state import may_change
 from conr_ray.errors import UserError
-from conr_ray.search.space import (
-    COST_METRICS,
-    LABEL_FREE_METRICS,
-    LABELLED_METRICS,
-    SearchSpace,
-    ShareDrawer,
-)
+from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
+from conr_ray.search.space import SearchSpace, ShareDrawer
 
 _DRAWS_CHECKED = 64
 _PRESET_VALUE = "$preset"
@@ -179,6 +172,10 @@ def _check_metrics(space: SearchSpace) -> None:
 
 
 def _check_population(space: SearchSpace) -> None:
+    # With torch, which other spaces are read without.
+    from conr_ray.engine.schedule import Schedule
+    from conr_ray.engine.training_state import may_change
+
     assert space.scheduler is not None
     kind = space.scheduler.kind
     if space.trials < 2:

@@ -12,12 +12,13 @@ import ray.tune
 from conr_ray.engine.observer import MetricRow, Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
-from conr_ray.engine.trunk import TrunkStore
+from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import EPOCHS, FAILURE, LEG, POINT, TRIAL_ID
+from conr_ray.search.study_searcher import EPOCHS, FAILURE, LEG, POINT
+from conr_ray.search.trial_attributes import TRIAL_ID
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 

@@ -11,18 +11,18 @@ import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import Origin
-from conr_ray.search.population import PARENT, Leg
-from conr_ray.search.space import (
+from conr_ray.metric_names import (
+    AGREEMENT_WITH_LABELS,
     COST_METRICS,
     LABEL_FREE_METRICS,
+    LABEL_FREE_SCORES,
     LABELLED_METRICS,
-    SearchSpace,
 )
-from conr_ray.search.study import TRIAL_ID
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_attributes import PARENT, TRIAL_ID, Leg
 from conr_ray.tracking.progress import duration
 
 _STATES = {
@@ -32,7 +32,7 @@ _STATES = {
     TrialState.RUNNING: "interrupted",
     TrialState.WAITING: "waiting",
 }
-_LABELLED, _LABEL_FREE = ("acc", "nmi", "ari"), LABEL_FREE_SCORES[:2]
+_LABELLED, _LABEL_FREE = tuple(AGREEMENT_WITH_LABELS), tuple(LABEL_FREE_SCORES)[:2]
 _FIGURES = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
 
 

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.run_search import SearchDirectory, as_tree, parameter_importances
+from conr_ray.search.importances import parameter_importances
+from conr_ray.search.search_directory import SearchDirectory, as_tree
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_table import Cost, Trial, best_trial, to_arrow
 from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb

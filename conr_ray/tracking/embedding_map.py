@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.decomposition import PCA
 
 Points = npt.NDArray[np.float32]
 
@@ -35,6 +34,8 @@ def plane_2d(embeddings_md: Points) -> Points:
     """Positions of the samples along the first two principal components, (m, 2); fast."""
     if len(embeddings_md) < 2:
         return np.zeros((len(embeddings_md), 2), np.float32)
+    from sklearn.decomposition import PCA
+
     width = min(2, *embeddings_md.shape)
     found = PCA(width, random_state=0).fit_transform(embeddings_md)
     return np.pad(found, ((0, 0), (0, 2 - width))).astype(np.float32)

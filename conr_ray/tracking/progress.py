@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.metric_names import AGREEMENT_WITH_LABELS
 
-_SHOWN = ("loss", "acc", "nmi", "ari", "silhouette", "neighbor_purity")
+_SHOWN = ("loss", *AGREEMENT_WITH_LABELS, "silhouette", "neighbor_purity")
 
 
 class RunProgress(Observer):

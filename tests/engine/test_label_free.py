@@ -13,8 +13,9 @@ from conr_ray.data.inputs import Images
 from conr_ray.data.views import Views
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering
-from conr_ray.engine.label_free import LABEL_FREE_SCORES, label_free_scores
+from conr_ray.engine.label_free import label_free_scores
 from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.metric_names import LABEL_FREE_SCORES
 
 NUM_IMAGES, SIZE = 400, 8
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_groups_that_light_decides_score_low_though_they_are_clear() -> None:
 
 def test_a_collapse_scores_low() -> None:
     scores = _scores("nothing")
-    assert [scores[name] for name in LABEL_FREE_SCORES[2:]] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [scores[name] for name in [*LABEL_FREE_SCORES][2:]] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 def test_the_views_of_a_run_do_not_change_its_scores() -> None:

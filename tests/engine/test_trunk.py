@@ -11,20 +11,15 @@ import torch
 
 from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_data
-from conr_ray.engine import trunk as trunk_module
+from conr_ray.engine import trunk_store
 from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import Span
-from conr_ray.engine.trunk import (
-    Origin,
-    TrunkStore,
-    open_trunks,
-    shapes_trunk,
-    train_from_trunk,
-    trunk_config,
-    trunk_name,
-)
+from conr_ray.engine.trunk import train_from_trunk
+from conr_ray.engine.trunk_fields import shapes_trunk, trunk_config
+from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import RunFailed
 from conr_ray.method.frameworks import byol
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
@@ -272,7 +267,7 @@ def test_other_samples_and_other_results_have_other_trunks(
     name = trunk_name(tiny_config(), "images")
     assert trunk_name(tiny_config(), "others") != name
     with monkeypatch.context() as patch:
-        patch.setattr(trunk_module, "RESULTS_VERSION", 99)
+        patch.setattr(trunk_store, "RESULTS_VERSION", 99)
         assert trunk_name(tiny_config(), "images") != name
     with monkeypatch.context() as patch:
         patch.setattr(byol.Framework, "version", 99)

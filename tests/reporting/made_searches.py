@@ -12,9 +12,9 @@ from typing import Any
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import TRIAL_ID
+from conr_ray.search.trial_attributes import TRIAL_ID
 
 K1_K2: dict[str, Any] = {
     "neighborhood.k1": {"int": [5, 40]},

@@ -18,7 +18,7 @@ from conr_ray.reporting.search_data import (
     groups_of,
     read_search,
 )
-from conr_ray.search.run_search import SearchDirectory
+from conr_ray.search.search_directory import SearchDirectory
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
 
 K1, K2 = "neighborhood.k1", "neighborhood.k2"

@@ -15,8 +15,8 @@ import pytest
 import wandb
 
 import conr_ray.report
-from conr_ray.engine.label_free import LABEL_FREE_SCORES
 from conr_ray.errors import UserError
+from conr_ray.metric_names import LABEL_FREE_SCORES
 from conr_ray.reporting.wandb_workspace import (
     FIGURES,
     save_workspace,

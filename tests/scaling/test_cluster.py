@@ -19,7 +19,8 @@ from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.node_provider import NodeProvider
 
 from conr_ray.errors import UserError
-from conr_ray.scaling.cluster import ClusterOptions, WorkerResources, connect
+from conr_ray.scaling.cluster import connect, room_for
+from conr_ray.scaling.resources import ClusterOptions, WorkerResources
 
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = {
@@ -56,7 +57,7 @@ def head_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_nodes_that_can_come_count(workers: int, cpus: int, gpus: float, runs: int) -> None:
-    assert WorkerResources(workers, cpus, gpus, more_to_come=True).fits() == runs
+    assert room_for(WorkerResources(workers, cpus, gpus, more_to_come=True)) == runs
 
 
 @pytest.mark.usefixtures("head_node")
@@ -64,11 +65,11 @@ def test_what_can_never_fit_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"needs 12 x \(1 CPU, 1 GPU\), the cluster's nodes have ro"
     ):
-        WorkerResources(12, 1, 1.0, more_to_come=True).fits()
+        room_for(WorkerResources(12, 1, 1.0, more_to_come=True))
     with pytest.raises(
         UserError, match=r"needs 1 x \(33 CPU\), the cluster's nodes have room for 0"
     ):
-        WorkerResources(1, 33, 0.0, more_to_come=True).fits()
+        room_for(WorkerResources(1, 33, 0.0, more_to_come=True))
 
 
 def test_of_a_cluster_that_grows_by_itself_nothing_is_known(
@@ -78,7 +79,7 @@ def test_of_a_cluster_that_grows_by_itself_nothing_is_known(
     options = ClusterOptions("auto", autoscaling=True)
     resources = options.resources(8, cpus_per_worker=1, num_cpus=1, has_gpus=True)
     assert resources == WorkerResources(8, 1, 1.0, more_to_come=True)
-    assert resources.fits() > 1000
+    assert room_for(resources) > 1000
 
 
 @pytest.mark.usefixtures("head_node")
@@ -101,7 +102,7 @@ def test_own_hosts_are_there_all_the_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert resources == WorkerResources(3, 1, 0.0, more_to_come=False)
     # To wait for hosts that have not joined yet, one says so.
     resources = ClusterOptions("auto", autoscaling=True).resources(3, **asked)
-    assert resources.fits() > 1000
+    assert room_for(resources) > 1000
 
 
 @pytest.mark.parametrize("workers", [0, -1])

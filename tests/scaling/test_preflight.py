@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 from conr_ray.scaling import preflight as preflight_module
-from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.scaling.preflight import check_storage, preflight
+from conr_ray.scaling.resources import WorkerResources
 
 pytestmark = pytest.mark.slow
 

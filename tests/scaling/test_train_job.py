@@ -11,7 +11,8 @@ import ray
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.scaling.cluster import WorkerResources, start
+from conr_ray.scaling.cluster import room_for, start
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import run_here, tiny_config, without_times
@@ -87,7 +88,7 @@ def test_more_workers_than_the_cluster_has_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"--workers 9999 needs 9999 x \(1 CPU\), the cluster.s nodes have room for"
     ):
-        WorkerResources(workers=9999).fits()
+        room_for(WorkerResources(workers=9999))
 
 
 def test_the_train_command_runs_the_config_that_it_wrote(

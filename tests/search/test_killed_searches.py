@@ -24,7 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.scaling.cluster import WorkerResources, start
+from conr_ray.scaling.cluster import start
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_file import history
 from tests.tiny_runs import TINY
 from tests.tracking import offline_file

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from conr_ray.config import load_preset
-from conr_ray.data.store import open_data
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.search.known_data import known_data
 from conr_ray.search.plan import Plan
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
@@ -15,7 +16,7 @@ SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
 def plan_of(space: SearchSpace, num_trials: int, *, shared: bool = True) -> Plan:
-    return Plan.of(space, open_data(load_preset("digits").data), num_trials, shared=shared)
+    return Plan.of(space, known_data(space), num_trials, shared=shared)
 
 
 def test_a_plan_counts_the_epochs_of_trunks_and_trials(tmp_path: Path) -> None:
@@ -46,3 +47,19 @@ def test_a_run_without_a_group_stage_forks_at_the_end_of_the_trunk(tmp_path: Pat
 def test_the_spaces_of_the_paper_save_four_fifths(name: str) -> None:
     space = load_space(SPACES / f"{name}.yaml")
     assert plan_of(space, space.trials).saving >= 4
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "stl10"])
+def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path, preset: str) -> None:
+    space = space_of(tmp_path, {K1: {"int": [5, 10]}}, preset=preset, fixed={})
+    data = known_data(space)
+    state = TrainingState.create(space.config(), data.row_shape[0], torch.device("cpu"))
+    kept = [
+        *state.online.state_dict().values(),
+        *state.target.state_dict().values(),
+        *state.online.parameters(),
+    ]
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    num_bytes += 8 * data.num_rows
+    planned_mib = Plan.of(space, data, 4, shared=True).checkpoint_mib
+    assert planned_mib == pytest.approx(num_bytes / 2**20, rel=0.01)

@@ -25,14 +25,16 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import Span
-from conr_ray.engine.trunk import open_trunks
+from conr_ray.engine.trunk_store import open_trunks
 from conr_ray.errors import RunFailed
 from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import WorkerResources, start
-from conr_ray.search.run_search import SearchDirectory, run_search
+from conr_ray.scaling.cluster import start
+from conr_ray.scaling.resources import WorkerResources
+from conr_ray.search.run_search import run_search
+from conr_ray.search.search_directory import SearchDirectory, journal_file
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
-from conr_ray.search.study import journal_file, open_study
+from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.search.wandb_search import log_search
 from conr_ray.tracking.wandb_file import history

@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trunk import TrunkStore, open_trunks, trunk_name
+from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import UserError
 from conr_ray.scaling.actor_locks import ActorLocks
-from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.search.live_display import LiveDisplay
-from conr_ray.search.run_search import SearchDirectory, run_search
+from conr_ray.search.run_search import run_search
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import POINT
+from conr_ray.search.study_searcher import POINT
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.search.test_space import K1, START, space_of
 

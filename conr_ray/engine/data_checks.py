@@ -1,13 +1,30 @@
-"""Whether a run fits its samples, known before anything is trained."""
+"""Whether a run and the data that it is trained on fit together."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from conr_ray.config import RunConfig
-from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError
 
 
-def check_data(config: RunConfig, data: DataSet, workers: int) -> int:
+class Counted(Protocol):
+    """Data of which it is known how much there is."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of samples."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None without labels."""
+
+    @property
+    def what(self) -> str:
+        """Images or vectors, for messages."""
+
+
+def check_data(config: RunConfig, data: Counted, workers: int) -> int:
     """Number of clusters of a run of `config` on `data` by so many workers.
 
     Raises:

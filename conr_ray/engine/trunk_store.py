@@ -1,0 +1,94 @@
+"""Where trunks are kept, and what they are called: under a hash of all that shaped them.
+
+That is the fields and samples of a run, and the versions of the code that trains an instance stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from conr_ray.config import RunConfig
+from conr_ray.engine.locks import FileLocks, Locks
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trunk_fields import trunk_config
+from conr_ray.errors import UserError
+
+# Of the code that trains an instance stage or makes the figures in its rows, apart from the
+# frameworks, which have versions of their own. Raise it with every change that gives other results;
+# `tests/engine/test_trunk_results.py` knows when.
+RESULTS_VERSION = 1
+
+
+def trunk_name(config: RunConfig, fingerprint: str) -> str:
+    """Equal for runs on equal samples that share their instance stage, and for no others.
+
+    The code counts by its versions: it can be rewritten, and its trunks stay as long as its results
+    do.
+    """
+    # Frameworks need torch.
+    from conr_ray.method.frameworks import framework_class
+
+    tree = trunk_config(config).model_dump(mode="json")
+    # Samples count by their fingerprint.
+    for section in ("data", "checkpoint", "tracking"):
+        del tree[section]
+    versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
+    text = json.dumps([tree, fingerprint, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TrunkStore:
+    """Trunks under one folder.
+
+    Attributes:
+        uri: of the folder, a local path or a URI such as s3://bucket/folder.
+        starts: epochs at which runs may ask for a trunk: it keeps its checkpoints there.
+        locks: keep those who may build trunks from building the same one.
+    """
+
+    uri: str
+    starts: frozenset[int]
+    locks: Locks
+
+    def directory(self, name: str) -> RunDirectory:
+        """The trunk called `name`."""
+        return RunDirectory(f"{self.uri}/{name}")
+
+    def epochs_trained(self, name: str) -> int | None:
+        """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
+        trunk = self.directory(name)
+        return len(trunk.metric_rows()) if trunk.is_local else None
+
+    def fork_epoch(self, config: RunConfig) -> int:
+        """The epoch at which a run of `config` leaves its trunk; 0 where it has none.
+
+        One without a group stage follows the trunk as far as others do.
+        """
+        start = config.group_start_epoch
+        last = max((s for s in self.starts if s < config.schedule.epochs), default=0)
+        return last if start is None else start
+
+
+def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> TrunkStore | None:
+    """The trunks at `place`, a folder or URI; None without one.
+
+    Locks lie with the trunks, or `elsewhere` where these are no files.
+
+    Raises:
+        UserError: the place cannot be used.
+    """
+    if place is None:
+        return None
+    store = RunDirectory(place)
+    if not store.is_local:
+        return TrunkStore(store.uri, starts, elsewhere)
+    folder = Path(store.uri)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
+    return TrunkStore(store.uri, starts, FileLocks(store.uri))

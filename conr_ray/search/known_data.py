@@ -1,0 +1,153 @@
+"""What a plan knows of the data of a search without fetching or decoding any.
+
+Images that are prepared tell it themselves; of others the numbers are published, or in their file
+or folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from conr_ray.config import DataConfig, load_preset
+from conr_ray.data.prepared import prepared_data
+from conr_ray.data.sources import make_source
+from conr_ray.data.sources.base import choose_splits
+from conr_ray.engine.data_checks import Counted
+from conr_ray.errors import UserError
+from conr_ray.metric_names import LABELLED_METRICS
+from conr_ray.search.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Images of each split, classes, channels and side, as the makers of a data set tell them."""
+
+    splits: dict[str, int]
+    classes: int
+    channels: int
+    side: int
+
+
+_DIGITS = _Published({"all": 1_797}, 10, 1, 8)
+_TORCHVISION = {
+    "cifar10": _Published({"train": 50_000, "test": 10_000}, 10, 3, 32),
+    "cifar100": _Published({"train": 50_000, "test": 10_000}, 100, 3, 32),
+    "mnist": _Published({"train": 60_000, "test": 10_000}, 10, 1, 28),
+    "fashion_mnist": _Published({"train": 60_000, "test": 10_000}, 10, 1, 28),
+    "stl10": _Published({"train": 5_000, "test": 8_000, "unlabeled": 100_000}, 10, 3, 96),
+}
+_COARSE_CLASSES = 20
+# Presets that read a folder.
+_IMAGENET = {
+    "imagenet10": _Published({"train": 13_000}, 10, 3, 96),
+    "imagenet_dogs": _Published({"train": 19_500}, 15, 3, 256),
+}
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """What a plan knows of the data.
+
+    Attributes:
+        num_rows: of all splits that are read, up to `data.limit`.
+        row_shape: of a sample, (c, h, w) or (d,).
+        num_classes: None without labels.
+        fingerprint: of the prepared images, None where they are not prepared.
+        source: where this is known from, in words.
+    """
+
+    num_rows: int
+    row_shape: tuple[int, ...]
+    num_classes: int | None
+    fingerprint: str | None
+    source: str
+
+    @property
+    def what(self) -> str:
+        """Images or vectors, for messages."""
+        return "vectors" if len(self.row_shape) == 1 else "images"
+
+
+def known_data(space: SearchSpace) -> KnownData:
+    """What is known of the data of the runs that `space` varies.
+
+    Raises:
+        UserError: the settings of the data do not fit one another, or nothing is known.
+    """
+    config = space.config().data
+    # Refuses what `open_data` would refuse before it reads a file.
+    source = make_source(config)
+    if (images := prepared_data(config)) is not None:
+        return KnownData(
+            images.num_rows,
+            images.row_shape,
+            images.num_classes,
+            images.fingerprint,
+            "as prepared by an earlier run",
+        )
+    published = _published(config)
+    if published is not None:
+        return _limited(config, _of_published(config, published))
+    try:
+        contents = source.contents()
+    except UserError:
+        if space.preset in _IMAGENET and config.classes == load_preset(space.preset).data.classes:
+            return _limited(config, _of_published(config, _IMAGENET[space.preset]))
+        raise
+    names, labels = contents.class_names, contents.labels
+    num_classes = None
+    if labels is not None and (labels >= 0).any():
+        num_classes = len(names) if names is not None else len({*labels[labels >= 0].tolist()})
+    known = KnownData(
+        contents.num_rows, contents.row_shape, num_classes, None, f"as in {config.path}"
+    )
+    return _limited(config, known)
+
+
+def with_metric(space: SearchSpace, images: Counted) -> SearchSpace:
+    """The space with a metric that its runs on `images` report.
+
+    Raises:
+        UserError: its metric needs labels, and there are none.
+    """
+    auto = "neighbor_consistency" if images.num_classes is None else "nmi"
+    metrics = tuple(auto if metric == "auto" else metric for metric in space.metrics)
+    for metric in metrics:
+        if metric in LABELLED_METRICS and images.num_classes is None:
+            raise UserError(
+                f"metric={metric} needs labels and the images have none: set metric: "
+                "neighbor_consistency"
+            )
+    return space.model_copy(update={"metrics": metrics})
+
+
+def _published(config: DataConfig) -> _Published | None:
+    if config.source == "digits":
+        return _DIGITS
+    return _TORCHVISION[config.name or ""] if config.source == "torchvision" else None
+
+
+def _of_published(config: DataConfig, published: _Published) -> KnownData:
+    splits = published.splits
+    if config.source == "torchvision":
+        splits = {name: splits[name] for name in choose_splits(config, splits)}
+    labelled = config.label_column is not None and set(splits) != {"unlabeled"}
+    classes = _COARSE_CLASSES if config.label_column == "coarse_label" else published.classes
+    return KnownData(
+        sum(splits.values()),
+        (published.channels, published.side, published.side),
+        classes if labelled else None,
+        None,
+        "as published; they are not prepared here yet",
+    )
+
+
+def _limited(config: DataConfig, known: KnownData) -> KnownData:
+    if config.limit is None:
+        return known
+    if config.limit > known.num_rows:
+        raise UserError(
+            f"data.limit={config.limit}: there are {known.num_rows} {known.what}; lower it or leave "
+            "it out"
+        )
+    return replace(known, num_rows=config.limit)

@@ -1,0 +1,175 @@
+"""The files of a search, for those who run it and those who look at it.
+
+space.yaml          the space as it was read, with what the command line fixed
+study.journal       the Optuna study; in a bucket a folder of pieces
+search.lock         held by the process that runs the search
+trials/ID/          a run directory for each trial
+trials.parquet      the table of trials
+best.yaml           the config of the best trial; `train --config` runs it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from pydantic import ValidationError
+
+from conr_ray.config import parse_yaml
+from conr_ray.engine.locks import FileLocks
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError, last_line
+from conr_ray.search.bucket_journal import BucketJournal
+from conr_ray.search.space import SearchSpace
+
+_JOURNAL = "study.journal"
+
+
+@dataclass(frozen=True)
+class SearchDirectory:
+    """The files of a search, on any file system; the study may lie in a database instead."""
+
+    files: RunDirectory
+    study_url: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it is, a local path or a URI such as s3://bucket/folder."""
+        return self.files.uri
+
+    @property
+    def name(self) -> str:
+        """Name of the search: the study's, and the group in W&B."""
+        return self.uri.rpartition("/")[2]
+
+    def check(self, space: SearchSpace, *, resume: bool) -> None:
+        """Raise UserError where another search is here, or `resume` does not fit what is here."""
+        text = self.files.read_text("space.yaml")
+        if text is None:
+            if resume:
+                raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
+            if self.study_url is not None and self.name in self._open_storage()[1]:
+                raise UserError(
+                    f"--study has a search called {self.name} already: choose another --name"
+                )
+            return
+        # Where the images lie may have changed.
+        old, new = map(_without_data_path, (yaml.safe_load(text), as_tree(space)))
+        # More trials may be added, unless they are a population.
+        free = () if space.exchanges else ("trials",)
+        changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
+        if changed:
+            raise UserError(
+                f"{self.uri} holds another search ({changed[0]} differs): choose another --name"
+            )
+        if not resume:
+            raise UserError(f"{self.uri} holds this search: add --resume, or choose another --name")
+        has_journal = self.files.has(_JOURNAL)
+        if self.study_url is None and self.files.has("trials") and not has_journal:
+            raise UserError("--resume: the study of this search is in a database: give its --study")
+        if self.study_url is not None and has_journal:
+            raise UserError(
+                f"--study: the study of this search is {self.uri}/{_JOURNAL}: leave it out"
+            )
+
+    def claim(self, space: SearchSpace, *, resume: bool) -> None:
+        """`check`, then write space.yaml."""
+        self.check(space, resume=resume)
+        text = yaml.safe_dump(as_tree(space), sort_keys=False)
+        try:
+            self.files.write_text("space.yaml", text)
+        except OSError as error:
+            raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other process runs this search; one in a bucket is stopped by its journal.
+
+        Raises:
+            UserError: another process runs it.
+        """
+        with FileLocks(self.uri)("search") if self.files.is_local else nullcontext() as lock:
+            if lock is not None and not lock.acquired():
+                raise UserError(f"{self.uri}: another process runs this search: stop it first")
+            yield
+
+    def open_study(self, space: SearchSpace) -> optuna.Study:
+        """The search's study."""
+        # Samplers and the seeds that they get need torch; who only reads a study needs none of it.
+        from conr_ray.search.study import open_study
+
+        storage, names = self._open_storage()
+        return open_study(space, storage, self._study_name(names))
+
+    def read_space(self) -> SearchSpace | None:
+        """The space of the search that is here, None where there is none."""
+        text = self.files.read_text("space.yaml")
+        if text is None:
+            return None
+        source = f"{self.uri}/space.yaml"
+        try:
+            return SearchSpace.model_validate(parse_yaml(text, source))
+        except ValidationError as error:
+            raise UserError(
+                f"{source} is no space of this version ({error.errors()[0]['msg']}): look at it"
+            ) from None
+
+    def read_study(self) -> optuna.Study | None:
+        """The study as it stands, to be looked at; None where no trial was drawn yet.
+
+        Nothing is written, and the folder may have been renamed since.
+
+        Raises:
+            UserError: it is in a database that is not named or cannot be opened.
+        """
+        if self.study_url is None and not self.files.has(_JOURNAL):
+            if self.files.has("trials"):
+                raise UserError(f"{self.uri}: its study is in a database: give its --study")
+            return None
+        storage, names = self._open_storage()
+        name = self._study_name(names)
+        return optuna.load_study(study_name=name, storage=storage) if name in names else None
+
+    def _open_storage(self) -> tuple[BaseStorage, list[str]]:
+        """Where the study is or will be, and the names of the studies there."""
+        storage: BaseStorage
+        try:
+            if self.study_url is not None:
+                storage = get_storage(self.study_url)
+            elif self.files.is_local:
+                storage = journal_file(Path(self.uri) / _JOURNAL)
+            else:
+                storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
+            return storage, optuna.get_all_study_names(storage)
+        except UserError:
+            raise
+        # Of the many kinds that database drivers raise; a journal may be damaged in any way.
+        except Exception as error:
+            what = "--study" if self.study_url is not None else f"{self.uri}: its study"
+            raise UserError(f"{what} cannot be read: {last_line(error)}") from None
+
+    def _study_name(self, names: list[str]) -> str:
+        """Of the studies in its storage its own; a journal's is called as the folder once was."""
+        return names[0] if self.study_url is None and len(names) == 1 else self.name
+
+
+def as_tree(space: SearchSpace) -> Any:
+    """The space as plain values, as it is written to space.yaml."""
+    return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _without_data_path(tree: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = {k: v for k, v in (tree.get("fixed") or {}).items() if k != "data.path"}
+    return {**tree, "fixed": fixed}
+
+
+def journal_file(path: Path) -> BaseStorage:
+    """The storage of studies in a file."""
+    return JournalStorage(JournalFileBackend(str(path)))

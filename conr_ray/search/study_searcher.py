@@ -1,0 +1,140 @@
+"""How Ray Tune asks and tells the study of a search."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import RESULT_DUPLICATE
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from conr_ray.search.population import Population
+from conr_ray.search.space import SearchSpace
+from conr_ray.search.trial_attributes import CONFIG_HASH, TRIAL_ID, Leg
+
+# Keys of what a trial reports to Tune besides the metric.
+EPOCHS, FAILURE = "epochs", "failure"
+# Keys of what a trial gets from Tune besides its id.
+POINT, LEG = "point", "leg"
+
+
+def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
+    """How many of the search's trials have not ended, in whatever way."""
+    if space.exchanges:
+        return Population(space, study).num_left()
+    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    return max(0, num_trials - ended)
+
+
+class StudySearcher(Searcher):
+    """Gives Tune the study's trials: first those that were left running, then new ones.
+
+    A trial that failed or reported a value that is not finite is told FAIL, one that was stopped
+    before its last epoch PRUNED, as is a leg of a population but its last. Tune gets
+    {"trial_id": ..., "point": ...}, and "leg" in a population; the id names the trial's directory
+    and stays the same when the trial is taken up again.
+    """
+
+    def __init__(self, space: SearchSpace, study: optuna.Study) -> None:
+        super().__init__(metric=space.metric, mode=space.direction)
+        self._space = space
+        self._study = study
+        self._trials: dict[str, optuna.Trial] = {}
+        self._num_epochs: dict[str, int] = {}
+        self._population = Population(space, study) if space.exchanges else None
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._left_running = deque(optuna.Trial(study, t._trial_id) for t in running)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """What the next trial gets; `trial_id` is Tune's. None where it has to wait for others."""
+        if self._left_running:
+            trial = self._left_running.popleft()
+        elif self._population is None:
+            trial = self._study.ask()
+        elif self._population.num_left() == 0:
+            return str(Searcher.FINISHED)
+        elif (leg := self._population.ask()) is None:
+            return None
+        else:
+            trial = leg
+        point = self._space(trial)
+        name = trial.user_attrs.get(TRIAL_ID)
+        if name is None:
+            name = f"{trial.number:04d}-{trial_id}"
+            trial.set_user_attr(TRIAL_ID, name)
+            trial.set_user_attr(CONFIG_HASH, self._space.config(point).content_hash())
+        self._trials[trial_id] = trial
+        self._num_epochs[trial_id] = self._space.config(point).schedule.epochs
+        given = {TRIAL_ID: name, POINT: point}
+        return given if self._population is None else {**given, LEG: self._leg(trial)}
+
+    def _leg(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A leg's begin and end, and the id of the trial that it goes on from, None without."""
+        leg = Leg.of(trial, self._space)
+        parent = None
+        if leg.parent is not None:
+            known = self._study.get_trials(deepcopy=False)
+            parent = known[leg.parent].user_attrs[TRIAL_ID]
+        return {"parent": parent, "begin": leg.begin, "end": leg.end}
+
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Report an intermediate value; whether early stopping ends the trial there.
+
+        The step of the value is the number of epochs trained. No trial is stopped after its last.
+        """
+        trial, value = self._trials[trial_id], result[self._space.metric]
+        # Optuna keeps no intermediate values of several metrics.
+        if len(self._space.metrics) > 1 or not math.isfinite(value):
+            return False
+        # A trial taken up again may pass epochs that it has reported before.
+        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if result[EPOCHS] not in known:
+            trial.report(value, result[EPOCHS])
+        return result[EPOCHS] < self._num_epochs[trial_id] and trial.should_prune()
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study how the trial ended."""
+        trial = self._trials.pop(trial_id)
+        values = [(result or {}).get(metric, math.nan) for metric in self._space.metrics]
+        if error or result is None or result.get(FAILURE) or not all(map(math.isfinite, values)):
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif result[EPOCHS] < self._num_epochs[trial_id]:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles what it holds; nothing is ever restored from that.
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal has it all."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the journal has it all."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Stops the trials that the study's pruner stops."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher = searcher
+
+    def on_trial_result(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """Tune's question after each report, asked before it decides whether to go on."""
+        if result.get(RESULT_DUPLICATE):  # Tune says once more that the trial has ended
+            return TrialScheduler.CONTINUE
+        stop = self._searcher.should_stop(trial.trial_id, result)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

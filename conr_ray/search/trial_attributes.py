@@ -1,0 +1,39 @@
+"""What a study knows of a trial besides its point and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from conr_ray.search.space import SearchSpace
+
+# Name of the trial's directory, and hash of its config.
+TRIAL_ID, CONFIG_HASH = "trial_id", "config_hash"
+# Of a leg of a population: how many exchanges lie before it, whose it is, and the number of the
+# trial that it goes on from.
+GENERATION, MEMBER, PARENT = "generation", "member", "parent"
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Where a leg begins and ends.
+
+    Attributes:
+        parent: number of the trial whose state it goes on from; None for the first legs.
+        begin: epochs behind the parent's state, 0 without one.
+        end: epochs behind its own.
+    """
+
+    parent: int | None
+    begin: int
+    end: int
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | optuna.Trial, space: SearchSpace) -> Leg:
+        """Of a trial of the search; one of no population begins at 0 and has no parent."""
+        ends = [*space.exchanges, space.config().schedule.epochs]
+        generation = trial.user_attrs.get(GENERATION, 0)
+        begin = ends[generation - 1] if generation else 0
+        return cls(trial.user_attrs.get(PARENT), begin, ends[generation])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conr_ray.data.pixels import as_png
+
+from conr_ray.config import load_preset, preset_names
+from conr_ray.data.prepared import prepared_data
+from conr_ray.data.store import open_data
+from conr_ray.errors import UserError
+from conr_ray.search.known_data import KnownData, known_data
+from conr_ray.search.space import SearchSpace
+
+PUBLISHED = {
+    "cifar10": (60_000, 10),
+    "cifar100": (60_000, 100),
+    "cifar20": (60_000, 20),
+    "digits": (1_797, 10),
+    "fashion_mnist": (70_000, 10),
+    "imagenet10": (13_000, 10),
+    "imagenet_dogs": (19_500, 15),
+    "stl10": (13_000, 10),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def known(preset: str, **fixed: Any) -> KnownData:
+    data = {f"data.{name}": value for name, value in fixed.items()}
+    fields = {"neighborhood.k": {"int": [5, 10]}}
+    tree = {"preset": preset, "fixed": data, "search": fields}
+    return known_data(SearchSpace.model_validate(tree))
+
+
+def test_every_preset_has_published_numbers() -> None:
+    assert set(PUBLISHED) == set(preset_names())
+    for preset, counts in PUBLISHED.items():
+        found = known(preset)
+        assert (found.num_rows, found.num_classes) == counts, preset
+        assert found.fingerprint is None
+        assert found.source.startswith("as published")
+
+
+@pytest.mark.parametrize(
+    ("preset", "fixed", "counts"),
+    [
+        ("cifar10", {"splits": ["test"]}, (10_000, 10)),
+        ("cifar10", {"label_column": None}, (60_000, None)),
+        ("cifar10", {"name": "mnist"}, (70_000, 10)),
+        ("stl10", {"splits": None}, (113_000, 10)),
+        ("stl10", {"splits": ["unlabeled"]}, (100_000, None)),
+        ("digits", {"limit": 300}, (300, 10)),
+    ],
+)
+def test_settings_of_the_data_count(
+    preset: str, fixed: dict[str, Any], counts: tuple[int, int | None]
+) -> None:
+    found = known(preset, **fixed)
+    assert (found.num_rows, found.num_classes) == counts
+
+
+@pytest.mark.parametrize("limit", [None, 500])
+def test_prepared_images_tell_it_themselves(limit: int | None) -> None:
+    config = load_preset("digits", {"data.limit": limit}).data
+    assert prepared_data(config) is None
+    images = open_data(config)
+    assert (images.num_rows, images.row_shape[0]) == (limit or 1_797, 1)
+    expected = (images.num_rows, 1, 10, images.fingerprint, "as prepared by an earlier run")
+    assert known("digits", limit=limit) == KnownData(*expected)
+    # Of another size other pixels are made.
+    assert known("digits", limit=limit, stored_size=16).fingerprint is None
+
+
+def test_a_file_of_ones_own_is_counted_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "images.parquet"
+    png = as_png(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
+    pq.write_table(pa.table({"image": [png] * 7 + [b"no image"], "label": [0, 1] * 4}), path)
+    settings = {"source": "parquet", "name": None, "path": str(path)}
+    expected = KnownData(8, 3, 2, None, f"as in {path}")
+    assert known("cifar10", **settings) == expected
+    assert known("cifar10", **settings, label_column=None).num_classes is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "fixed", "message"),
+    [
+        ("digits", {"limit": 1_798}, "data.limit=1798: there are 1797 images"),
+        ("cifar10", {"name": "cifar11"}, "data.name=cifar11: no such data set"),
+        ("cifar10", {"splits": ["val"]}, "data.splits=val: there is no split val"),
+        ("imagenet10", {"classes": ["n02056570"]}, "data.path=data/imagenet/train: no such folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(preset: str, fixed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        known(preset, **fixed)
