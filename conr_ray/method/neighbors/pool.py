@@ -1,0 +1,132 @@
+"""What is found in the pool, and the search for it.
+
+Shapes: n rows of the global batch, b of this worker, m slots of the bank, d width, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from conr_ray.method.neighbors.exchange import best_lists, entries_of_others
+from conr_ray.method.neighbors.neighbor_lists import (
+    NeighborLists,
+    Side,
+    best_of,
+    compare_all,
+    compare_within,
+)
+from conr_ray.method.neighbors.rank_keys import EMPTY
+from conr_ray.method.neighbors.shard import Shard
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """How the neighbours of a row are found (paper section 3.2).
+
+    Attributes:
+        kind: 'contextual', or 'euclidean', which uses k alone.
+        k1: neighbours that make a row's context.
+        k2: neighbours over which contexts are averaged, at most k1.
+        k: neighbours that are found, the row itself included.
+    """
+
+    kind: str
+    k1: int
+    k2: int
+    k: int
+
+    @property
+    def graph_width(self) -> int:
+        """Entries of a bank row's list: its context, and as many again for those that leave."""
+        return 2 * self.k1 if self.kind == "contextual" and self.k1 > 1 else 0
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The neighbours of this worker's rows.
+
+    Attributes:
+        numbers_bk: row numbers in the pool, best first, the row itself before all others; -1 where
+            the pool has fewer than k rows.
+        sample_ids_bk: ids of their samples, -1 where there is none.
+        ages_bk: steps since they were enqueued, 0 for rows of the batch.
+        mean_keys_bd: mean of their keys.
+    """
+
+    numbers_bk: Tensor
+    sample_ids_bk: Tensor
+    ages_bk: Tensor
+    mean_keys_bd: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """Keys of a batch that are compared with the bank and with one another.
+
+    `lists_n` are the keys' own lists, `lists_m` those of the bank's rows; what has the number -1
+    takes no part.
+    """
+
+    keys_nd: Tensor
+    numbers_n: Tensor
+    lists_n: NeighborLists
+    numbers_m: Tensor
+    lists_m: NeighborLists
+
+    @property
+    def batch(self) -> Side:
+        """The keys, with their lists."""
+        return Side(self.keys_nd, self.numbers_n, self.lists_n)
+
+    def bank(self, shard: Shard) -> Side:
+        """The rows of a shard, with their lists: without a copy where it holds all."""
+        lists = NeighborLists(
+            self.lists_m.keys_as[shard.slots].contiguous(),
+            self.lists_m.floors_a[shard.slots].contiguous(),
+        )
+        return Side(shard.rows_ld, self.numbers_m[shard.slots].contiguous(), lists)
+
+
+def run_searches(searches: Sequence[Search], shard: Shard) -> None:
+    """Compare the keys of each search with the bank's rows and with one another."""
+    for search in searches:
+        if search.lists_n.keys_as.shape[1]:
+            compare_within(search.batch)
+    if not shard.size:
+        return
+    in_batch = [search.lists_n.keys_as.clone() for search in searches]
+    for search in searches:
+        # Of the bank only what is better than the batch is of interest.
+        search.lists_n.raise_floors()
+        search.lists_n.keys_as.fill_(EMPTY)
+    rights = [search.bank(shard) for search in searches]
+    compare_all([search.batch for search in searches], rights)
+    if shard.num_shards > 1:
+        for search, right in zip(searches, rights, strict=True):
+            assert right.lists is not None
+            search.lists_m.keys_as[shard.slots] = right.lists.keys_as
+        _exchange(searches, shard)
+    for search, keys_ns in zip(searches, in_batch, strict=True):
+        search.lists_n.keys_as.copy_(best_of(search.lists_n.keys_as, keys_ns))
+
+
+def _exchange(searches: Sequence[Search], shard: Shard) -> None:
+    """Give all workers what each one has found in its shard.
+
+    For the keys, that are lists of which the best entries count; for the bank's rows, the
+    entries that are new.
+    """
+    if not any(search.lists_n.keys_as.shape[1] for search in searches):
+        return
+    best = best_lists([search.lists_n.keys_as for search in searches])
+    for search, keys_ns in zip(searches, best, strict=True):
+        search.lists_n.keys_as.copy_(keys_ns)
+    found = [
+        shard.entries_of(search.lists_m.keys_as, search.numbers_n, len(search.keys_nd))
+        for search in searches
+    ]
+    for search, (slots_e, keys_e) in zip(searches, entries_of_others(found, shard), strict=True):
+        search.lists_m.insert(slots_e, keys_e)
