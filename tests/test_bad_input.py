@@ -182,6 +182,21 @@ def test_a_cluster_that_cannot_be_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--autoscaling", "--autoscaling is said of a cluster: give its --address"),
+        ("--gpus-per-worker 99", "--workers 1 needs 1 x (1 CPU, 99 GPU), the cluster's nodes hav"),
+        ("--workers 65", "--workers 65 is not between 1 and 64"),
+        ("--set data.limit=1798", "data.limit=1798: there are 1797 images"),
+        ("--set data.limit=100", "optim.batch_size=128 exceeds the 100 images"),
+    ],
+)
+def test_a_plan_refuses_what_a_search_would(refuse: Refuse, arguments: str, message: str) -> None:
+    words = ["--space", str(DIGITS_SPACE), "--plan", *arguments.split()]
+    assert refuse(conr_ray.tune, *words).startswith(message)
+
+
+@pytest.mark.parametrize(
     "arguments", ["--preset digits --address auto", "--check"], ids=["address", "check"]
 )
 def test_local_is_without_a_cluster(refuse: Refuse, arguments: str) -> None:

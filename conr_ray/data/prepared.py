@@ -25,8 +25,13 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
     root = default_cache_dir() if cache_dir is None else cache_dir
     found = sorted(root.glob("*/meta.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
-        made_of = json.loads(path.read_text()).get("source", {})
-        if all(made_of.get(name) == value for name, value in wanted.items()):
+        try:
+            made_of = json.loads(path.read_text())["source"]
+            if any(made_of.get(name) != value for name, value in wanted.items()):
+                continue
             images = _load(path.parent)
-            return images if config.limit is None else _subset(images, config.limit)
+        # Another version's copy, or one that is just being deleted.
+        except (KeyError, ValueError, OSError):
+            continue
+        return images if config.limit is None else _subset(images, config.limit)
     return None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from conr_ray.engine.observer import MetricRow
 from conr_ray.engine.origin import Origin
@@ -300,9 +299,16 @@ def agreements(data: SearchData) -> list[Agreement]:
             continue
         pairs = np.array([[t.figures[name], t.figures["acc"]] for t in trials], float)
         varied = len(pairs) >= _FEWEST_PAIRS and (np.ptp(pairs, axis=0) > 0).all()
-        rho = float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varied else None
+        rho = _rank_correlation(pairs) if varied else None
         found.append(Agreement(name, trials, rho))
     return found
+
+
+def _rank_correlation(pairs: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    # SciPy's statistics take half a second to import, which the report of a run need not wait for.
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
 
 
 @dataclass(frozen=True)

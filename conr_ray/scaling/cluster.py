@@ -64,8 +64,6 @@ def connect(
         UserError: there is no such cluster, or it is too small.
     """
     if options.address is None:
-        if options.autoscaling:
-            raise UserError("--autoscaling needs a cluster: give its --address")
         resources = local_resources(options, workers, cpus_per_worker)
         start(resources, dashboard=dashboard)
         return resources

@@ -120,7 +120,13 @@ class ClusterOptions:
 def local_resources(
     options: ClusterOptions, workers: int, cpus_per_worker: int | None = None
 ) -> WorkerResources:
-    """Of workers on this machine."""
+    """Of workers on this machine.
+
+    Raises:
+        UserError: an amount that cannot be, or an option that is said of a cluster.
+    """
+    if options.autoscaling:
+        raise UserError("--autoscaling is said of a cluster: give its --address")
     return options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,

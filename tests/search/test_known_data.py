@@ -11,7 +11,7 @@ from conr_ray.data.pixels import as_png
 
 from conr_ray.config import load_preset, preset_names
 from conr_ray.data.prepared import prepared_data
-from conr_ray.data.store import open_data
+from conr_ray.data.store import default_cache_dir, open_data
 from conr_ray.errors import UserError
 from conr_ray.search.known_data import KnownData, known_data
 from conr_ray.search.space import SearchSpace
@@ -78,6 +78,18 @@ def test_prepared_images_tell_it_themselves(limit: int | None) -> None:
     assert known("digits", limit=limit) == KnownData(*expected)
     # Of another size other pixels are made.
     assert known("digits", limit=limit, stored_size=16).fingerprint is None
+
+
+def test_copies_of_other_versions_are_passed_over() -> None:
+    config = load_preset("digits").data
+    images = open_data(config)
+    [path] = default_cache_dir().glob("*/meta.json")
+    for number, changed in enumerate(('{"version": 9}', path.read_text().replace("num_", "n_"))):
+        folder = path.parents[1] / f"other{number}"
+        folder.mkdir()
+        (folder / "meta.json").write_text(changed)
+    found = prepared_data(config)
+    assert found is not None and found.fingerprint == images.fingerprint
 
 
 def test_a_file_of_ones_own_is_counted_not_decoded(tmp_path: Path) -> None:
