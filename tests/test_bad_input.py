@@ -243,7 +243,7 @@ def test_train_refuses_a_config_file(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent", "data.path={path}: no such file; name a Parquet file of images"),
+        ("absent", "data.path={path}: no such file; name a Parquet file"),
         ("corrupt", "data.path={path}: not a Parquet file ("),
         ("cut", "data.path={path}: not a Parquet file ("),
         ("broken_image", "data.path={path}: row 137 does not decode ("),
@@ -253,7 +253,7 @@ def test_train_refuses_a_config_file(
             "data.path={path}: row 9 has 12x12 pixels where the first image has 8x8; set data.st",
         ),
         ("other_column", "data.image_column=image: {path} has no such column; choose from pictur"),
-        ("no_rows", "data.path={path}: no rows; name a file with images"),
+        ("no_rows", "data.path={path}: no rows; name a file with some"),
     ],
 )
 def test_train_refuses_bad_data(

@@ -92,7 +92,7 @@ def test_a_plan_uses_the_images_that_are_prepared(tmp_path: Path) -> None:
     images = open_data(load_preset("digits").data)
     arguments = ["--space", str(SPACES / "digits.yaml"), "--set", "data.limit=1000", "--plan"]
     seen = observe(tmp_path / "here", "tune", *arguments)
-    assert images.num_images > 1000
+    assert images.num_rows > 1000
     assert "images     1,000, 10 classes, as prepared by an earlier run\n" in seen.printed
     assert not seen.modules & HEAVY
 

@@ -59,6 +59,10 @@ class TrunkStore:
         """The trunk called `name`."""
         return RunDirectory(f"{self.uri}/{name}")
 
+    def is_empty(self) -> bool:
+        """Whether it holds no trunk."""
+        return not RunDirectory(self.uri).folder_names("")
+
     def epochs_trained(self, name: str) -> int | None:
         """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
         trunk = self.directory(name)

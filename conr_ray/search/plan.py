@@ -137,7 +137,8 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Kn
         size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
         text += f" of about {plan.checkpoint_mib:.1f} MiB, {size_mib:,.0f} MiB"
     text += f" in {store.uri}"
-    if images.fingerprint is None:
+    # Their names need torch.
+    if images.fingerprint is None or store.is_empty():
         return text
     name = trunk_name(space.config(), images.fingerprint)
     there = store.directory(name).checkpoint_epochs()

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conr_ray.data.pixels import as_png
 
 from conr_ray.config import load_preset, preset_names
+from conr_ray.data.pictures import as_png
 from conr_ray.data.prepared import prepared_data
 from conr_ray.data.store import default_cache_dir, open_data
 from conr_ray.errors import UserError

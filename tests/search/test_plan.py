@@ -53,11 +53,11 @@ def test_the_spaces_of_the_paper_save_four_fifths(name: str) -> None:
 def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path, preset: str) -> None:
     space = space_of(tmp_path, {K1: {"int": [5, 10]}}, preset=preset, fixed={})
     data = known_data(space)
-    state = TrainingState.create(space.config(), data.row_shape[0], torch.device("cpu"))
+    state = TrainingState.create(space.config(), data.row_shape, torch.device("cpu"))
+    framework = state.framework
     kept = [
-        *state.online.state_dict().values(),
-        *state.target.state_dict().values(),
-        *state.online.parameters(),
+        *framework.state_dict().values(),
+        *(p for group in framework.param_groups() for p in group.parameters),
     ]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     num_bytes += 8 * data.num_rows

@@ -42,7 +42,8 @@ def test_a_renamed_search_keeps_its_study(tmp_path: Path) -> None:
 
 def test_a_search_goes_on_where_its_images_have_moved(tmp_path: Path) -> None:
     def space(path: str, **fixed: Any) -> SearchSpace:
-        return space_of(tmp_path, FIELDS, fixed={"data.path": path, **fixed})
+        fields = {"data.source": "folder", "data.path": path, **fixed}
+        return space_of(tmp_path, FIELDS, fixed=fields)
 
     directory = at(tmp_path / "search")
     directory.claim(space("/here"), resume=False)

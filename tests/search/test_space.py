@@ -93,10 +93,10 @@ def test_logarithmic_ints_stay_within_their_bounds(tmp_path: Path) -> None:
 
 
 def test_choices_are_all_drawn_with_their_types(tmp_path: Path) -> None:
-    search = {START: {"choice": [30, "never"]}, "data.download": {"choice": [False, True]}}
+    search = {START: {"choice": [30, "never"]}, "bank.sharded": {"choice": [False, True]}}
     points = draws(space_of(tmp_path, search), 100)
     assert {type(point[START]) for point in points} == {int, str}
-    assert {point["data.download"] for point in points} == {False, True}
+    assert {point["bank.sharded"] for point in points} == {False, True}
 
 
 def test_a_range_of_one_value_is_drawn(tmp_path: Path) -> None:
