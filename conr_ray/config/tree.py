@@ -87,6 +87,10 @@ class RunConfig(RunSections):
         """The resolved tree as YAML that `from_yaml` reads back unchanged."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
+    def as_written(self) -> str:
+        """`to_yaml` of a config that was read back from such text; needs no torch."""
+        return str(yaml.safe_dump(self.written_tree(), sort_keys=False))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RunConfig):
             return NotImplemented

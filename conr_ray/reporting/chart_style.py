@@ -14,7 +14,9 @@ import plotly.graph_objects as go
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2585C7", "#D55E00", "#009E73", "#CC79A7", "#7A828A"
 LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#B8860B")
 DASHES = ("solid", "7px,3px", "2px,2px", "7px,2px,2px,2px", "10px,2px", "4px,2px")
-VARIANTS = {"CoNR": BLUE, "Euclidean neighbours": ORANGE, "BYOL": GREY}
+# Of a run without a group stage.
+ALONE = "Framework alone"
+VARIANTS = {"CoNR": BLUE, "Euclidean neighbours": ORANGE, ALONE: GREY}
 # Petroff's ten for many groups.
 GROUPS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),

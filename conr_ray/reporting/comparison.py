@@ -93,8 +93,15 @@ def final_figures(runs: Sequence[RunData]) -> Table:
 def differing_fields(runs: Sequence[RunData]) -> Table:
     """A row a field that is not the same in all runs."""
     rows = []
-    for name in field_names():
-        values = [get_field(run.config, name) for run in runs]
+    names = {run.config.model.framework: None for run in runs}
+    for name in dict.fromkeys(name for kind in names for name in field_names(kind)):
+        owner = name.partition(".")[0]
+        values = [
+            None
+            if owner in names and owner != run.config.model.framework
+            else get_field(run.config, name)
+            for run in runs
+        ]
         if name.partition(".")[0] not in _PLACES and any(v != values[0] for v in values):
             rows.append([name, *(number(value) for value in values)])
     caption = "1 field differs" if len(rows) == 1 else f"{len(rows)} fields differ"

@@ -14,6 +14,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.errors import UserError
 from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
+from conr_ray.reporting.chart_style import ALONE
 from conr_ray.reporting.map_cache import Positions, map_positions
 
 
@@ -61,14 +62,14 @@ class RunData:
 
     @property
     def variant(self) -> str:
-        """The method that it is: CoNR, Euclidean neighbours or BYOL."""
+        """The method that it is: CoNR, Euclidean neighbours or the framework alone."""
         return variant_of(self.config)
 
 
 def variant_of(config: RunConfig) -> str:
-    """The method of a run: CoNR, Euclidean neighbours or BYOL."""
+    """The method of a run: CoNR, Euclidean neighbours or the framework alone."""
     if config.group_start_epoch is None:
-        return "BYOL"
+        return ALONE
     return "CoNR" if config.neighborhood.kind == "contextual" else "Euclidean neighbours"
 
 

@@ -27,7 +27,7 @@ def run_page(data: RunData, extra: list[Section] | None = None) -> Page:
     sections = [Section("curves", "Curves", blocks or [Note("no epoch has ended yet")])]
     sections += figure_section(data)
     sections += extra or []
-    sections.append(Section("config", "Config", [Code("config.yaml", config.to_yaml())]))
+    sections.append(Section("config", "Config", [Code("config.yaml", config.as_written())]))
     return Page(data.name, subtitle, Facts(headline(data)), sections)
 
 

@@ -17,6 +17,7 @@ from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 from conr_ray.metric_names import LABEL_FREE_SCORES
+from conr_ray.reporting.chart_style import ALONE, VARIANTS
 from conr_ray.reporting.names import titles
 from conr_ray.reporting.run_data import (
     RunData,
@@ -46,7 +47,7 @@ class SearchData:
         space: that was searched, and `space_yaml` as it was written down.
         trials: the best first.
         importances: share of each metric's variance that each field explains.
-        best_run: the best trial that has a snapshot, and `best_byol` likewise of those without a
+        best_run: the best trial that has a snapshot, and `best_alone` likewise of those without a
             group stage where there are others.
         variants: the method of each trial, by its number.
         failures: why trials failed, by their number.
@@ -60,7 +61,7 @@ class SearchData:
     trials: list[Trial]
     importances: dict[str, dict[str, float]] = field(default_factory=dict)
     best_run: RunData | None = None
-    best_byol: RunData | None = None
+    best_alone: RunData | None = None
     variants: dict[int, str] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     running: bool = False
@@ -132,16 +133,16 @@ def read_search(
         trials = read_trials(study, space, directory.uri, read)
         importances = {m: parameter_importances(space, study, m) for m in space.metrics}
     variants = {trial.number: variant_of(space.config(trial.point)) for trial in trials}
-    byol = [trial for trial in trials if variants[trial.number] == "BYOL"]
-    others = [trial for trial in trials if variants[trial.number] != "BYOL"]
+    alone = [trial for trial in trials if variants[trial.number] == ALONE]
+    others = [trial for trial in trials if variants[trial.number] != ALONE]
     return SearchData(
         directory.name,
         space,
         directory.files.read_text("space.yaml") or "",
         trials,
         importances,
-        _best_with_snapshot(directory, space, others or byol, draw_map=draw_map),
-        _best_with_snapshot(directory, space, byol, draw_map=draw_map) if others else None,
+        _best_with_snapshot(directory, space, others or alone, draw_map=draw_map),
+        _best_with_snapshot(directory, space, alone, draw_map=draw_map) if others else None,
         variants,
         _failures(directory, trials),
         running,
@@ -330,7 +331,7 @@ def bands_of(data: SearchData, metric: str) -> list[Band]:
     if len(by_variant) < 2:
         return []
     bands = []
-    for variant in ("CoNR", "Euclidean neighbours", "BYOL"):
+    for variant in VARIANTS:
         trials = by_variant.get(variant, [])
         values: dict[int, list[float]] = {}
         for trial in trials:

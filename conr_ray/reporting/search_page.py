@@ -136,21 +136,21 @@ def _trials(data: SearchData) -> list[Block]:
 
 
 def _best_figures(data: SearchData) -> list[Section]:
-    best, byol = data.best_run, data.best_byol
+    best, alone = data.best_run, data.best_alone
     if best is None:
         return []
     sections = []
-    if byol is not None:
-        runs = [best, byol]
+    if alone is not None:
+        runs = [best, alone]
         found: list[Block] = [comparison.final_figures(runs)]
         maps = comparison.side_by_side(runs, "the map", comparison.map_of)
         sections.append(
             Section(
-                "byol",
-                "The best trial and the best of BYOL",
+                "alone",
+                "The best trial and the best without a group stage",
                 [*found, maps],
                 f"Of the trials with a group stage {best.name} is the best, of those without "
-                f"{byol.name}.",
+                f"{alone.name}.",
             )
         )
     return sections + figure_section(best, f"Figures of {best.name}")

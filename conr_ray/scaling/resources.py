@@ -126,7 +126,7 @@ def local_resources(
         UserError: an amount that cannot be, or an option that is said of a cluster.
     """
     if options.autoscaling:
-        raise UserError("--autoscaling is said of a cluster: give its --address")
+        raise UserError("--autoscaling needs a cluster: give its --address")
     return options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,

@@ -118,7 +118,7 @@ def visit(browser: Browser, search: Path) -> Iterator[Visit]:
 def test_all_charts_are_drawn_without_a_network(visit: Visit) -> None:
     visit.draw_all()
     sections = [one.get_attribute("id") for one in visit.page.locator("section").all()]
-    assert {"trials", "curves", "fields", "effects", "methods", "byol", "figures"} <= set(sections)
+    assert {"trials", "curves", "fields", "effects", "methods", "alone", "figures"} <= set(sections)
     broken = "[...document.images].filter(image => !image.naturalWidth).length"
     assert visit.page.evaluate(broken) == 0
     assert visit.page.locator("#figures img").count() > 200

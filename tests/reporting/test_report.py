@@ -147,7 +147,7 @@ def test_methods_are_compared_where_they_are_searched(tmp_path: Path) -> None:
     make_search(tmp_path / "a", ("complete",) * 7, fields=fields, sampler="grid", first=first)
     page = report(tmp_path / "a")
     assert "methods" in page.sections
-    assert "CoNR 0." in page.text and "BYOL 0." in page.text
+    assert "CoNR 0." in page.text and "Framework alone 0." in page.text
 
 
 def test_fields_of_the_same_word_are_told_apart(tmp_path: Path) -> None:

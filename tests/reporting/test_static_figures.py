@@ -33,7 +33,7 @@ def test_a_search_has_figures_of_what_it_searched(tmp_path: Path) -> None:
     assert found == common | {"k1_k2", "fraction", "methods"}
     text = (tmp_path / "out" / "methods.svg").read_text()
     # Words stay words, which can be searched and set in another font.
-    assert "BYOL" in text and "epochs trained" in text
+    assert "Framework alone" in text and "epochs trained" in text
 
 
 def test_several_metrics_have_a_pareto_set(tmp_path: Path) -> None:

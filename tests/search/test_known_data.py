@@ -74,7 +74,7 @@ def test_prepared_images_tell_it_themselves(limit: int | None) -> None:
     assert prepared_data(config) is None
     images = open_data(config)
     assert (images.num_rows, images.row_shape[0]) == (limit or 1_797, 1)
-    expected = (images.num_rows, 1, 10, images.fingerprint, "as prepared by an earlier run")
+    expected = (images.num_rows, (1, 8, 8), 10, images.fingerprint, "as prepared by an earlier run")
     assert known("digits", limit=limit) == KnownData(*expected)
     # Of another size other pixels are made.
     assert known("digits", limit=limit, stored_size=16).fingerprint is None
@@ -97,7 +97,7 @@ def test_a_file_of_ones_own_is_counted_not_decoded(tmp_path: Path) -> None:
     png = as_png(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
     pq.write_table(pa.table({"image": [png] * 7 + [b"no image"], "label": [0, 1] * 4}), path)
     settings = {"source": "parquet", "name": None, "path": str(path)}
-    expected = KnownData(8, 3, 2, None, f"as in {path}")
+    expected = KnownData(8, (3, 8, 8), 2, None, f"as in {path}")
     assert known("cifar10", **settings) == expected
     assert known("cifar10", **settings, label_column=None).num_classes is None
 
