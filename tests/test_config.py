@@ -349,17 +349,17 @@ def test_a_broken_rule_names_field_value_and_remedy(
 UNUSED = [
     (
         {"data.name": "cifar10"},
-        "data.name=cifar10: data.source=digits does not use it, torchvision",
+        "data.name=cifar10: data.source=digits does not use it, only torchvision:",
     ),
-    ({"data.classes": ["a", "b"]}, "data.classes=a, b: data.source=digits does not use it, folder"),
+    ({"data.classes": ["a", "b"]}, "data.classes=a, b: data.source=digits does not use it, only"),
     ({"data.splits": ["train"]}, "data.splits=train: data.source=digits does not use it"),
     ({"data.image_column": "x"}, "data.image_column=x: data.source=digits does not use it"),
     ({"data.path": "photos"}, "data.path=photos: data.source=digits does not use it"),
-    ({"views.dropout": 0.5}, "views.dropout=0.5: data.source=digits does not use it, vectors does"),
+    ({"views.dropout": 0.5}, "views.dropout=0.5: data.source=digits does not use it, only vec"),
     ({"model.widths": [4, 8]}, "model.widths=4, 8: model.backbone=resnet18 does not use it"),
     (
         {"model.backbone": "convnet", "model.stem": "imagenet"},
-        "model.stem=imagenet: model.backbone=convnet does not use it, resnet18 and resnet34 do",
+        "model.stem=imagenet: model.backbone=convnet does not use it, only resnet18, resnet34",
     ),
 ]
 

@@ -48,8 +48,8 @@ def _unused_fields(config: RunSections) -> Iterator[str]:
             if chosen not in users:
                 shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
                 yield (
-                    f"{name}.{leaf}={shown}: {chooser}={chosen} does not use it, "
-                    f"{' and '.join(users)} {'do' if len(users) > 1 else 'does'}; leave it out"
+                    f"{name}.{leaf}={shown}: {chooser}={chosen} does not use it, only "
+                    f"{', '.join(users)}: leave it out"
                 )
 
 

@@ -60,7 +60,9 @@ class _GlobalBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
         shape = [1, -1] + [1] * (input.dim() - 2)
-        scaled = normalized * self.weight.view(shape) + self.bias.view(shape)
+        scaled = normalized
+        if self.affine:
+            scaled = normalized * self.weight.view(shape) + self.bias.view(shape)
         return cast(Tensor, scaled.to(input.dtype))
 
 

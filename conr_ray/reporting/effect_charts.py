@@ -151,7 +151,7 @@ def label_free_agreement(data: SearchData) -> Chart | None:
 
 
 def variant_bands(data: SearchData) -> Chart | None:
-    """CoNR, Euclidean neighbours and the framework alone: means over trials with their deviation."""
+    """Each method that trials have: means over trials with their deviation."""
     if not {"schedule.group_start", "neighborhood.kind"} & set(data.space.search):
         return None
     names = ordered(set().union(*(metric_names(trial.rows) for trial in data.complete), set()))

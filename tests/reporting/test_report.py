@@ -89,8 +89,8 @@ def test_what_users_named_cannot_become_markup(finished_run: Path, tmp_path: Pat
 
 def test_trial_values_cannot_become_markup(tmp_path: Path) -> None:
     evil = '</script><img src=x onerror="alert(1)">'
-    fields = {"data.path": {"choice": [evil, "other"]}}
-    make_search(tmp_path / "mine", fields=fields, first=[{"data.path": evil}])
+    fields = {"data.label_column": {"choice": [evil, "other"]}}
+    make_search(tmp_path / "mine", fields=fields, first=[{"data.label_column": evil}])
     page = report(tmp_path / "mine")
     assert evil in page.text
     assert not page.all("img")
@@ -99,7 +99,8 @@ def test_trial_values_cannot_become_markup(tmp_path: Path) -> None:
 def test_passwords_in_uris_are_not_shown(tmp_path: Path) -> None:
     uri = "s3://me:pa55w0rd@bucket/images.parquet"
     fields = {"data.path": {"choice": [uri, "s3://bucket/b"]}, **FRACTION}
-    make_search(tmp_path / "mine", fields=fields, first=[{"data.path": uri}])
+    first = [{"data.path": uri}]
+    make_search(tmp_path / "mine", fields=fields, first=first, preset="cifar10", start=12)
     report(tmp_path / "mine")
     html = (tmp_path / "mine/report.html").read_text()
     assert "pa55w0rd" not in html

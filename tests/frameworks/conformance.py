@@ -1,0 +1,185 @@
+"""What every self-supervised framework has to do; a framework's tests inherit it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from conr_ray.config import RunConfig
+from conr_ray.data.store import open_data
+from conr_ray.engine.loop import train
+from conr_ray.engine.observer import Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import Span
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.trunk import train_from_trunk
+from conr_ray.engine.trunk_store import open_trunks
+from conr_ray.method.collectives import share, world_size
+from conr_ray.method.frameworks.base import Step
+from conr_ray.method.stages.base import Stage
+from conr_ray.method.stages.group import GroupStage
+from conr_ray.method.stages.instance import InstanceStage
+from tests.gloo_workers import run_workers
+from tests.method.naive_reranking import unit_rows
+from tests.tiny_runs import run_here, tiny_config, without_times
+
+CPU = torch.device("cpu")
+# Not divisible by 3.
+BATCH, NUM_STEPS, NUM_CLUSTERS = 16, 3, 3
+
+_APPLY = """
+import json, sys
+import numpy as np, torch
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trained_run import TrainedRun
+run = TrainedRun.load(RunDirectory(sys.argv[1]), torch.device("cpu"))
+clusters, ratios = run.assign(np.load(sys.argv[2]))
+print(json.dumps([clusters.tolist(), ratios.tolist()]))
+"""
+
+
+class FrameworkConformance:
+    """Sub-classes name a framework, and set fields of its own where tests are to be quick."""
+
+    name: ClassVar[str]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def config(self, **changes: Any) -> RunConfig:
+        """A run of seconds on digits."""
+        own = {f"{self.name}__{field}": value for field, value in self.settings.items()}
+        return tiny_config(model__framework=self.name, **{**own, **changes})
+
+    def test_workers_have_the_loss_gradients_and_state_of_one_process(self) -> None:
+        config = self.config(
+            optim__batch_size=BATCH,
+            optim__lr=0.5,
+            neighborhood__k1=4,
+            neighborhood__k=5,
+            bank__size=24,
+        )
+        batches = [[torch.rand(BATCH, 1, 8, 8) for _ in range(2)] for _ in range(NUM_STEPS)]
+        known = torch.randint(NUM_CLUSTERS, (BATCH,)), None
+        arguments = config.to_yaml(), batches, known[0]
+        alone = _steps(*arguments)
+        for num_workers in (2, 3):
+            by_worker = run_workers(_steps, num_workers, *arguments)
+            for name, value in alone.items():
+                values = [found[name] for found in by_worker]
+                if name.startswith("loss"):
+                    total = float(torch.stack(values).sum())
+                    assert total == pytest.approx(float(value), rel=1e-4), name
+                    continue
+                assert all(torch.equal(other, values[0]) for other in values), name
+                kind = name.partition(" ")[0]
+                largest = max(float(v.abs().max()) for n, v in alone.items() if n.startswith(kind))
+                scale = max(float(value.abs().max()), 0.01 * largest)
+                error = float((values[0] - value).abs().max())
+                assert error <= 1e-4 * scale, (num_workers, name, error, scale)
+
+    def test_a_run_that_was_stopped_is_the_one_that_was_not(self, tmp_path: Path) -> None:
+        config = self.config()
+        whole = run_here(config, tmp_path / "whole")
+        data, directory = open_data(config.data), RunDirectory(tmp_path / "stopped")
+        for until in (1, 3, None):
+            rows = train(config, data, directory, Observers(), CPU, Span(until=until))
+        assert without_times(rows) == without_times(whole)
+        assert {row["stage"] for row in rows} == {"instance", "group"}
+        assert all(np.isfinite(float(row["loss"] or 0)) for row in rows)
+        tables = [pq.read_table(tmp_path / n / "assignments.parquet") for n in ("whole", "stopped")]
+        assert tables[0] == tables[1]
+
+    def test_a_fork_of_a_trunk_is_the_run_from_epoch_0(self, tmp_path: Path) -> None:
+        config = self.config()
+        whole = run_here(config, tmp_path / "whole")
+        store = open_trunks(str(tmp_path / "trunks"), frozenset({2}), lambda name: None)  # type: ignore[arg-type, return-value]
+        directory, data = RunDirectory(tmp_path / "fork"), open_data(config.data)
+        rows = train_from_trunk(config, data, directory, Observers(), CPU, store)
+        assert without_times(rows) == without_times(whole)
+        assert json.loads((tmp_path / "fork" / "origin.json").read_text())["epoch"] == 2
+
+    def test_no_labels_are_needed(self, tmp_path: Path) -> None:
+        rows = run_here(self.config(data__label_column=None, clustering__num_clusters=7), tmp_path)
+        assert "acc" not in rows[-1] and 0 <= float(rows[-1]["neighbor_consistency"] or 0) <= 1
+        assert len(pq.read_table(tmp_path / "assignments.parquet")) == 300
+
+    def test_another_process_assigns_as_the_run_did(self, tmp_path: Path) -> None:
+        config = self.config()
+        run_here(config, tmp_path)
+        table = pq.read_table(tmp_path / "assignments.parquet")
+        np.save(tmp_path / "rows.npy", open_data(config.data).rows)
+        command = [sys.executable, "-c", _APPLY, str(tmp_path), str(tmp_path / "rows.npy")]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        clusters, ratios = json.loads(told)
+        assert clusters == table["cluster"].to_pylist()
+        np.testing.assert_allclose(ratios, table["boundary_ratio"].to_numpy(), rtol=1e-4)
+
+    def test_vectors_are_trained_on_as_images_are(self, tmp_path: Path) -> None:
+        data = open_data(self.config().data)
+        vectors = data.rows.reshape(len(data.rows), -1).astype(np.float32)
+        columns = {"embedding": _lists(vectors), "label": data.labels}
+        pq.write_table(pa.table(columns), tmp_path / "vectors.parquet")
+        config = self.config(
+            data__source="vectors",
+            data__path=str(tmp_path / "vectors.parquet"),
+            data__limit=None,
+            model__backbone="mlp",
+            model__widths=[32],
+            views__noise=0.3,
+            views__dropout=0.2,
+        )
+        rows = run_here(config, tmp_path / "run")
+        assert float(rows[-1]["acc"] or 0) > 0.2
+        told = pq.read_table(tmp_path / "run" / "snapshot" / "pictures.parquet")
+        assert told.num_rows == 0
+
+
+def _lists(vectors: Any) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+
+def _steps(text: str, batches: list[list[Tensor]], labels_n: Tensor) -> dict[str, Tensor]:
+    """Steps of both stages as the training loop makes them: losses, gradients, last state."""
+    from conr_ray.config import from_yaml
+
+    torch.manual_seed(0)
+    centers = unit_rows(torch.randn(NUM_CLUSTERS, 16))
+    config, local, found = from_yaml(text, "the config"), share(BATCH), dict[str, Tensor]()
+    for number, kind in enumerate(("instance", "group")):
+        state = TrainingState.create(config, (1, 8, 8), CPU)
+        framework, trained = state.framework, state.trained_module()
+        stage: Stage = GroupStage(state.bank) if kind == "group" else InstanceStage()
+        for index, views in enumerate(batches):
+            step = Step(
+                number=index,
+                num_steps=10,
+                epoch=0,
+                key=7 + index + number,
+                positions_b=torch.arange(BATCH)[local],
+                sample_ids_n=torch.arange(BATCH) + index * BATCH // 2,
+                fraction=0.7,
+                pseudo_labels_n=labels_n,
+                centers_cd=centers,
+            )
+            outputs = trained([view[local] for view in views], step)
+            loss, _ = stage.loss(framework, outputs, step)
+            state.optimizer.zero_grad()
+            torch.autograd.backward(loss * world_size())
+            found[f"loss {kind} {index}"] = loss.detach()
+            for name, parameter in framework.named_parameters():
+                if parameter.grad is not None:
+                    found[f"gradient {kind} {index} {name}"] = parameter.grad.clone()
+            state.optimizer.step()
+            framework.after_step(outputs, step)
+        state_of = framework.state_dict().items()
+        found |= {f"state {kind} {n}": v for n, v in state_of if v.is_floating_point()}
+    return found
