@@ -28,6 +28,7 @@ from conr_ray.search.run_search import SearchDirectory, run_search
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import journal_file, open_study
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 
@@ -75,7 +76,7 @@ def main() -> None:
         resources = WorkerResources()
         start(resources, dashboard=False)
         ray_s = time.perf_counter() - started
-        directory = SearchDirectory(RunDirectory(folder / "search"))
+        directory = SearchDirectory(Folder(folder / "search"))
         directory.claim(space, resume=False)
         trials = run_search(
             space,

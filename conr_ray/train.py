@@ -29,7 +29,6 @@ from conr_ray.config import (
     parse_overrides,
 )
 from conr_ray.data.store import open_data
-from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.loop import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
@@ -38,6 +37,8 @@ from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect, local_resources
 from conr_ray.scaling.preflight import check_storage, preflight
 from conr_ray.scaling.train_job import run_here, run_on_workers
+from conr_ray.storage.files import Folder
+from conr_ray.storage.locks import FileLocks
 from conr_ray.tracking.progress import RunProgress
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         resources = connect(cluster_options(args), workers)
         check_storage(directory, more_to_come=resources.more_to_come)
         if trunks is not None:
-            store = RunDirectory(trunks.uri)
+            store = Folder(trunks.uri)
             check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
     directory.claim(config, resume=args.resume)
 
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     """Print what was found; raise RunFailed where a run would fail."""
     resources = connect(cluster_options(args), args.workers, dashboard=True)
-    directory = RunDirectory(directory_uri(args, "check")).parent
+    directory = Folder(directory_uri(args, "check")).parent
     console = make_console()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     findings = preflight(directory, resources)
@@ -137,7 +138,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
         config = load_preset(args.preset, overrides)
     else:
         folder, _, name = args.config.rpartition("/")
-        text = RunDirectory(folder).read_text(name) if "://" in args.config else None
+        text = Folder(folder).read_text(name) if "://" in args.config else None
         if text is not None:
             config = from_yaml(text, f"--config {args.config}", overrides)
         else:

@@ -22,7 +22,6 @@ from conr_ray.command_line import (
 from conr_ray.config import parse_overrides
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import check_data
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import UserError
 from conr_ray.reporting.live_report import LiveReport
@@ -40,6 +39,7 @@ from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import check_points, load_space
 from conr_ray.search.trial_table import Cost, Trial, best_trial, lineage, to_rich
 from conr_ray.search.wandb_search import log_search
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         if count is not None and count < least:
             raise UserError(f"--{option} {count}: give {least} or more")
     subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
-    directory = SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
+    directory = SearchDirectory(Folder(directory_uri(args, subject)), args.study)
     images = open_data(space.config().data)
     check_data(space.config(), images, args.workers)
     check_points(space, lambda config: check_data(config, images, args.workers))
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     check_storage(directory.files, more_to_come=resources.more_to_come)
     if args.trunks and trunks is not None:
-        store = RunDirectory(trunks.uri)
+        store = Folder(trunks.uri)
         check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
     directory.claim(space, resume=args.resume)
     report = LiveReport(directory)

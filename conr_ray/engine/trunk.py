@@ -34,7 +34,6 @@ from conr_ray.engine import (
     step_figures,
     training_state,
 )
-from conr_ray.engine.locks import FileLocks, Lock, Locks
 from conr_ray.engine.loop import WHOLE, Span, train
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -51,6 +50,7 @@ from conr_ray.method.neighbors import (
     search_kernels,
 )
 from conr_ray.method.stages import instance as instance_stage
+from conr_ray.storage.locks import FileLocks, Lock, Locks
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from conr_ray.engine.locks import Lock
+from conr_ray.storage.locks import Lock
 
 _NAMESPACE = "conr_ray"
 

@@ -21,9 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
 import conr_ray
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, last_line
 from conr_ray.scaling.cluster import WorkerResources
+from conr_ray.storage.files import Folder
 
 _NODE_TIMEOUT_S = 60.0
 # In which what a run had on the nodes is given back after its end.
@@ -48,9 +48,7 @@ class Finding:
     detail: str
 
 
-def check_storage(
-    directory: RunDirectory, *, more_to_come: bool, option: str = "--storage"
-) -> None:
+def check_storage(directory: Folder, *, more_to_come: bool, option: str = "--storage") -> None:
     """Raise UserError where a node of the connected cluster does not share a folder with this one.
 
     Where there is one node, a folder of its own will do, unless `more_to_come`.
@@ -65,7 +63,7 @@ def check_storage(
         _exchange(directory, nodes, option)
 
 
-def preflight(directory: RunDirectory, resources: WorkerResources) -> list[Finding]:
+def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
     """Look at the connected cluster as a run of such workers would use it."""
     # First, since this brings the nodes that the others look at, where they come for work.
     reduced = _find("all-reduce", lambda: _all_reduce(directory, resources))
@@ -145,7 +143,7 @@ def _all_well(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_for_one_node(
-    directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool, option: str
+    directory: Folder, nodes: dict[str, dict[str, Any]], more_to_come: bool, option: str
 ) -> bool:
     """Whether there is nobody to share a folder with.
 
@@ -162,7 +160,7 @@ def _is_for_one_node(
     return True
 
 
-def _exchange(directory: RunDirectory, nodes: dict[str, dict[str, Any]], option: str) -> None:
+def _exchange(directory: Folder, nodes: dict[str, dict[str, Any]], option: str) -> None:
     """Have each node read what is written here, and write what is read here.
 
     Raises:
@@ -189,7 +187,7 @@ def _exchange(directory: RunDirectory, nodes: dict[str, dict[str, Any]], option:
         )
 
 
-def _read_and_written(directory: RunDirectory, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _read_and_written(directory: Folder, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Whether each node reads what is written here, and whether what it writes is read here.
 
     An error in the place of the two where a node raises one or gives no answer.
@@ -197,7 +195,7 @@ def _read_and_written(directory: RunDirectory, nodes: dict[str, dict[str, Any]])
     name, token = f".seen-{secrets.token_hex(4)}", secrets.token_hex(8)
 
     def read_and_write(uri: str) -> bool:
-        there = RunDirectory(uri)
+        there = Folder(uri)
         if there.read_text(name) != token:
             # Another folder, in which nothing is to be left.
             return False
@@ -273,7 +271,7 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
     return f"at most {worst * 1000:.0f} ms apart"
 
 
-def _storage(directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
+def _storage(directory: Folder, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
     _is_for_one_node(directory, nodes, more_to_come, "--storage")
     started = time.perf_counter()
     _exchange(directory, nodes, "--storage")
@@ -321,7 +319,7 @@ def _available_gpus(nodes: dict[str, dict[str, Any]]) -> dict[str, float]:
         time.sleep(0.2)
 
 
-def _all_reduce(directory: RunDirectory, resources: WorkerResources) -> str:
+def _all_reduce(directory: Folder, resources: WorkerResources) -> str:
     """Time an all-reduce among the workers of a run, spread over the nodes.
 
     A single worker is started where nodes come for work: for its node.
@@ -380,4 +378,4 @@ def _reduce_often(job: dict[str, str]) -> None:
     torch.distributed.all_gather_object(hosts, ray.get_runtime_context().get_node_id())
     if torch.distributed.get_rank() == 0:
         median = sorted(times)[_REPEATS // 2]
-        RunDirectory(job["uri"]).write_text(job["name"] + ".txt", f"{median} {len(set(hosts))}")
+        Folder(job["uri"]).write_text(job["name"] + ".txt", f"{median} {len(set(hosts))}")

@@ -29,8 +29,6 @@ from rich.console import Console
 
 from conr_ray.config import parse_yaml
 from conr_ray.data.store import DataSet
-from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.scaling.cluster import WorkerResources
@@ -46,6 +44,8 @@ from conr_ray.search.study import (
 )
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
+from conr_ray.storage.files import Folder
+from conr_ray.storage.locks import FileLocks
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 _FEWEST_FOR_IMPORTANCES = 4
@@ -60,7 +60,7 @@ _MAX_FAILURES = 5
 class SearchDirectory:
     """The files of a search, on any file system; the study may lie in a database instead."""
 
-    files: RunDirectory
+    files: Folder
     study_url: str | None = None
 
     @property

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.storage.files import Folder
 
 
 @contextmanager
-def library_logs(directory: RunDirectory) -> Iterator[None]:
+def library_logs(directory: Folder) -> Iterator[None]:
     """Keep what is logged, and Python's warnings, in library.log instead of on the terminal.
 
     Loggers with handlers of their own, as Ray and Optuna have, write to the file alone meanwhile.

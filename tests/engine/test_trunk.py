@@ -13,7 +13,6 @@ import torch
 from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_data
 from conr_ray.engine import trunk as trunk_module
-from conr_ray.engine.locks import FileLocks
 from conr_ray.engine.loop import Span
 from conr_ray.engine.observer import MetricRow, Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -27,6 +26,7 @@ from conr_ray.engine.trunk import (
     trunk_name,
 )
 from conr_ray.errors import RunFailed
+from conr_ray.storage.locks import FileLocks
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
@@ -278,8 +278,8 @@ def test_code_that_shapes_a_trunk_uses_no_other_that_might() -> None:
     known = {module.__name__ for module in trunk_module._SHAPING_CODE}
     harmless = {
         *("config", "errors", "data.store", "engine.observer", "engine.run_directory"),
-        *("engine.snapshot", "method.bank", "method.boundary", "method.contexts"),
-        "method.group_stage",
+        *("engine.snapshot", "method.neighbors.bank", "method.neighbors.contexts"),
+        *("method.stages.boundary", "method.stages.group", "storage.locks"),
     }
     for module in trunk_module._SHAPING_CODE:
         assert module.__file__ is not None
