@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from conr_ray.config import RunConfig
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import FolderTaken, NotShared, RunFailed, StorageError, UserError
 from conr_ray.scaling.cluster import ClusterOptions
 from conr_ray.scaling.remote_command import run_on_head
 
@@ -117,6 +117,33 @@ def resumable(uri: str) -> Iterator[None]:
         name = uri.rpartition("/")[2]
         told = f": the same command with --name {name} --resume goes on"
         raise KeyboardInterrupt(told) from None
+
+
+@contextmanager
+def folder_option(option: str) -> Iterator[None]:
+    """Adds to what is wrong with a folder `option`, which names the folder, and the remedy.
+
+    Serves as a decorator too.
+    """
+    try:
+        yield
+    except (FolderTaken, StorageError) as error:
+        raise with_remedy(error, option) from None
+
+
+def with_remedy(error: Exception, option: str) -> Exception:
+    """What `folder_option` raises in place of `error`; any other error as it is."""
+    match error:
+        case FolderTaken():
+            resume = "add --resume, or " if error.same_run else ""
+            return UserError(f"{error}: {resume}choose another --name")
+        case NotShared():
+            remedy = f"give {option} s3://bucket/folder, or a folder that all nodes mount"
+            return UserError(f"{option}: {error}: {remedy}")
+        case StorageError():
+            return UserError(f"{option}: {error}")
+        case _:
+            return error
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -1,8 +1,32 @@
-"""What a user can be told: every message is one line that names the cause and the remedy."""
+"""What a user can be told: every message is one line that names the cause and the remedy.
+
+Where the remedy is an option of a command, the command adds it: an error of its own kind tells
+which.
+"""
 
 
 class UserError(ValueError):
     """A setting, file or command that cannot work; the commands leave with status 2."""
+
+
+class StorageError(UserError):
+    """A folder or bucket that cannot be opened, read or written."""
+
+
+class NotShared(StorageError):
+    """A folder that other nodes do not see, or in which they do not see each other's files."""
+
+
+class FolderTaken(UserError):
+    """A folder that holds a run already.
+
+    Attributes:
+        same_run: whether it is the run that was to begin there, which could go on.
+    """
+
+    def __init__(self, message: str, *, same_run: bool = False) -> None:
+        super().__init__(message)
+        self.same_run = same_run
 
 
 class RunFailed(RuntimeError):

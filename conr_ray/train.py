@@ -14,11 +14,13 @@ from conr_ray.command_line import (
     add_cluster_options,
     cluster_options,
     directory_uri,
+    folder_option,
     make_console,
     make_parser,
     resumable,
     run_command,
     sent_to_head,
+    with_remedy,
 )
 from conr_ray.config import (
     RunConfig,
@@ -32,7 +34,7 @@ from conr_ray.data.store import open_data
 from conr_ray.engine.loop import check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import open_trunks
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect, local_resources
 from conr_ray.scaling.preflight import check_storage, preflight
@@ -43,6 +45,7 @@ from conr_ray.tracking.progress import RunProgress
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
 
+@folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
     """Parse, train, print the result."""
     args = _parser().parse_args(arguments)
@@ -64,7 +67,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local has no locks for --trunks in a bucket: leave --local out")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
-    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
+    with folder_option("--trunks"):
+        trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
     mode, note = wandb_mode(config.tracking)
     if args.local:
         resources = local_resources(cluster_options(args), 1)
@@ -72,8 +76,8 @@ def main(arguments: Sequence[str]) -> None:
         resources = connect(cluster_options(args), workers)
         check_storage(directory, more_to_come=resources.more_to_come)
         if trunks is not None:
-            store = Folder(trunks.uri)
-            check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
+            with folder_option("--trunks"):
+                check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
     directory.claim(config, resume=args.resume)
 
     console = make_console()
@@ -126,7 +130,11 @@ def _check(args: argparse.Namespace) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     findings = preflight(directory, resources)
     for finding in findings:
-        table.add_row("ok" if finding.ok else "FAILS", finding.subject, finding.detail)
+        if finding.error is None:
+            table.add_row("ok", finding.subject, finding.detail)
+        else:
+            told = last_line(with_remedy(finding.error, "--storage"))
+            table.add_row("FAILS", finding.subject, told)
     console.print(table)
     if failed := [finding.subject for finding in findings if not finding.ok]:
         raise RunFailed(f"a run would fail here: {', '.join(failed)}")
@@ -137,8 +145,11 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:
-        folder, _, name = args.config.rpartition("/")
-        text = Folder(folder).read_text(name) if "://" in args.config else None
+        text = None
+        if "://" in args.config:
+            folder, _, name = args.config.rpartition("/")
+            with folder_option("--config"):
+                text = Folder(folder).read_text(name)
         if text is not None:
             config = from_yaml(text, f"--config {args.config}", overrides)
         else:

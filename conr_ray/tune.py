@@ -13,6 +13,7 @@ from conr_ray.command_line import (
     add_cluster_options,
     cluster_options,
     directory_uri,
+    folder_option,
     make_console,
     make_parser,
     resumable,
@@ -44,6 +45,7 @@ from conr_ray.tracking.library_logs import library_logs
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
 
+@folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
     """Parse, search, print the table."""
     args = _parser().parse_args(arguments)
@@ -75,7 +77,8 @@ def main(arguments: Sequence[str]) -> None:
     trunks = None
     if not args.no_trunks and not space.why_no_trunks:
         place = args.trunks or f"{directory.uri}/trunks"
-        trunks = open_trunks(place, space.group_starts, ActorLocks())
+        with folder_option("--trunks" if args.trunks else "--storage"):
+            trunks = open_trunks(place, space.group_starts, ActorLocks())
     mode, note = wandb_mode(space.config().tracking)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
@@ -85,8 +88,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     check_storage(directory.files, more_to_come=resources.more_to_come)
     if args.trunks and trunks is not None:
-        store = Folder(trunks.uri)
-        check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
+        with folder_option("--trunks"):
+            check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
     directory.claim(space, resume=args.resume)
     report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)

@@ -19,7 +19,10 @@ import pyarrow as pa
 from conr_ray.config import RunConfig, differences, from_yaml, override
 from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.observer import MetricRow
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
+
+# Kinds of failures that are written down, by name; of two that fit, the first.
+_FAILURES = {"StorageError": StorageError, "UserError": UserError, "RunFailed": RunFailed}
 
 
 class RunDirectory(CheckpointFolder):
@@ -31,7 +34,7 @@ class RunDirectory(CheckpointFolder):
         Where its images lie may have changed.
 
         Raises:
-            UserError: another run is here, or this one is and `resume` was not asked for.
+            FolderTaken: another run is here, or this one is and `resume` was not asked for.
         """
         old = self.read_config()
         if old is None:
@@ -39,20 +42,23 @@ class RunDirectory(CheckpointFolder):
         changed = differences(old, override(config, {"data.path": old.data.path}))
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise UserError(
-                f"{self.uri} holds another run ({changed[0]}{more}): choose another --name"
-            )
+            raise FolderTaken(f"{self.uri} holds another run ({changed[0]}{more})")
         if not resume:
-            raise UserError(f"{self.uri} holds this run: add --resume, or choose another --name")
+            raise FolderTaken(f"{self.uri} holds this run", same_run=True)
         return True
 
     def claim(self, config: RunConfig, *, resume: bool) -> None:
-        """Write config.yaml where there is none; else `check`."""
+        """Write config.yaml where there is none; else `check`.
+
+        Raises:
+            FolderTaken: as `check` raises it.
+            StorageError: it cannot be written.
+        """
         if not self.check(config, resume=resume):
             try:
                 self.write_text("config.yaml", config.to_yaml())
             except OSError as error:
-                raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
+                raise StorageError(f"{self.uri} cannot be written: {error}") from None
 
     def read_config(self) -> RunConfig | None:
         """The config of the run that is here, None where there is none."""
@@ -76,7 +82,8 @@ class RunDirectory(CheckpointFolder):
 
     def record_failure(self, error: UserError | RunFailed) -> None:
         """Write down why the run stopped, for those who started it from another process."""
-        failure = {"kind": type(error).__name__, "message": str(error)}
+        kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
+        failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
 
     def clear_failure(self) -> None:
@@ -89,5 +96,4 @@ class RunDirectory(CheckpointFolder):
         text = self.read_text("failure.json")
         if text is not None:
             failure = json.loads(text)
-            kinds = {"UserError": UserError, "RunFailed": RunFailed}
-            raise kinds[failure["kind"]](failure["message"])
+            raise _FAILURES[failure["kind"]](failure["message"])

@@ -16,12 +16,12 @@ import ray.train.torch
 import torch
 import torch.distributed
 from ray._private.state import available_resources_per_node
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
 import conr_ray
-from conr_ray.errors import UserError, last_line
+from conr_ray.errors import NotShared, StorageError, UserError, last_line
 from conr_ray.scaling.cluster import WorkerResources
 from conr_ray.storage.files import Folder
 
@@ -39,28 +39,36 @@ class Finding:
 
     Attributes:
         subject: what it was.
-        ok: whether a run can go on with it.
         detail: what was found, with the remedy where it is not well.
+        error: why a run cannot go on with it, None where it can.
     """
 
     subject: str
-    ok: bool
     detail: str
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run can go on with it."""
+        return self.error is None
 
 
-def check_storage(directory: Folder, *, more_to_come: bool, option: str = "--storage") -> None:
-    """Raise UserError where a node of the connected cluster does not share a folder with this one.
+def check_storage(directory: Folder, *, more_to_come: bool) -> None:
+    """Look whether each node of the connected cluster shares a folder with this one.
 
     Where there is one node, a folder of its own will do, unless `more_to_come`.
 
     Args:
         directory: the folder; files are written to it, read and deleted again.
         more_to_come: the cluster starts nodes when there is work.
-        option: of the command, that names the folder.
+
+    Raises:
+        NotShared: a node does not see the folder, or not what others write to it.
+        StorageError: one cannot read or write.
     """
     nodes = _nodes()
-    if not _is_for_one_node(directory, nodes, more_to_come, option):
-        _exchange(directory, nodes, option)
+    if not _is_for_one_node(directory, nodes, more_to_come):
+        _exchange(directory, nodes)
 
 
 def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
@@ -69,7 +77,7 @@ def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
     reduced = _find("all-reduce", lambda: _all_reduce(directory, resources))
     nodes = _nodes()
     return [
-        Finding("nodes", True, ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items())),
+        Finding("nodes", ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items())),
         _find("state API", _state_api),
         _find("versions", lambda: _versions(nodes)),
         _find("clocks", lambda: _clocks(nodes)),
@@ -81,9 +89,9 @@ def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
 
 def _find(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, True, check())
+        return Finding(subject, check())
     except Exception as error:
-        return Finding(subject, False, last_line(error))
+        return Finding(subject, last_line(error), error)
 
 
 def _nodes() -> dict[str, dict[str, Any]]:
@@ -143,48 +151,43 @@ def _all_well(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_for_one_node(
-    directory: Folder, nodes: dict[str, dict[str, Any]], more_to_come: bool, option: str
+    directory: Folder, nodes: dict[str, dict[str, Any]], more_to_come: bool
 ) -> bool:
     """Whether there is nobody to share a folder with.
 
     Raises:
-        UserError: there will be.
+        NotShared: there will be.
     """
     if not directory.is_local or len(nodes) > 1:
         return False
     if more_to_come:
-        raise UserError(
-            f"{option}: {directory.uri} is on this node, others that come later would not see it: "
-            f"{_shared(option)}"
-        )
+        raise NotShared(f"{directory.uri} is on this node, others that come later would not see it")
     return True
 
 
-def _exchange(directory: Folder, nodes: dict[str, dict[str, Any]], option: str) -> None:
+def _exchange(directory: Folder, nodes: dict[str, dict[str, Any]]) -> None:
     """Have each node read what is written here, and write what is read here.
 
     Raises:
-        UserError: one cannot.
+        StorageError: one cannot.
     """
     try:
         found = _read_and_written(directory, nodes)
     except (OSError, UserError) as error:
-        raise UserError(f"{option}: {directory.uri} cannot be used: {_cause(error)}") from None
+        raise StorageError(f"{directory.uri} cannot be used: {last_line(error)}") from None
     if failed := [name for name, answer in found.items() if isinstance(answer, Exception)]:
         others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise UserError(
-            f"{option}: node {failed[0]}{others} cannot use {directory.uri}: "
-            f"{_cause(found[failed[0]])}"
+        cause = found[failed[0]]
+        if isinstance(cause, RayTaskError):
+            # Without the trace of that node's process.
+            cause = cause.cause
+        raise StorageError(
+            f"node {failed[0]}{others} cannot use {directory.uri}: {last_line(cause)}"
         )
     if blind := [name for name, (read, _) in found.items() if not read]:
-        raise UserError(
-            f"{option}: node {', '.join(blind)} does not see {directory.uri}: {_shared(option)}"
-        )
+        raise NotShared(f"node {', '.join(blind)} does not see {directory.uri}")
     if apart := [name for name, (_, written) in found.items() if not written]:
-        raise UserError(
-            f"{option}: what node {', '.join(apart)} writes to {directory.uri} does not arrive: "
-            f"{_shared(option)}"
-        )
+        raise NotShared(f"what node {', '.join(apart)} writes to {directory.uri} does not arrive")
 
 
 def _read_and_written(directory: Folder, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -215,15 +218,6 @@ def _read_and_written(directory: Folder, nodes: dict[str, dict[str, Any]]) -> di
             if directory.has(file):
                 directory.delete_file(file)
     return found
-
-
-def _shared(option: str) -> str:
-    return f"give {option} s3://bucket/folder, or a folder that all nodes mount"
-
-
-def _cause(error: Exception) -> str:
-    """Its last line, without the option that a run directory takes itself to be."""
-    return last_line(error).rpartition("--storage: ")[2]
 
 
 def _state_api() -> str:
@@ -272,9 +266,9 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
 
 
 def _storage(directory: Folder, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
-    _is_for_one_node(directory, nodes, more_to_come, "--storage")
+    _is_for_one_node(directory, nodes, more_to_come)
     started = time.perf_counter()
-    _exchange(directory, nodes, "--storage")
+    _exchange(directory, nodes)
     took = time.perf_counter() - started
     return f"{directory.uri} is written and read from every node, {took:.1f} s"
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 
 
 class Folder:
@@ -22,6 +22,10 @@ class Folder:
     Attributes:
         uri: where it is; a local path is absolute.
         is_local: whether its files are on this machine, or on a disk that it mounts.
+
+    Raises:
+        StorageError: there is no such storage; by each reading method too, where the storage
+            refuses.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -33,7 +37,7 @@ class Folder:
             try:
                 self._files, root = pafs.FileSystem.from_uri(self.uri)
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{self.uri} cannot be opened: {error}") from None
+                raise StorageError(f"{self.uri} cannot be opened: {error}") from None
             self._root = root.rstrip("/")
         self.is_local = isinstance(self._files, pafs.LocalFileSystem)
 
@@ -54,7 +58,7 @@ class Folder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"--storage: {self.uri}/{name} cannot be read: {error}") from None
+            raise StorageError(f"{self.uri}/{name} cannot be read: {error}") from None
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, None where there is none."""

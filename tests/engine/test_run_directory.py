@@ -16,7 +16,7 @@ import torch
 
 from conr_ray.config import load_preset, override
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
 
 CONFIG = load_preset("digits")
 
@@ -45,8 +45,9 @@ def test_a_claimed_directory_holds_the_config(open_directory: OpenDirectory) -> 
 
 def test_a_run_goes_on_only_when_asked_to(open_directory: OpenDirectory) -> None:
     open_directory().claim(CONFIG, resume=False)
-    with pytest.raises(UserError, match="holds this run: add --resume, or choose another --name"):
+    with pytest.raises(FolderTaken, match=r"holds this run$") as caught:
         open_directory().claim(CONFIG, resume=False)
+    assert caught.value.same_run
     open_directory().claim(CONFIG, resume=True)
 
 
@@ -56,10 +57,11 @@ def test_a_directory_of_another_run_is_refused_with_the_field(
 ) -> None:
     open_directory().claim(CONFIG, resume=False)
     changed = override(CONFIG, {"neighborhood.k1": 11, "optim.lr": 0.2})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(FolderTaken) as caught:
         open_directory().claim(changed, resume=resume)
-    assert "holds another run (neighborhood.k1: 10 -> 11 and 1 more)" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    told = "holds another run (neighborhood.k1: 10 -> 11 and 1 more)"
+    assert str(caught.value).endswith(told) and "\n" not in str(caught.value)
+    assert not caught.value.same_run
     assert open_directory().read_config() == CONFIG
 
 
@@ -108,14 +110,15 @@ def test_a_reader_sees_only_whole_files(tmp_path: Path) -> None:
 # Failures
 
 
-@pytest.mark.parametrize("kind", [UserError, RunFailed])
+@pytest.mark.parametrize("kind", [StorageError, UserError, RunFailed])
 def test_a_recorded_failure_is_raised_where_it_is_read(
     open_directory: OpenDirectory, kind: type[Exception]
 ) -> None:
     open_directory().raise_failure()
     open_directory().record_failure(kind("loss is nan at epoch 3"))  # type: ignore[arg-type]
-    with pytest.raises(kind, match=r"^loss is nan at epoch 3$"):
+    with pytest.raises(kind, match=r"^loss is nan at epoch 3$") as caught:
         open_directory().raise_failure()
+    assert type(caught.value) is kind
     open_directory().clear_failure()
     open_directory().clear_failure()
     open_directory().raise_failure()

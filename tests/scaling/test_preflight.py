@@ -19,6 +19,7 @@ import torch
 from moto.core import set_initial_no_auth_action_count
 from ray.cluster_utils import Cluster
 
+from conr_ray.command_line import folder_option
 from conr_ray.errors import UserError
 from conr_ray.scaling import preflight as preflight_module
 from conr_ray.scaling.cluster import WorkerResources
@@ -114,7 +115,8 @@ def told_of_storage(uri: str, keys_of_node: dict[str, str], keys: dict[str, str]
     told = []
     for option in ("--storage", "--trunks"):
         try:
-            check_storage(Folder(uri), more_to_come=False, option=option)
+            with folder_option(option):
+                check_storage(Folder(uri), more_to_come=False)
         except UserError as error:
             told.append(str(error))
     ray.shutdown()
@@ -152,14 +154,14 @@ def test_what_a_node_may_not_do_in_a_bucket_is_told(
 def test_a_folder_of_one_node_is_refused_where_more_come(tmp_path: Path) -> None:
     start_node()
     directory = Folder(tmp_path / "trunks")
-    check_storage(directory, more_to_come=False, option="--trunks")
+    check_storage(directory, more_to_come=False)
     assert list(tmp_path.iterdir()) == []
     told = (
         f"^--trunks: {directory.uri} is on this node, others that come later would not see it: "
         "give --trunks s3://bucket/folder, or a folder that all nodes mount$"
     )
-    with pytest.raises(UserError, match=told):
-        check_storage(directory, more_to_come=True, option="--trunks")
+    with pytest.raises(UserError, match=told), folder_option("--trunks"):
+        check_storage(directory, more_to_come=True)
 
 
 def test_a_node_that_leaves_meanwhile_is_not_asked_for(

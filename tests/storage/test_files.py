@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 from conr_ray.storage.files import Folder
 
 OpenFolder = Callable[[], Folder]
@@ -72,5 +72,5 @@ def test_a_damaged_table_is_told(open_folder: OpenFolder) -> None:
 
 
 def test_a_uri_that_names_no_storage_is_told() -> None:
-    with pytest.raises(UserError, match=r"^foo://bucket cannot be opened: "):
+    with pytest.raises(StorageError, match=r"^foo://bucket cannot be opened: "):
         Folder("foo://bucket")
