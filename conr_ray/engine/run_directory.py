@@ -14,11 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from conr_ray.config import RunConfig, differences, from_yaml, override
 from conr_ray.engine.checkpoints import CheckpointFolder
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
 from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
 
 # Kinds of failures that are written down, by name; of two that fit, the first.
@@ -66,19 +64,15 @@ class RunDirectory(CheckpointFolder):
         return None if text is None else from_yaml(text, f"{self.uri}/config.yaml")
 
     def write_metrics(self, rows: Sequence[MetricRow]) -> None:
-        """Write metrics.parquet; columns are those that any row has."""
-        names = list(dict.fromkeys(["epoch", *(name for row in rows for name in row)]))
-        self.write_table(
-            "metrics.parquet", pa.table({n: [row.get(n) for row in rows] for n in names})
-        )
+        """Write metrics.parquet."""
+        self.write_table("metrics.parquet", to_table(rows))
 
     def metric_rows(self, from_epoch: int = 0) -> list[MetricRow]:
         """Rows of metrics.parquet from an epoch on; empty where there are none yet."""
         table = self.read_table("metrics.parquet")
         if table is None or table.num_rows <= from_epoch:
             return []
-        rows = table.slice(from_epoch).to_pylist()
-        return [{name: v for name, v in row.items() if v is not None} for row in rows]
+        return from_table(table.slice(from_epoch))
 
     def record_failure(self, error: UserError | RunFailed) -> None:
         """Write down why the run stopped, for those who started it from another process."""

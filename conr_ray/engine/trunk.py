@@ -35,7 +35,8 @@ from conr_ray.engine import (
     training_state,
 )
 from conr_ray.engine.loop import WHOLE, Span, train
-from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method import batch_norm, collectives, networks, schedules

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from conr_ray.config import RunConfig
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.trunk import Origin

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin
 from conr_ray.errors import UserError

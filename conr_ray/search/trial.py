@@ -10,7 +10,8 @@ from typing import Any
 import ray.tune
 
 from conr_ray.engine.loop import WHOLE, Span
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import TrunkStore
 from conr_ray.errors import RunFailed, UserError

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from conr_ray.engine.label_free import LABEL_FREE_SCORES
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk import Origin
 from conr_ray.search.population import PARENT, Leg

@@ -10,7 +10,8 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.run_search import SearchDirectory, as_tree, parameter_importances
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_table import Cost, Trial, best_trial, to_arrow
-from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
+from conr_ray.tracking.wandb_observer import open_wandb
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 logger = logging.getLogger(__name__)
 
