@@ -37,7 +37,8 @@ from conr_ray.engine.trunk import open_trunks
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect, local_resources
-from conr_ray.scaling.preflight import check_storage, preflight
+from conr_ray.scaling.preflight import preflight
+from conr_ray.scaling.shared_storage import check_storage
 from conr_ray.scaling.train_job import run_here, run_on_workers
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks

@@ -28,7 +28,7 @@ from conr_ray.errors import UserError
 from conr_ray.reporting.live_report import LiveReport
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import connect
-from conr_ray.scaling.preflight import check_storage
+from conr_ray.scaling.shared_storage import check_storage
 from conr_ray.search.plan import print_plan
 from conr_ray.search.run_search import (
     SearchDirectory,

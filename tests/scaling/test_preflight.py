@@ -21,9 +21,11 @@ from ray.cluster_utils import Cluster
 
 from conr_ray.command_line import folder_option
 from conr_ray.errors import UserError
-from conr_ray.scaling import preflight as preflight_module
+from conr_ray.scaling import shared_storage
 from conr_ray.scaling.cluster import WorkerResources
-from conr_ray.scaling.preflight import check_storage, preflight
+from conr_ray.scaling.nodes import alive_nodes
+from conr_ray.scaling.preflight import preflight
+from conr_ray.scaling.shared_storage import check_storage
 from conr_ray.storage.files import Folder
 
 pytestmark = pytest.mark.slow
@@ -170,11 +172,10 @@ def test_a_node_that_leaves_meanwhile_is_not_asked_for(
     cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1})
     try:
         leaving = cluster.add_node(num_cpus=1)
-        now = preflight_module._nodes
-        seen = [now()]
+        seen = [alive_nodes()]
         assert len(seen[0]) == 2
         cluster.remove_node(leaving)
-        monkeypatch.setattr(preflight_module, "_nodes", lambda: seen.pop() if seen else now())
+        monkeypatch.setattr(shared_storage, "alive_nodes", seen.pop)
         check_storage(Folder(tmp_path), more_to_come=True)
         assert not seen
     finally:
