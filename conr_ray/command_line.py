@@ -121,9 +121,9 @@ def resumable(uri: str) -> Iterator[None]:
 
 @contextmanager
 def folder_option(option: str) -> Iterator[None]:
-    """Adds to what is wrong with a folder `option`, which names the folder, and the remedy.
+    """Add `option`, which sets the folder, and the remedy to errors about that folder.
 
-    Serves as a decorator too.
+    Also works as a decorator.
     """
     try:
         yield
@@ -132,7 +132,7 @@ def folder_option(option: str) -> Iterator[None]:
 
 
 def with_remedy(error: Exception, option: str) -> Exception:
-    """What `folder_option` raises in place of `error`; any other error as it is."""
+    """An error about the folder set by `option`, with the remedy; other errors unchanged."""
     match error:
         case FolderTaken():
             resume = "add --resume, or " if error.same_run else ""

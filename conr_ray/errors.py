@@ -1,7 +1,7 @@
 """What a user can be told: every message is one line that names the cause and the remedy.
 
-Where the remedy is an option of a command, the command adds it: an error of its own kind tells
-which.
+If the remedy is an option of a command, the error has a class of its own, and the command adds the
+option to the message.
 """
 
 
@@ -14,14 +14,14 @@ class StorageError(UserError):
 
 
 class NotShared(StorageError):
-    """A folder that other nodes do not see, or in which they do not see each other's files."""
+    """A folder that the nodes of a cluster do not share."""
 
 
 class FolderTaken(UserError):
-    """A folder that holds a run already.
+    """A folder that already holds a run.
 
     Attributes:
-        same_run: whether it is the run that was to begin there, which could go on.
+        same_run: whether it is the requested run, which can be resumed.
     """
 
     def __init__(self, message: str, *, same_run: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""Checkpoints in a folder: states of training, by the number of epochs trained.
+"""Checkpoints: the states of a training run after given numbers of epochs.
 
 checkpoints/epoch_000040/state.pt       tensors and plain values
-checkpoints/epoch_000040/summary.json   written last: where it is missing, the checkpoint was not
-                                        finished and is passed over
+checkpoints/epoch_000040/summary.json   written last; a checkpoint without it is incomplete and
+                                        ignored
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from conr_ray.errors import UserError
 from conr_ray.storage.files import Folder
 
 if TYPE_CHECKING:
-    # It takes seconds to import, and who only reads a run's metrics needs none of it.
+    # Torch takes seconds to import, and readers of metrics do not need it.
     import torch
 
 
 class CheckpointFolder(Folder):
-    """A folder that keeps checkpoints."""
+    """A folder with checkpoints."""
 
     def checkpoint_epochs(self) -> list[int]:
-        """Epochs (trained so far) of the finished checkpoints, rising."""
+        """Numbers of epochs after which there are complete checkpoints, ascending."""
         paths = self.paths_below("checkpoints")
         found = (re.fullmatch(r"epoch_(\d+)/summary\.json", path) for path in paths)
         return sorted(int(match[1]) for match in found if match)
 
     def checkpoint_name(self, epoch: int) -> str:
-        """The folder, in this one, of the checkpoint after `epoch` epochs."""
+        """Name of the folder of the checkpoint after `epoch` epochs."""
         return f"checkpoints/epoch_{epoch:06d}"
 
     def save_checkpoint(

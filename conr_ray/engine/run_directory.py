@@ -1,12 +1,12 @@
-"""A run on disk: its config, metrics, tables and checkpoints, here or in a bucket.
+"""The files of a run: its config, metrics, tables and checkpoints, local or in a bucket.
 
 config.yaml            the resolved config
 metrics.parquet        a row for each epoch
 assignments.parquet    a row for each sample, once the run has ended
 neighbors.parquet      its neighbours in the whole data set, likewise
 snapshot/              what its figures are drawn from: see engine.snapshot
-checkpoints/           states to go on from: see engine.checkpoints
-failure.json           why the run stopped, where it did
+checkpoints/           states to resume from: see engine.checkpoints
+failure.json           why the run stopped, if it failed
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
 from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
 
-# Kinds of failures that are written down, by name; of two that fit, the first.
+# Kinds of recorded failures by name; a subclass comes before its base class.
 _FAILURES = {"StorageError": StorageError, "UserError": UserError, "RunFailed": RunFailed}
 
 

@@ -1,4 +1,4 @@
-"""Folders on this machine or in a bucket: any file system that pyarrow knows."""
+"""Folders, local or in a bucket, on any file system that pyarrow supports."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from conr_ray.errors import StorageError, UserError
 class Folder:
     """The files under `uri`, a local path or a URI such as s3://bucket/folder.
 
-    Files are named relative to it, with / between folders. What is written is there whole or not at
-    all, and so are the folders that it lies in.
+    Names of files and folders are relative to it. A write is atomic: readers see the old file or
+    the new one. It creates the folders that it needs.
 
     Attributes:
-        uri: where it is; a local path is absolute.
-        is_local: whether its files are on this machine, or on a disk that it mounts.
+        uri: an absolute path, or a URI.
+        is_local: whether the files are on a file system of this machine.
 
     Raises:
-        StorageError: there is no such storage; by each reading method too, where the storage
-            refuses.
+        StorageError: `uri` cannot be opened. The reading methods raise it too, if a read fails.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -47,11 +46,11 @@ class Folder:
 
     @property
     def parent(self) -> Folder:
-        """The folder in which it is."""
+        """The folder that contains this one."""
         return Folder(self.uri.rpartition("/")[0])
 
     def read_bytes(self, name: str) -> bytes | None:
-        """What is in a file, None where there is none."""
+        """The content of a file, or None if it does not exist."""
         try:
             with self._files.open_input_stream(f"{self._root}/{name}") as stream:
                 return bytes(stream.read())
@@ -61,12 +60,12 @@ class Folder:
             raise StorageError(f"{self.uri}/{name} cannot be read: {error}") from None
 
     def read_text(self, name: str) -> str | None:
-        """The text of a file, None where there is none."""
+        """The text of a file, or None if it does not exist."""
         data = self.read_bytes(name)
         return None if data is None else data.decode()
 
     def read_table(self, name: str) -> pa.Table | None:
-        """A Parquet file, None where there is none."""
+        """The table in a Parquet file, or None if the file does not exist."""
         data = self.read_bytes(name)
         try:
             return None if data is None else pq.read_table(pa.BufferReader(data))
@@ -88,7 +87,7 @@ class Folder:
         part.replace(target)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of text, in UTF-8."""
+        """Write a text file in UTF-8."""
         self.write_bytes(name, text.encode())
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -98,22 +97,22 @@ class Folder:
         self.write_bytes(name, buffer.getbuffer())
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, or a folder with files in it."""
+        """Whether there is a file, or a folder with files in it, of this name."""
         info = self._files.get_file_info(f"{self._root}/{name}")
         return bool(info.type != pafs.FileType.NotFound)
 
     def file_names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, in their order; none where there is no such folder."""
+        """Sorted names of the files in a folder; empty if there is no such folder."""
         found = self._list(folder)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
 
     def folder_names(self, folder: str) -> list[str]:
-        """Names of the folders in a folder, in their order; none where there is no such folder."""
+        """Sorted names of the folders in a folder; empty if there is no such folder."""
         found = self._list(folder)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def paths_below(self, folder: str) -> list[str]:
-        """Paths of the files in a folder and all folders in it, relative to it, in their order."""
+        """Sorted paths, relative to a folder, of all files in it and its subfolders."""
         found = self._list(folder, recursive=True)
         files = (info.path for info in found if info.type == pafs.FileType.File)
         # Whether a path begins with / depends on the file system.
@@ -121,11 +120,11 @@ class Folder:
         return sorted(path.lstrip("/").removeprefix(begin) for path in files)
 
     def delete_file(self, name: str) -> None:
-        """Delete a file that is there."""
+        """Delete a file; it must exist."""
         self._files.delete_file(f"{self._root}/{name}")
 
     def delete_folder(self, name: str) -> None:
-        """Delete a folder with all in it, where there is one."""
+        """Delete a folder and its content, if it exists."""
         if self.has(name):
             self._files.delete_dir(f"{self._root}/{name}")
 
