@@ -147,7 +147,7 @@ def _limited(config: DataConfig, known: KnownData) -> KnownData:
         return known
     if config.limit > known.num_rows:
         raise UserError(
-            f"data.limit={config.limit}: there are {known.num_rows} {known.what}; lower it or leave "
-            "it out"
+            f"data.limit={config.limit}: there are {known.num_rows} {known.what}; lower it or "
+            "leave it out"
         )
     return replace(known, num_rows=config.limit)
