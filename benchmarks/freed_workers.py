@@ -23,7 +23,6 @@ from ray.util.state import list_placement_groups
 from rich.console import Console
 
 from conr_ray.data.store import open_data
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import start
@@ -31,6 +30,7 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.search.run_search import run_search
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 _SAMPLE_S = 0.25
@@ -94,7 +94,7 @@ def main() -> None:
         folder = Path(root)
         (folder / "space.yaml").write_text(yaml.safe_dump(tree))
         space = load_space(folder / "space.yaml")
-        directory = SearchDirectory(RunDirectory(folder / "search"))
+        directory = SearchDirectory(Folder(folder / "search"))
         directory.claim(space, resume=False)
         trunks = open_trunks(f"{directory.uri}/trunks", space.group_starts, ActorLocks())
         watch, started = CoreWatch(needed=2), time.perf_counter()

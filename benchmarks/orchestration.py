@@ -30,6 +30,7 @@ from conr_ray.search.search_directory import SearchDirectory, journal_file
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 
@@ -77,7 +78,7 @@ def main() -> None:
         resources = WorkerResources()
         start(resources, dashboard=False)
         ray_s = time.perf_counter() - started
-        directory = SearchDirectory(RunDirectory(folder / "search"))
+        directory = SearchDirectory(Folder(folder / "search"))
         directory.claim(space, resume=False)
         trials = run_search(
             space,

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
 from conr_ray.search.trial_table import Cost, read_trials
+from conr_ray.storage.files import Folder
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             wall_s = time.perf_counter() - started
-            directory = SearchDirectory(RunDirectory(Path(root) / name))
+            directory = SearchDirectory(Folder(Path(root) / name))
             space = load_space(Path(directory.uri) / "space.yaml")
             study = directory.open_study(space)
             trials = read_trials(study, space, directory.uri)

@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import (
+    BadWorkers,
+    FolderTaken,
+    NotShared,
+    RunFailed,
+    StorageError,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig
+    from conr_ray.engine.data_checks import Counted
     from conr_ray.scaling.resources import ClusterOptions
 
 
@@ -133,6 +141,43 @@ def resumable(uri: str) -> Iterator[None]:
         name = uri.rpartition("/")[2]
         told = f": resume with the same command and --name {name} --resume"
         raise KeyboardInterrupt(told) from None
+
+
+def check_run(config: RunConfig, data: Counted, workers: int) -> None:
+    """Raise UserError if `config` cannot run on `data` with as many workers as --workers says."""
+    from conr_ray.engine.data_checks import check_data
+
+    try:
+        check_data(config, data, workers)
+    except BadWorkers as error:
+        raise UserError(f"--workers {error}") from None
+
+
+@contextmanager
+def folder_option(option: str) -> Iterator[None]:
+    """Add `option`, which sets the folder, and the remedy to errors about that folder.
+
+    Also works as a decorator.
+    """
+    try:
+        yield
+    except (FolderTaken, StorageError) as error:
+        raise with_remedy(error, option) from None
+
+
+def with_remedy(error: Exception, option: str) -> Exception:
+    """An error about the folder set by `option`, with the remedy; other errors unchanged."""
+    match error:
+        case FolderTaken():
+            resume = "add --resume, or " if error.same_run else ""
+            return UserError(f"{error}: {resume}choose another --name")
+        case NotShared():
+            remedy = f"give {option} s3://bucket/folder, or a folder that all nodes mount"
+            return UserError(f"{option}: {error}: {remedy}")
+        case StorageError():
+            return UserError(f"{option}: {error}")
+        case _:
+            return error
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -1,8 +1,36 @@
-"""What a user can be told: every message is one line that names the cause and the remedy."""
+"""What a user can be told: every message is one line that names the cause and the remedy.
+
+If the remedy is an option of a command, the error has a class of its own, and the command adds the
+option to the message.
+"""
 
 
 class UserError(ValueError):
     """A setting, file or command that cannot work; the commands leave with status 2."""
+
+
+class StorageError(UserError):
+    """A folder or bucket that cannot be opened, read or written."""
+
+
+class NotShared(StorageError):
+    """A folder that the nodes of a cluster do not share."""
+
+
+class FolderTaken(UserError):
+    """A folder that already holds a run.
+
+    Attributes:
+        same_run: whether it is the requested run, which can be resumed.
+    """
+
+    def __init__(self, message: str, *, same_run: bool = False) -> None:
+        super().__init__(message)
+        self.same_run = same_run
+
+
+class BadWorkers(UserError):
+    """A number of workers among which a batch cannot be shared; its text begins with the number."""
 
 
 class RunFailed(RuntimeError):

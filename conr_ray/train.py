@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     absolute_data_path,
     add_cluster_options,
+    check_run,
     cluster_options,
     directory_uri,
+    folder_option,
     make_console,
     make_parser,
     resumable,
     run_command,
     sent_to_head,
+    with_remedy,
 )
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, UserError, last_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from conr_ray.engine.run_directory import RunDirectory
 
 
+@folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
     """Parse, then check, or train and print the result."""
     args = _parser().parse_args(arguments)
@@ -44,15 +48,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.data.store import open_data
-    from conr_ray.engine.data_checks import check_data
-    from conr_ray.engine.locks import FileLocks
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.cluster import connect
-    from conr_ray.scaling.preflight import check_storage
     from conr_ray.scaling.resources import local_resources
+    from conr_ray.scaling.shared_storage import check_storage
     from conr_ray.scaling.train_job import run_here, run_on_workers
+    from conr_ray.storage.files import Folder
+    from conr_ray.storage.locks import FileLocks
     from conr_ray.tracking.progress import RunProgress
     from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -60,11 +64,12 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
-    check_data(config, open_data(config.data), workers)
+    check_run(config, open_data(config.data), workers)
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local cannot lock --trunks in a bucket: leave out --local")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
-    trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
+    with folder_option("--trunks"):
+        trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
     mode, note = wandb_mode(config.tracking)
     if args.local:
         resources = local_resources(cluster_options(args), 1)
@@ -72,8 +77,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         resources = connect(cluster_options(args), workers)
         check_storage(directory, more_to_come=resources.more_to_come)
         if trunks is not None:
-            store = RunDirectory(trunks.uri)
-            check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
+            with folder_option("--trunks"):
+                check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
     directory.claim(config, resume=args.resume)
 
     console = make_console()
@@ -127,17 +132,21 @@ def _check(args: argparse.Namespace) -> None:
     """Print what was found; raise RunFailed where a run would fail."""
     from rich.table import Table
 
-    from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.scaling.cluster import connect
     from conr_ray.scaling.preflight import preflight
+    from conr_ray.storage.files import Folder
 
     resources = connect(cluster_options(args), args.workers, dashboard=True)
-    directory = RunDirectory(directory_uri(args, "check")).parent
+    directory = Folder(directory_uri(args, "check")).parent
     console = make_console()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     findings = preflight(directory, resources)
     for finding in findings:
-        table.add_row("ok" if finding.ok else "FAILS", finding.subject, finding.detail)
+        if finding.error is None:
+            table.add_row("ok", finding.subject, finding.detail)
+        else:
+            told = last_line(with_remedy(finding.error, "--storage"))
+            table.add_row("FAILS", finding.subject, told)
     console.print(table)
     if failed := [finding.subject for finding in findings if not finding.ok]:
         raise RunFailed(f"a run would fail here: {', '.join(failed)}")
@@ -145,14 +154,17 @@ def _check(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     from conr_ray.config import from_yaml, load_config, load_preset, override, parse_overrides
-    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.storage.files import Folder
 
     overrides = parse_overrides(args.settings)
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:
-        folder, _, name = args.config.rpartition("/")
-        text = RunDirectory(folder).read_text(name) if "://" in args.config else None
+        text = None
+        if "://" in args.config:
+            folder, _, name = args.config.rpartition("/")
+            with folder_option("--config"):
+                text = Folder(folder).read_text(name)
         if text is not None:
             config = from_yaml(text, f"--config {args.config}", overrides)
         else:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     absolute_data_path,
     add_cluster_options,
+    check_run,
     cluster_options,
     directory_uri,
+    folder_option,
     make_console,
     make_parser,
     resumable,
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from conr_ray.engine.data_checks import Counted
-    from conr_ray.engine.locks import Locks
     from conr_ray.engine.trunk_store import TrunkStore
     from conr_ray.search.search_directory import SearchDirectory
     from conr_ray.search.space import SearchSpace
     from conr_ray.search.trial_table import Trial
+    from conr_ray.storage.locks import Locks
 
 
+@folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
     """Parse, then plan, or search and print the table."""
     args = _parser().parse_args(arguments)
@@ -69,11 +72,11 @@ def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
 
 
 def _directory(args: argparse.Namespace) -> SearchDirectory:
-    from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.search.search_directory import SearchDirectory
+    from conr_ray.storage.files import Folder
 
     subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
-    return SearchDirectory(RunDirectory(directory_uri(args, subject)), args.study)
+    return SearchDirectory(Folder(directory_uri(args, subject)), args.study)
 
 
 def _checked(
@@ -84,12 +87,11 @@ def _checked(
     Raises:
         UserError: not all of its points can run on them, or another search is in the directory.
     """
-    from conr_ray.engine.data_checks import check_data
     from conr_ray.search.known_data import with_metric
     from conr_ray.search.space_file import check_points
 
-    check_data(space.config(), images, args.workers)
-    check_points(space, lambda config: check_data(config, images, args.workers))
+    check_run(space.config(), images, args.workers)
+    check_points(space, lambda config: check_run(config, images, args.workers))
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
     return space
@@ -102,7 +104,9 @@ def _trunks(
 
     if args.no_trunks or space.why_no_trunks:
         return None
-    return open_trunks(args.trunks or f"{directory.uri}/trunks", space.group_starts, elsewhere)
+    place = args.trunks or f"{directory.uri}/trunks"
+    with folder_option("--trunks" if args.trunks else "--storage"):
+        return open_trunks(place, space.group_starts, elsewhere)
 
 
 def _plan(
@@ -133,13 +137,13 @@ def _search(
     args: argparse.Namespace, space: SearchSpace, num_trials: int, directory: SearchDirectory
 ) -> None:
     from conr_ray.data.store import open_data
-    from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.reporting.live_report import LiveReport
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.cluster import connect
-    from conr_ray.scaling.preflight import check_storage
+    from conr_ray.scaling.shared_storage import check_storage
     from conr_ray.search.run_search import run_search
     from conr_ray.search.wandb_search import log_search
+    from conr_ray.storage.files import Folder
     from conr_ray.tracking.library_logs import library_logs
     from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 
@@ -152,8 +156,8 @@ def _search(
     console = make_console()
     check_storage(directory.files, more_to_come=resources.more_to_come)
     if args.trunks and trunks is not None:
-        store = RunDirectory(trunks.uri)
-        check_storage(store, more_to_come=resources.more_to_come, option="--trunks")
+        with folder_option("--trunks"):
+            check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
     directory.claim(space, resume=args.resume)
     report = LiveReport(directory)
     console.print(f"search directory: {directory.uri}", soft_wrap=True)

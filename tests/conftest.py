@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
+import pyarrow.fs as pafs
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
 
 
@@ -48,6 +51,29 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket=name)
     yield f"s3://{name}"
     server.stop()
+
+
+@pytest.fixture(params=["local", "file_uri", "object_store"])
+def any_storage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """An empty folder, by path, by URI and in an object store: fsspec's, which is in memory."""
+    if request.param == "local":
+        return str(tmp_path / "storage")
+    if request.param == "file_uri":
+        return f"file://{tmp_path}/storage"
+    store = MemoryFileSystem(skip_instance_cache=True)
+    monkeypatch.setattr(store, "store", {})
+    monkeypatch.setattr(store, "pseudo_dirs", [""])
+    files = pafs.PyFileSystem(pafs.FSSpecHandler(store))
+
+    class Registry:
+        @staticmethod
+        def from_uri(uri: str) -> tuple[Any, str]:
+            return files, uri.partition("://")[2]
+
+    monkeypatch.setattr(pafs, "FileSystem", Registry)
+    return "memory://bucket/storage"
 
 
 @pytest.fixture

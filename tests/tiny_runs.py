@@ -10,7 +10,8 @@ import torch
 from conr_ray.config import RunConfig, load_preset
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
-from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 
 TINY: dict[str, Any] = {

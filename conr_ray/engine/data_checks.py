@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from conr_ray.config import RunConfig
-from conr_ray.errors import UserError
+from conr_ray.errors import BadWorkers, UserError
 
 
 class Counted(Protocol):
@@ -29,6 +29,7 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
 
     Raises:
         UserError: too few samples for the batch or the clusters, or no number of clusters.
+        BadWorkers: too few samples of a batch for each worker.
     """
     num_clusters = config.clustering.num_clusters or data.num_classes
     if num_clusters is None:
@@ -45,8 +46,8 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
                 f"{data.what}"
             )
     if not 1 <= workers <= config.optim.batch_size // 2:
-        raise UserError(
-            f"--workers {workers} is not between 1 and {config.optim.batch_size // 2}, half of "
+        raise BadWorkers(
+            f"{workers} is not between 1 and {config.optim.batch_size // 2}, half of "
             f"optim.batch_size: a worker needs 2 {data.what} of a batch"
         )
     return num_clusters

@@ -12,7 +12,8 @@ import torch
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run import Run
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from conr_ray.engine.snapshot import Snapshot
-
-# One row of metrics.parquet: `epoch`, `stage` and figures of that epoch.
-MetricRow = Mapping[str, float | int | str | None]
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.snapshot import Snapshot
 
 
 class Observer:

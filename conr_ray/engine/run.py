@@ -16,7 +16,8 @@ from conr_ray.data.store import DataSet
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.snapshot import Snapshot

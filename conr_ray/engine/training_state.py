@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conr_ray import __version__
 from conr_ray.config import RunConfig, mark_of
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import world_size

@@ -18,9 +18,9 @@ import torch
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.locks import Lock
 from conr_ray.engine.loop import train
-from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
@@ -28,6 +28,7 @@ from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.storage.locks import Lock
 
 logger = logging.getLogger(__name__)
 

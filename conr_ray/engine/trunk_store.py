@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conr_ray.config import RunConfig
-from conr_ray.engine.locks import FileLocks, Locks
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_fields import trunk_config
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError
+from conr_ray.storage.files import Folder
+from conr_ray.storage.locks import FileLocks, Locks
 
 # Of the code that trains an instance stage or makes the figures in its rows, apart from the
 # frameworks, which have versions of their own. Raise it with every change that gives other results;
@@ -84,15 +85,15 @@ def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> 
     Locks lie with the trunks, or `elsewhere` where these are no files.
 
     Raises:
-        UserError: the place cannot be used.
+        StorageError: the place cannot be used.
     """
     if place is None:
         return None
-    store = RunDirectory(place)
+    store = Folder(place)
     if not store.is_local:
         return TrunkStore(store.uri, starts, elsewhere)
     folder = Path(store.uri)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(f"--trunks {place}: {nearest} is no folder that can be written to")
+        raise StorageError(f"{place}: {nearest} is no folder that can be written to")
     return TrunkStore(store.uri, starts, FileLocks(store.uri))

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.errors import UserError
+from conr_ray.storage.files import Folder
 from conr_ray.tracking import embedding_map
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ Positions = npt.NDArray[np.float32]
 _FILE, _KEY = "snapshot/map.parquet", b"drawn_from"
 
 
-def map_positions(directory: RunDirectory, snapshot: Snapshot, *, draw: bool) -> Positions | None:
+def map_positions(directory: Folder, snapshot: Snapshot, *, draw: bool) -> Positions | None:
     """Where each sample of the run's snapshot lies, (m, 2).
 
     None where it is not known yet and was not to be drawn. What is drawn is kept, where the
@@ -49,7 +49,7 @@ def map_positions(directory: RunDirectory, snapshot: Snapshot, *, draw: bool) ->
     return positions
 
 
-def _kept(directory: RunDirectory, key: bytes) -> Positions | None:
+def _kept(directory: Folder, key: bytes) -> Positions | None:
     try:
         table = directory.read_table(_FILE)
     except UserError:

@@ -16,11 +16,12 @@ from conr_ray.reporting.run_page import run_page
 from conr_ray.reporting.search_data import read_search
 from conr_ray.reporting.search_page import search_page
 from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.storage.files import Folder
 
 FILE_NAME = "report.html"
 
 
-def is_search(directory: RunDirectory) -> bool:
+def is_search(directory: Folder) -> bool:
     """Whether a search is in a directory, or else a run.
 
     Raises:
@@ -86,7 +87,7 @@ def write_static(directory: RunDirectory, out: str, study_url: str | None = None
         figures = search_figures(read_search(SearchDirectory(directory, study_url)))
     else:
         figures = run_figures(read_run(directory))
-    return write_figures(figures, RunDirectory(out.rstrip("/")))
+    return write_figures(figures, Folder(out.rstrip("/")))
 
 
 def write_comparison(
@@ -121,7 +122,7 @@ def write_page(page: Page, place: str) -> str:
     """Write a page as a file, a local path or a URI; its absolute place."""
     html = render(page, written=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")
     folder, _, name = place.rpartition("/")
-    directory = RunDirectory(folder or ("/" if place.startswith("/") else "."))
+    directory = Folder(folder or ("/" if place.startswith("/") else "."))
     try:
         directory.write_text(name, html)
     except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from conr_ray.config import RunConfig
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot

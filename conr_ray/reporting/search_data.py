@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting import chart_style as style
@@ -26,6 +25,7 @@ from conr_ray.reporting.search_data import (
     groups_of,
     stage_change,
 )
+from conr_ray.storage.files import Folder
 from conr_ray.tracking import drawing
 
 _WIDTH, _HEIGHT = 5.0, 3.2
@@ -51,7 +51,7 @@ _STYLE: Any = {
 Figures = dict[str, Figure]
 
 
-def write_figures(figures: Figures, out: RunDirectory) -> list[str]:
+def write_figures(figures: Figures, out: Folder) -> list[str]:
     """Write each figure as SVG and PNG into `out`; their names.
 
     Raises:

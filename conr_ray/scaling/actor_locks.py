@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conr_ray.engine.locks import Lock
+from conr_ray.storage.locks import Lock
 
 _NAMESPACE = "conr_ray"
 

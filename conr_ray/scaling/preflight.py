@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import platform
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow
 import ray
-import ray.train
-import ray.train.torch
 import torch
-import torch.distributed
 from ray._private.state import available_resources_per_node
-from ray.exceptions import GetTimeoutError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
 import conr_ray
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, last_line
+from conr_ray.scaling.all_reduce import time_all_reduce
+from conr_ray.scaling.nodes import Nodes, alive_nodes, all_well, on_each
 from conr_ray.scaling.resources import WorkerResources
+from conr_ray.scaling.shared_storage import exchange, is_for_one_node
+from conr_ray.storage.files import Folder
 
-_NODE_TIMEOUT_S = 60.0
 # In which what a run had on the nodes is given back after its end.
 _RETURN_S = 5.0
 _MOST_SKEW_S = 1.0
-_REDUCED_MIB = 64
-_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -39,39 +33,27 @@ class Finding:
 
     Attributes:
         subject: what it was.
-        ok: whether a run can go on with it.
         detail: what was found, with the remedy where it is not well.
+        error: why a run cannot go on with it, None where it can.
     """
 
     subject: str
-    ok: bool
     detail: str
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run can go on with it."""
+        return self.error is None
 
 
-def check_storage(
-    directory: RunDirectory, *, more_to_come: bool, option: str = "--storage"
-) -> None:
-    """Raise UserError where a node of the connected cluster does not share a folder with this one.
-
-    Where there is one node, a folder of its own will do, unless `more_to_come`.
-
-    Args:
-        directory: the folder; files are written to it, read and deleted again.
-        more_to_come: the cluster starts nodes when there is work.
-        option: of the command, that names the folder.
-    """
-    nodes = _nodes()
-    if not _is_for_one_node(directory, nodes, more_to_come, option):
-        _exchange(directory, nodes, option)
-
-
-def preflight(directory: RunDirectory, resources: WorkerResources) -> list[Finding]:
+def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
     """Look at the connected cluster as a run of such workers would use it."""
     # First, since this brings the nodes that the others look at, where they come for work.
-    reduced = _find("all-reduce", lambda: _all_reduce(directory, resources))
-    nodes = _nodes()
+    reduced = _find("all-reduce", lambda: time_all_reduce(directory, resources))
+    nodes = alive_nodes()
     return [
-        Finding("nodes", True, ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items())),
+        Finding("nodes", ", ".join(f"{ip} ({_holds(n)})" for ip, n in nodes.items())),
         _find("state API", _state_api),
         _find("versions", lambda: _versions(nodes)),
         _find("clocks", lambda: _clocks(nodes)),
@@ -83,20 +65,9 @@ def preflight(directory: RunDirectory, resources: WorkerResources) -> list[Findi
 
 def _find(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, True, check())
+        return Finding(subject, check())
     except Exception as error:
-        return Finding(subject, False, last_line(error))
-
-
-def _nodes() -> dict[str, dict[str, Any]]:
-    """Nodes that are alive by their address; of several at one address, all."""
-    found: dict[str, dict[str, Any]] = {}
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"]:
-            address = node["NodeManagerAddress"]
-            name = address if address not in found else f"{address}:{node['NodeManagerPort']}"
-            found[name] = node
-    return found
+        return Finding(subject, last_line(error), error)
 
 
 def _holds(node: dict[str, Any]) -> str:
@@ -104,136 +75,12 @@ def _holds(node: dict[str, Any]) -> str:
     return ", ".join(f"{resources[k]:g} {k}" for k in ("CPU", "GPU") if resources.get(k))
 
 
-def _on_each(
-    nodes: dict[str, dict[str, Any]],
-    function: Callable[..., Any],
-    *args: Any,
-    num_gpus: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """What `function` returns on each node; an error where it raises or gives no answer.
-
-    Without the nodes that have left meanwhile, as idle ones of a cluster that grows do.
-    """
-    pending = {}
-    for name, node in nodes.items():
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
-        if num_gpus is not None:
-            options["num_gpus"] = num_gpus[name]
-        pending[name] = ray.remote(**options)(function).remote(*args)
-    found: dict[str, Any] = {}
-    for name, reference in pending.items():
-        try:
-            found[name] = ray.get(reference, timeout=_NODE_TIMEOUT_S)
-        except GetTimeoutError:
-            found[name] = UserError(f"no answer within {_NODE_TIMEOUT_S:g} s")
-        except Exception as error:
-            found[name] = error
-    staying = {node["NodeID"] for node in _nodes().values()}
-    return {
-        name: answer
-        for name, answer in found.items()
-        if not isinstance(answer, Exception) or nodes[name]["NodeID"] in staying
-    }
-
-
-def _all_well(found: dict[str, Any]) -> dict[str, Any]:
-    for name, value in found.items():
-        if isinstance(value, Exception):
-            raise UserError(f"node {name}: {last_line(value)}")
-    return found
-
-
-def _is_for_one_node(
-    directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool, option: str
-) -> bool:
-    """Whether there is nobody to share a folder with.
-
-    Raises:
-        UserError: there will be.
-    """
-    if not directory.is_local or len(nodes) > 1:
-        return False
-    if more_to_come:
-        raise UserError(
-            f"{option}: {directory.uri} is on this node, others that come later would not see it: "
-            f"{_shared(option)}"
-        )
-    return True
-
-
-def _exchange(directory: RunDirectory, nodes: dict[str, dict[str, Any]], option: str) -> None:
-    """Have each node read what is written here, and write what is read here.
-
-    Raises:
-        UserError: one cannot.
-    """
-    try:
-        found = _read_and_written(directory, nodes)
-    except (OSError, UserError) as error:
-        raise UserError(f"{option}: {directory.uri} cannot be used: {_cause(error)}") from None
-    if failed := [name for name, answer in found.items() if isinstance(answer, Exception)]:
-        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise UserError(
-            f"{option}: node {failed[0]}{others} cannot use {directory.uri}: "
-            f"{_cause(found[failed[0]])}"
-        )
-    if blind := [name for name, (read, _) in found.items() if not read]:
-        raise UserError(
-            f"{option}: node {', '.join(blind)} does not see {directory.uri}: {_shared(option)}"
-        )
-    if apart := [name for name, (_, written) in found.items() if not written]:
-        raise UserError(
-            f"{option}: what node {', '.join(apart)} writes to {directory.uri} does not arrive: "
-            f"{_shared(option)}"
-        )
-
-
-def _read_and_written(directory: RunDirectory, nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether each node reads what is written here, and whether what it writes is read here.
-
-    An error in the place of the two where a node raises one or gives no answer.
-    """
-    name, token = f".seen-{secrets.token_hex(4)}", secrets.token_hex(8)
-
-    def read_and_write(uri: str) -> bool:
-        there = RunDirectory(uri)
-        if there.read_text(name) != token:
-            # Another folder, in which nothing is to be left.
-            return False
-        there.write_text(f"{name}-{ray.get_runtime_context().get_node_id()}", token)
-        return True
-
-    answers = {node_name: f"{name}-{node['NodeID']}" for node_name, node in nodes.items()}
-    directory.write_text(name, token)
-    try:
-        found = _on_each(nodes, read_and_write, directory.uri)
-        for node_name, read in found.items():
-            if not isinstance(read, Exception):
-                written = directory.read_text(answers[node_name]) == token
-                found[node_name] = (read, written)
-    finally:
-        for file in (name, *answers.values()):
-            if directory.has(file):
-                directory.delete_file(file)
-    return found
-
-
-def _shared(option: str) -> str:
-    return f"give {option} s3://bucket/folder, or a folder that all nodes mount"
-
-
-def _cause(error: Exception) -> str:
-    """Its last line, without the option that a run directory takes itself to be."""
-    return last_line(error).rpartition("--storage: ")[2]
-
-
 def _state_api() -> str:
     address = ray.get_runtime_context().gcs_address
     return f"answers, {len(list_nodes(address=address, timeout=15))} nodes"
 
 
-def _versions(nodes: dict[str, dict[str, Any]]) -> str:
+def _versions(nodes: Nodes) -> str:
     def versions() -> dict[str, str]:
         return {
             "conr_ray": conr_ray.__version__,
@@ -243,7 +90,7 @@ def _versions(nodes: dict[str, dict[str, Any]]) -> str:
             "pyarrow": pyarrow.__version__,
         }
 
-    found = _all_well(_on_each(nodes, versions))
+    found = all_well(on_each(nodes, versions))
     here = versions()
     for name, there in found.items():
         for what, version in there.items():
@@ -254,13 +101,13 @@ def _versions(nodes: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{what} {version}" for what, version in here.items())
 
 
-def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
+def _clocks(nodes: Nodes) -> str:
     worst = 0.0
     for name, node in nodes.items():
         # The first answer has the start of a process in it.
         for _ in range(2):
             asked = time.time()
-            told = _all_well(_on_each({name: node}, lambda: time.time())).get(name)
+            told = all_well(on_each({name: node}, lambda: time.time())).get(name)
             answered = time.time()
         if told is None:
             continue
@@ -273,15 +120,15 @@ def _clocks(nodes: dict[str, dict[str, Any]]) -> str:
     return f"at most {worst * 1000:.0f} ms apart"
 
 
-def _storage(directory: RunDirectory, nodes: dict[str, dict[str, Any]], more_to_come: bool) -> str:
-    _is_for_one_node(directory, nodes, more_to_come, "--storage")
+def _storage(directory: Folder, nodes: Nodes, more_to_come: bool) -> str:
+    is_for_one_node(directory, nodes, more_to_come)
     started = time.perf_counter()
-    _exchange(directory, nodes, "--storage")
+    exchange(directory, nodes)
     took = time.perf_counter() - started
     return f"{directory.uri} is written and read from every node, {took:.1f} s"
 
 
-def _gpus(nodes: dict[str, dict[str, Any]]) -> str:
+def _gpus(nodes: Nodes) -> str:
     totals = {name: n["Resources"]["GPU"] for name, n in nodes.items() if n["Resources"].get("GPU")}
     if not totals:
         return "none, runs use cores"
@@ -292,7 +139,7 @@ def _gpus(nodes: dict[str, dict[str, Any]]) -> str:
     def names() -> list[str]:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
-    found = _all_well(_on_each({name: nodes[name] for name in free}, names, num_gpus=free))
+    found = all_well(on_each({name: nodes[name] for name in free}, names, num_gpus=free))
     for name, devices in found.items():
         if len(devices) != free[name]:
             raise UserError(
@@ -309,7 +156,7 @@ def _gpus(nodes: dict[str, dict[str, Any]]) -> str:
     return "; ".join(told)
 
 
-def _available_gpus(nodes: dict[str, dict[str, Any]]) -> dict[str, float]:
+def _available_gpus(nodes: Nodes) -> dict[str, float]:
     """GPUs of each node that nobody has, or has given back within a moment."""
     deadline = time.monotonic() + _RETURN_S
     while True:
@@ -319,65 +166,3 @@ def _available_gpus(nodes: dict[str, dict[str, Any]]) -> dict[str, float]:
         if not missing or time.monotonic() > deadline:
             return found
         time.sleep(0.2)
-
-
-def _all_reduce(directory: RunDirectory, resources: WorkerResources) -> str:
-    """Time an all-reduce among the workers of a run, spread over the nodes.
-
-    A single worker is started where nodes come for work: for its node.
-    """
-    alone = "one worker has nobody to talk to: give --workers" if resources.workers == 1 else None
-    if alone and not resources.more_to_come:
-        return alone
-    backend = "nccl" if resources.gpus_per_worker else "gloo"
-    name = f".preflight-{secrets.token_hex(4)}"
-    trainer = ray.train.torch.TorchTrainer(
-        _reduce_often,
-        train_loop_config={"uri": directory.uri, "name": name},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=resources.bundle(),
-            placement_strategy="SPREAD",
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=120),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=directory.uri,
-            failure_config=ray.train.FailureConfig(max_failures=0),
-        ),
-    )
-    try:
-        trainer.fit()
-        text = directory.read_text(name + ".txt")
-        assert text is not None
-        seconds, num_hosts = text.split()
-    finally:
-        directory.delete_folder(name)
-        if directory.has(name + ".txt"):
-            directory.delete_file(name + ".txt")
-    if alone:
-        return alone
-    share = 2 * (resources.workers - 1) / resources.workers
-    rate = share * _REDUCED_MIB * 2**20 * 8 / float(seconds) / 1e9
-    return (
-        f"{resources.workers} workers on {num_hosts} nodes by {backend}, {_REDUCED_MIB} MiB in "
-        f"{float(seconds) * 1000:.0f} ms, {rate:.1f} Gbit/s each"
-    )
-
-
-def _reduce_often(job: dict[str, str]) -> None:
-    device = ray.train.torch.get_device()
-    values = torch.ones(_REDUCED_MIB * 2**18, device=device)
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        torch.distributed.all_reduce(values)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    hosts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(hosts, ray.get_runtime_context().get_node_id())
-    if torch.distributed.get_rank() == 0:
-        median = sorted(times)[_REPEATS // 2]
-        RunDirectory(job["uri"]).write_text(job["name"] + ".txt", f"{median} {len(set(hosts))}")

@@ -18,7 +18,8 @@ import torch
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import DataSet, open_data
-from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run import tell_again
 from conr_ray.engine.run_directory import RunDirectory
@@ -28,7 +29,8 @@ from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, UserError, last_line
 from conr_ray.method.collectives import all_reduce_sum, rank
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb
+from conr_ray.tracking.wandb_observer import open_wandb
+from conr_ray.tracking.wandb_settings import WandbSettings
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
 

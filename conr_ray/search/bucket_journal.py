@@ -8,8 +8,8 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
+from conr_ray.storage.files import Folder
 
 # More pieces than this are merged: each costs a request when a search is resumed.
 _MOST_PIECES = 200
@@ -22,7 +22,7 @@ class BucketJournal(BaseJournalBackend):
     drivers, the earlier one is stopped. A reader sees the journal as it is when opened.
     """
 
-    def __init__(self, directory: RunDirectory, name: str) -> None:
+    def __init__(self, directory: Folder, name: str) -> None:
         self._directory = directory
         self._name = name
         self._entries: list[dict[str, Any]] = []

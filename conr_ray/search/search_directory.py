@@ -23,11 +23,11 @@ from optuna.storages.journal import JournalFileBackend
 from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
-from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, last_line
 from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.space import SearchSpace
+from conr_ray.storage.files import Folder
+from conr_ray.storage.locks import FileLocks
 
 _JOURNAL = "study.journal"
 
@@ -36,7 +36,7 @@ _JOURNAL = "study.journal"
 class SearchDirectory:
     """The files of a search, on any file system; the study may lie in a database instead."""
 
-    files: RunDirectory
+    files: Folder
     study_url: str | None = None
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 
 import ray.tune
 
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore

@@ -11,7 +11,7 @@ import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from conr_ray.engine.observer import MetricRow
+from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.metric_names import (

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.storage.files import Folder
 
 
 @contextmanager
-def library_logs(directory: RunDirectory) -> Iterator[None]:
+def library_logs(directory: Folder) -> Iterator[None]:
     """Write log messages and Python's warnings to library.log instead of the terminal.
 
     Loggers with handlers of their own, such as Ray's and Optuna's, also write to the file only.

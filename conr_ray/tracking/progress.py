@@ -9,7 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.metric_names import AGREEMENT_WITH_LABELS
 
 _SHOWN = ("loss", *AGREEMENT_WITH_LABELS, "silhouette", "neighbor_purity")

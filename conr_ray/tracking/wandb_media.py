@@ -95,7 +95,9 @@ def log_checkpoint(run: Any, directory: RunDirectory, name: str) -> None:
     folder = directory.checkpoint_name(epoch)
     for file in ("config.yaml", f"{folder}/summary.json", f"{folder}/state.pt"):
         with artifact.new_file(file.rpartition("/")[2], "wb") as target:
-            target.write(directory.read_bytes(file))
+            data = directory.read_bytes(file)
+            assert data is not None, file
+            target.write(data)
     run.log_artifact(artifact)
 
 

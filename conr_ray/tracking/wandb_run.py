@@ -9,7 +9,8 @@ from typing import Any
 import wandb
 
 from conr_ray.config import RunConfig
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.tracking.wandb_file import logged_epochs

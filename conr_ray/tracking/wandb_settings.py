@@ -6,7 +6,6 @@ stops a run.
 
 from __future__ import annotations
 
-import logging
 import netrc
 import os
 import tempfile
@@ -15,11 +14,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
-from conr_ray.config import RunConfig, TrackingConfig
-from conr_ray.engine.observer import Observer
+from conr_ray.config import TrackingConfig
 from conr_ray.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "off"]
 # W&B's default hosts, the older and the newer name: `wandb login` stores the key under one of them.
@@ -79,17 +75,3 @@ def _has_key() -> bool:
         return any(known.authenticators(host) for host in hosts)
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
-    """The observer that logs to `settings`; the null observer if logging is off or fails."""
-    if settings.mode == "off":
-        return Observer()
-    try:
-        # W&B and matplotlib take a second to import.
-        from conr_ray.tracking.wandb_run import WandbRun
-
-        return WandbRun(settings, config)
-    except Exception as error:
-        logger.warning("cannot start W&B, continuing without it: %s", error)
-        return Observer()

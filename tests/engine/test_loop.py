@@ -14,7 +14,8 @@ import torch
 from conr_ray.config import override
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
-from conr_ray.engine.observer import MetricRow, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import Span
 from conr_ray.errors import RunFailed, UserError

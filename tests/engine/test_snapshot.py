@@ -14,7 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from conr_ray.config import RunConfig
 from conr_ray.data.pictures import as_png
 from conr_ray.data.store import open_data
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.method.clustering.metrics import clustering_accuracy

@@ -12,8 +12,8 @@ import torch
 from conr_ray.config import RunConfig, field_names
 from conr_ray.data.store import open_data
 from conr_ray.engine import trunk_store
-from conr_ray.engine.locks import FileLocks
-from conr_ray.engine.observer import MetricRow, Observer, Observers
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import Span
@@ -22,6 +22,7 @@ from conr_ray.engine.trunk_fields import shapes_trunk, trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import RunFailed
 from conr_ray.method.frameworks import byol
+from conr_ray.storage.locks import FileLocks
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times

@@ -15,6 +15,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.storage.files import Folder
 
 K1_K2: dict[str, Any] = {
     "neighborhood.k1": {"int": [5, 40]},
@@ -52,7 +53,7 @@ def make_search(
     if "schedule.group_start" not in tree["search"]:
         tree["fixed"]["schedule.group_start"] = start
     space = SearchSpace.model_validate({k: v for k, v in tree.items() if v is not None})
-    directory = SearchDirectory(RunDirectory(folder))
+    directory = SearchDirectory(Folder(folder))
     directory.claim(space, resume=False)
     study = directory.open_study(space)
     for number, state in enumerate(states):

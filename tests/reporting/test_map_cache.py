@@ -74,5 +74,5 @@ def test_where_nothing_can_be_written_the_map_is_still_there(
     def refuse(*_: Any) -> None:
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(map_cache.RunDirectory, "write_table", refuse)
+    monkeypatch.setattr(map_cache.Folder, "write_table", refuse)
     assert map_positions(directory, snapshot, draw=True) is not None

@@ -19,6 +19,7 @@ from conr_ray.reporting.search_data import (
     read_search,
 )
 from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.storage.files import Folder
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
 
 K1, K2 = "neighborhood.k1", "neighborhood.k2"
@@ -36,7 +37,7 @@ def test_a_search_is_read_as_it_was_left(tmp_path: Path) -> None:
     # Trial 0 trained the trunk of 12 epochs; the others went on from it.
     assert data.cost.unshared_epochs == 20 + 20 + 16 + 16
     assert data.cost.epochs == 20 + 8 + 4 + 4
-    running = read_search(SearchDirectory(RunDirectory(tmp_path / "mine")), running=True)
+    running = read_search(SearchDirectory(Folder(tmp_path / "mine")), running=True)
     assert running.states["running"] == 1
 
 
@@ -44,7 +45,7 @@ def test_reading_writes_nothing_and_a_renamed_folder_is_read_too(tmp_path: Path)
     make_search(tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     journal = (tmp_path / "after" / "study.journal").read_bytes()
-    data = read_search(SearchDirectory(RunDirectory(tmp_path / "after")))
+    data = read_search(SearchDirectory(Folder(tmp_path / "after")))
     assert len(data.trials) == 6
     assert (tmp_path / "after" / "study.journal").read_bytes() == journal
 
@@ -60,7 +61,7 @@ def test_a_study_in_a_database_has_to_be_named(tmp_path: Path) -> None:
     make_search(tmp_path / "a")
     (tmp_path / "a" / "study.journal").unlink()
     with pytest.raises(UserError, match="--study"):
-        read_search(SearchDirectory(RunDirectory(tmp_path / "a")))
+        read_search(SearchDirectory(Folder(tmp_path / "a")))
 
 
 def test_a_damaged_journal_is_told_in_a_line(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_damaged_journal_is_told_in_a_line(tmp_path: Path) -> None:
     file = tmp_path / "a" / "study.journal"
     file.write_bytes(b"{garbage\n" + file.read_bytes())
     with pytest.raises(UserError, match="study cannot be read"):
-        read_search(SearchDirectory(RunDirectory(tmp_path / "a")))
+        read_search(SearchDirectory(Folder(tmp_path / "a")))
 
 
 def test_trials_with_damaged_files_are_told_and_the_rest_is_read(tmp_path: Path) -> None:

@@ -19,11 +19,14 @@ import torch
 from moto.core import set_initial_no_auth_action_count
 from ray.cluster_utils import Cluster
 
-from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.command_line import folder_option
 from conr_ray.errors import UserError
-from conr_ray.scaling import preflight as preflight_module
-from conr_ray.scaling.preflight import check_storage, preflight
+from conr_ray.scaling import shared_storage
+from conr_ray.scaling.nodes import alive_nodes
+from conr_ray.scaling.preflight import preflight
 from conr_ray.scaling.resources import WorkerResources
+from conr_ray.scaling.shared_storage import check_storage
+from conr_ray.storage.files import Folder
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +47,7 @@ def start_node(num_gpus: int = 0) -> None:
 
 def gpus(folder: Path) -> tuple[bool, str]:
     """Whether what a check finds of them is well, and what it is."""
-    [found] = [f for f in preflight(RunDirectory(folder), WorkerResources()) if f.subject == "GPUs"]
+    [found] = [f for f in preflight(Folder(folder), WorkerResources()) if f.subject == "GPUs"]
     return found.ok, found.detail
 
 
@@ -114,7 +117,8 @@ def told_of_storage(uri: str, keys_of_node: dict[str, str], keys: dict[str, str]
     told = []
     for option in ("--storage", "--trunks"):
         try:
-            check_storage(RunDirectory(uri), more_to_come=False, option=option)
+            with folder_option(option):
+                check_storage(Folder(uri), more_to_come=False)
         except UserError as error:
             told.append(str(error))
     ray.shutdown()
@@ -151,15 +155,15 @@ def test_what_a_node_may_not_do_in_a_bucket_is_told(
 
 def test_a_folder_of_one_node_is_refused_where_more_come(tmp_path: Path) -> None:
     start_node()
-    directory = RunDirectory(tmp_path / "trunks")
-    check_storage(directory, more_to_come=False, option="--trunks")
+    directory = Folder(tmp_path / "trunks")
+    check_storage(directory, more_to_come=False)
     assert list(tmp_path.iterdir()) == []
     told = (
         f"^--trunks: {directory.uri} is on this node, others that come later would not see it: "
         "give --trunks s3://bucket/folder, or a folder that all nodes mount$"
     )
-    with pytest.raises(UserError, match=told):
-        check_storage(directory, more_to_come=True, option="--trunks")
+    with pytest.raises(UserError, match=told), folder_option("--trunks"):
+        check_storage(directory, more_to_come=True)
 
 
 def test_a_node_that_leaves_meanwhile_is_not_asked_for(
@@ -168,12 +172,11 @@ def test_a_node_that_leaves_meanwhile_is_not_asked_for(
     cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1})
     try:
         leaving = cluster.add_node(num_cpus=1)
-        now = preflight_module._nodes
-        seen = [now()]
+        seen = [alive_nodes()]
         assert len(seen[0]) == 2
         cluster.remove_node(leaving)
-        monkeypatch.setattr(preflight_module, "_nodes", lambda: seen.pop() if seen else now())
-        check_storage(RunDirectory(tmp_path), more_to_come=True)
+        monkeypatch.setattr(shared_storage, "alive_nodes", seen.pop)
+        check_storage(Folder(tmp_path), more_to_come=True)
         assert not seen
     finally:
         ray.shutdown()

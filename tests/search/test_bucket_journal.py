@@ -4,13 +4,13 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
 from conr_ray.search import bucket_journal
 from conr_ray.search.bucket_journal import BucketJournal
+from conr_ray.storage.files import Folder
 
 
-def open_study(directory: RunDirectory) -> optuna.Study:
+def open_study(directory: Folder) -> optuna.Study:
     storage = JournalStorage(BucketJournal(directory, "study.journal"))
     sampler = optuna.samplers.RandomSampler(0)
     return optuna.create_study(
@@ -28,7 +28,7 @@ def test_a_study_in_a_bucket_is_read_back_whole(
     s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_journal, "_MOST_PIECES", 7)
-    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    directory = Folder(f"{s3_bucket}/runs/search")
     expected = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for number in range(6):
         # Opened anew for each trial, as after a kill.
@@ -43,7 +43,7 @@ def test_a_study_in_a_bucket_is_read_back_whole(
 
 
 def test_pieces_that_were_not_yet_deleted_count_once(s3_bucket: str) -> None:
-    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    directory = Folder(f"{s3_bucket}/runs/search")
     open_study(directory).optimize(objective, n_trials=2)
     pieces = directory.file_names("study.journal")
     entries = BucketJournal(directory, "study.journal").read_logs(0)
@@ -55,7 +55,7 @@ def test_pieces_that_were_not_yet_deleted_count_once(s3_bucket: str) -> None:
 
 
 def test_a_driver_is_stopped_when_another_one_takes_the_search_over(s3_bucket: str) -> None:
-    directory = RunDirectory(f"{s3_bucket}/runs/search")
+    directory = Folder(f"{s3_bucket}/runs/search")
     first = open_study(directory)
     first.ask()
     second = open_study(directory)

@@ -37,6 +37,7 @@ from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.search.wandb_search import log_search
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import history
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import TINY, run_here, without_times
@@ -83,7 +84,7 @@ def search(
     shared: bool = False,
     wandb: WandbSettings = OFF,
 ) -> tuple[list[Trial], optuna.Study, SearchDirectory]:
-    directory = SearchDirectory(RunDirectory(folder))
+    directory = SearchDirectory(Folder(folder))
     directory.claim(space, resume=folder.exists())
     place = f"{folder}/trunks" if shared else None
     trunks = open_trunks(place, space.group_starts, ActorLocks())

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import UserError
 from conr_ray.scaling.actor_locks import ActorLocks
@@ -21,6 +20,7 @@ from conr_ray.search.run_search import run_search
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study_searcher import POINT
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.search.test_space import K1, START, space_of
 
@@ -28,7 +28,7 @@ FIELDS = {K1: {"int": [5, 20]}}
 
 
 def at(folder: Path) -> SearchDirectory:
-    return SearchDirectory(RunDirectory(folder))
+    return SearchDirectory(Folder(folder))
 
 
 def test_a_renamed_search_keeps_its_study(tmp_path: Path) -> None:

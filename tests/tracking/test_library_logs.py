@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.library_logs import library_logs
 
 
@@ -18,7 +18,7 @@ def test_messages_go_to_the_file_meanwhile_and_nowhere_else(
     own = logging.StreamHandler(sys.stderr)
     library.addHandler(own)
     library.propagate = False
-    with library_logs(RunDirectory(tmp_path)):
+    with library_logs(Folder(tmp_path)):
         library.error("first")
         logging.getLogger("another.library").warning("second")
         with warnings.catch_warnings():
@@ -35,13 +35,13 @@ def test_messages_go_to_the_file_meanwhile_and_nowhere_else(
 
 
 def test_in_a_bucket_the_file_is_there_at_the_end(s3_bucket: str) -> None:
-    directory = RunDirectory(f"{s3_bucket}/runs/one")
+    directory = Folder(f"{s3_bucket}/runs/one")
     with library_logs(directory):
         logging.getLogger("some.library").warning("first")
     assert "first" in (directory.read_text("library.log") or "")
 
 
 def test_a_quiet_command_leaves_no_file(tmp_path: Path) -> None:
-    with library_logs(RunDirectory(tmp_path)):
+    with library_logs(Folder(tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []

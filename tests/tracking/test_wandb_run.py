@@ -16,11 +16,13 @@ from PIL import Image
 
 import conr_ray.tracking.wandb_run as wandb_run
 from conr_ray.config import RunConfig
-from conr_ray.engine.observer import MetricRow, Observer
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.tracking.wandb_file import history, logged_epochs
 from conr_ray.tracking.wandb_media import DrawingBudget
-from conr_ray.tracking.wandb_settings import WandbSettings, open_wandb, wandb_mode
+from conr_ray.tracking.wandb_observer import open_wandb
+from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 from tests.tiny_runs import run_here, tiny_config
 from tests.tracking import offline_file
 

@@ -1,0 +1,1 @@
+"""Folders, local or in a bucket, and locks."""
