@@ -171,7 +171,8 @@ def test_a_population_that_fails_as_a_whole_ends(tmp_path: Path) -> None:
     assert world.searcher.suggest("another") == StudySearcher.FINISHED
 
 
-@pytest.mark.parametrize("kind", ["pbt", SLOW_PB2])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pbt", "pb2"])
 def test_a_population_gains_more_than_its_members_alone(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
