@@ -14,6 +14,39 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
 
+from tests.gloo_workers import run_workers, start_server
+
+# What runs in one process after another, where several run (`--dist loadgroup`): a file, but for
+# those below.
+#
+# Each of these tests makes all that it needs, and takes long.
+_APART = ("scaling/test_nodes.py", "search/test_killed_searches.py")
+# These share what takes long to make: runs, and a browser.
+_TOGETHER = ("reporting",)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent)
+        if file.as_posix() in _APART:
+            continue
+        folder = file.parts[0]
+        name = "gloo" if _uses_gloo(item) else folder if folder in _TOGETHER else file.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if _uses_gloo(item):
+        # What is slow to import there is imported beside the first tests.
+        start_server()
+
+
+def _uses_gloo(item: pytest.Item) -> bool:
+    """Whether it is of a file that shares one server and one pool of workers with others."""
+    module = item.module if isinstance(item, pytest.Function) else None
+    return getattr(module, "run_workers", None) is run_workers
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -271,6 +271,7 @@ def test_a_wandb_that_does_not_answer_is_told(
     assert told(saved) == expected
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_for_a_key_at_a_terminal(server: WandbServer, tmp_path: Path) -> None:
     code = (
         "from conr_ray.reporting.wandb_workspace import space_of\n"

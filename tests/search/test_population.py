@@ -139,7 +139,11 @@ def test_all_points_are_of_the_space(tmp_path: Path) -> None:
         space.config(trial.params)
 
 
-@pytest.mark.parametrize("kind", ["pbt", "pb2"])
+# PB2's Gaussian process takes seconds for each exchange.
+SLOW_PB2 = pytest.param("pb2", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind", ["pbt", SLOW_PB2])
 def test_the_result_depends_neither_on_order_and_workers_nor_on_restarts(
     tmp_path: Path, kind: str
 ) -> None:
@@ -170,6 +174,7 @@ def test_a_population_that_fails_as_a_whole_ends(tmp_path: Path) -> None:
     assert world.searcher.suggest("another") == StudySearcher.FINISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pbt", "pb2"])
 def test_a_population_gains_more_than_its_members_alone(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,7 @@ def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
     assert points == {(k1, start) for k1 in (6, 8, 10, 12) for start in (20, 30, "never")}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "random"])
 @pytest.mark.filterwarnings("error")
 def test_several_metrics_lead_to_a_set_of_best_trials(tmp_path: Path, sampler: str) -> None:
     space = space_of(tmp_path, NUMBERS, sampler=sampler, metric=["nmi", "train_time_s"])
