@@ -1,1 +1,1 @@
-"""What a run or a search has found, drawn: one HTML file, figures for papers, views in W&B."""
+"""Reports on runs and searches: one HTML file, figures for papers, views in W&B."""

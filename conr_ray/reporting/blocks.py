@@ -1,4 +1,4 @@
-"""What a page is made of: sections of charts, tables, pictures and text."""
+"""The parts of a page: sections of charts, tables, pictures and text."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any, ClassVar
 
 from conr_ray.reporting.names import number, precise
 
-# A table this long does not help who cannot see the chart.
+# A longer table is no help to a reader who cannot see the chart.
 MOST_ROWS = 60
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what stands there, and what it is sorted by."""
+    """A cell of a table: its text and its sort key."""
 
     text: str
     order: float | str
 
     @property
     def is_sorted_by_number(self) -> bool:
-        """Whether it stands for a number, in whatever words."""
+        """Whether the cell represents a number."""
         return isinstance(self.order, float)
 
     @classmethod
     def of_metric(cls, value: float | None) -> Cell:
-        """The cell of a metric: four places, so that a column can be compared."""
+        """The cell of a metric, to four decimals."""
         return cls.of(value, None if value is None else precise(value))
 
     @classmethod
     def of(cls, value: Any, text: str | None = None) -> Cell:
-        """The cell of a value; `text` where it is written in another way."""
+        """The cell of a value; `text` overrides how it is written."""
         order: float | str = str(value)
         if isinstance(value, int | float):
             order = float(value)
@@ -42,8 +42,8 @@ class Cell:
 class Table:
     """Columns by name, and rows of cells.
 
-    An interactive one is sorted by its headers and filtered by what a row contains, and by the
-    words of one of its columns.
+    An interactive table can be sorted by its headers, and filtered by a row's text and by the
+    values of one column.
     """
 
     kind: ClassVar[str] = "table"
@@ -62,7 +62,7 @@ class Table:
 
     @property
     def numbers_in(self) -> list[bool]:
-        """Whether all that a column holds are numbers, which are set to the right; of each."""
+        """For each column, whether it holds only numbers, which are right-aligned."""
         found = []
         for column in range(len(self.columns)):
             known = [row[column] for row in self.rows if row[column].order != ""]
@@ -72,13 +72,13 @@ class Table:
 
 @dataclass(frozen=True)
 class View:
-    """One view of a chart: a Plotly figure, what it shows in words, its data where it is small."""
+    """One view of a chart: a Plotly figure, its caption, and its data if small."""
 
     label: str
     figure: Any
     caption: str
     table: Table | None = None
-    # Ranges of x and y that show the group stage alone.
+    # Ranges of x and y that show only the group stage.
     group_stage: tuple[Sequence[float], Sequence[float]] | None = None
 
 
@@ -93,17 +93,17 @@ class Chart:
     title: str
     views: Sequence[View]
     choice: str = ""
-    # A square one keeps its shape on a narrow screen.
+    # A square chart keeps its shape on a narrow screen.
     square: bool = False
     close: bool = False
-    # Pixels below which it scrolls in its own box.
+    # Width in pixels below which the chart scrolls.
     min_width: int = 0
     height: int = 400
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure of the headline."""
+    """A value in the headline."""
 
     name: str
     value: str
@@ -120,7 +120,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what it shows; its mark is `right`, `wrong`, `hard` or nothing."""
+    """An image with its alt text; its mark is `right`, `wrong`, `hard` or empty."""
 
     png: bytes
     alt: str
@@ -129,7 +129,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """Pictures side by side behind a name."""
+    """Pictures side by side, with a name."""
 
     name: str
     pictures: Sequence[Picture]
@@ -137,7 +137,7 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """Rows of pictures that belong together: of a query with its picture, or of a cluster."""
+    """Rows of pictures of one query (with its picture) or one cluster."""
 
     title: str
     rows: Sequence[PictureRow]
@@ -146,7 +146,7 @@ class PictureGroup:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Groups of pictures with what they show in words; `marked` ones get a legend."""
+    """Groups of pictures with a caption; `marked` ones get a legend."""
 
     kind: ClassVar[str] = "pictures"
     title: str
@@ -157,7 +157,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Code:
-    """A text as it is in a file."""
+    """The text of a file."""
 
     kind: ClassVar[str] = "code"
     title: str
@@ -166,7 +166,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Note:
-    """A line in place of what cannot be shown."""
+    """A line in place of something that cannot be shown."""
 
     kind: ClassVar[str] = "note"
     text: str
@@ -174,7 +174,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Columns:
-    """Blocks of the same kind side by side, one below the other on a narrow screen."""
+    """Blocks of the same kind side by side; stacked on a narrow screen."""
 
     kind: ClassVar[str] = "columns"
     parts: Sequence[tuple[str, Sequence[Any]]]
@@ -185,7 +185,7 @@ Block = Table | Chart | Facts | Pictures | Code | Note | Columns
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `anchor` is its place in links."""
+    """A part of the page; `anchor` is its id in links."""
 
     anchor: str
     title: str
@@ -198,12 +198,12 @@ class Page:
     """A whole page.
 
     Attributes:
-        title: its heading.
-        subtitle: what it is about, in a line.
-        headline: its main figures.
-        sections: in their order.
-        state: what is going on, where the page reloads itself; else empty.
-        hints: what a chart tells of the trial that is pointed at, by its number.
+        title: the heading.
+        subtitle: one line on the page's subject.
+        headline: the main figures.
+        sections: in order.
+        state: progress, if the page reloads itself; else empty.
+        hints: text shown for the trial under the pointer, by its number.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""How all charts look: colours that hold on white and on black, and for colour-blind readers."""
+"""Style of all charts: colours legible on white, on black and to colour-blind readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUPS = (
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
-# From the page's own colour to a deep blue, on white and on black.
+# From the page's background to a deep blue, on white and on black.
 SCALE = [[0.0, "rgba(0, 96, 150, 0.06)"], [1.0, "rgba(0, 96, 150, 1)"]]
 _LIGHT_TEXT_FROM = 0.7
 
@@ -31,14 +31,14 @@ _LIGHT_TEXT_FROM = 0.7
 def figure(
     traces: Sequence[Any], *, x: str = "", y: str = "", legend: bool = False, **layout: Any
 ) -> go.Figure:
-    """A figure with the titles of its axes. The page adds colours of text and grid."""
+    """A figure with axis titles. The page adds the colours of text and grid."""
     found = go.Figure(list(traces))
     found.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
-        # A legend stands above the names of marked epochs.
+        # The legend is above the names of marked epochs.
         margin={"l": 8, "r": 12, "t": 64 if legend else 28, "b": 8},
         hovermode="closest",
         showlegend=legend,
@@ -51,12 +51,12 @@ def figure(
 
 
 def plain(text: object) -> str:
-    """What a user named, as Plotly shows it letter by letter: it would take tags for tags."""
+    """A user's text, escaped, since Plotly interprets HTML tags."""
     return html.escape(str(text), quote=False)
 
 
 def mark_epoch(found: go.Figure, epoch: int | None, text: str = "group stage") -> None:
-    """A dashed line where something begins, with its name at the top."""
+    """Draw a dashed line where something begins, with its name at the top."""
     if epoch is None:
         return
     found.add_shape(
@@ -81,7 +81,7 @@ def mark_epoch(found: go.Figure, epoch: int | None, text: str = "group stage") -
 
 
 def floats(values: Sequence[float | None]) -> npt.NDArray[np.float32]:
-    """Numbers as Plotly takes them in little space; None is a gap."""
+    """Numbers in Plotly's compact form; None is a gap."""
     return np.array([np.nan if v is None else v for v in values], np.float32)
 
 
@@ -93,7 +93,7 @@ def cells(
     low: float,
     high: float,
 ) -> list[Any]:
-    """Traces of a matrix: its cells, and a text in each that can be read on its colour."""
+    """Traces of a matrix: its cells, and a legible text in each."""
     span = high - low or 1.0
     traces: list[Any] = [
         go.Heatmap(
@@ -123,7 +123,7 @@ def cells(
                     y=[y for _, y in places],
                     text=[texts[y][x] for x, y in places],
                     mode="text",
-                    # Without a colour it is the page's.
+                    # Without a colour, the page's is used.
                     textfont={"color": "#ffffff"} if deep else None,
                     hoverinfo="skip",
                     showlegend=False,

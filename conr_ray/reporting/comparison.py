@@ -15,14 +15,14 @@ from conr_ray.reporting.run_page import attempt
 from conr_ray.reporting.run_pictures import example_pictures, neighbor_pictures
 from conr_ray.tracking.progress import duration
 
-# Fields that say where things are and what is kept, not what a run is.
+# Fields that say where things are and what is kept; they do not define a run.
 _PLACES = ("checkpoint", "tracking")
 
 Build = Callable[[RunData, Snapshot], Block | None]
 
 
 def comparison_page(runs: Sequence[RunData]) -> Page:
-    """A page of two runs or more."""
+    """The page that compares two or more runs."""
     names = [run.name for run in runs]
     shared = [name for name in runs[0].main_metrics if all(name in r.figures for r in runs)]
     facts = []
@@ -34,7 +34,7 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
 
 
 def sections(runs: Sequence[RunData], prefix: str = "compare") -> list[Section]:
-    """All that runs are compared in; `prefix` keeps their anchors apart from others."""
+    """The sections of a comparison; `prefix` makes their anchors unique."""
     found = [
         Section(f"{prefix}-figures", "Final figures", [final_figures(runs)]),
         Section(f"{prefix}-fields", "Fields that differ", [differing_fields(runs)]),
@@ -56,7 +56,7 @@ def sections(runs: Sequence[RunData], prefix: str = "compare") -> list[Section]:
 
 
 def side_by_side(runs: Sequence[RunData], what: str, build: Build) -> Columns:
-    """What `build` makes of each run that has a snapshot."""
+    """The result of `build` for each run that has a snapshot."""
 
     def blocks(run: RunData) -> list[Block]:
         snapshot = run.snapshot
@@ -66,7 +66,7 @@ def side_by_side(runs: Sequence[RunData], what: str, build: Build) -> Columns:
 
 
 def map_of(run: RunData, snapshot: Snapshot) -> Block | None:
-    """The map of a run's embeddings, where it is known."""
+    """The map of a run's embeddings, if it is known."""
     return None if run.positions is None else map_chart(snapshot, run.positions)
 
 
@@ -75,7 +75,7 @@ def _clusters(snapshot: Snapshot) -> Block:
 
 
 def final_figures(runs: Sequence[RunData]) -> Table:
-    """A row a run: its last metrics, epochs and time."""
+    """One row per run: its last metrics, epochs and time."""
     names = [n for n in ordered(set().union(*(r.figures for r in runs))) if not n.endswith("_s")]
     rows = [
         [
@@ -91,7 +91,7 @@ def final_figures(runs: Sequence[RunData]) -> Table:
 
 
 def differing_fields(runs: Sequence[RunData]) -> Table:
-    """A row a field that is not the same in all runs."""
+    """One row per field that differs between runs."""
     rows = []
     names = {run.config.model.framework: None for run in runs}
     for name in dict.fromkeys(name for kind in names for name in field_names(kind)):
@@ -116,7 +116,7 @@ def renamed(run: RunData, name: str) -> RunData:
 
 
 def with_distinct_names(runs: Sequence[RunData], uris: Sequence[str]) -> list[RunData]:
-    """The runs; those that would have the same name get the folder before it, or a number."""
+    """The runs; equal names are distinguished by the parent folder, or a number."""
     named = list(runs)
     for place, run in enumerate(runs):
         if [other.name for other in runs].count(run.name) > 1:

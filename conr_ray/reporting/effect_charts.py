@@ -1,4 +1,4 @@
-"""Charts of what a search tells: by k1 and k2, by the fraction, by method, and of its scores."""
+"""Charts of a search's effects: of k1 and k2, the fraction, the method, and scores."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def neighbor_grid_map(data: SearchData) -> Chart | None:
         (r, c) for r, line in enumerate(grid.means) for c, m in enumerate(line) if m == best
     )
     caption = (
-        f"Mean {title(data.outcome)} of trials by k1 and k2, bluer where larger; those that were "
-        f"stopped early count with their last value. The best cell is "
+        f"Mean {title(data.outcome)} of trials by k1 and k2, bluer if larger; trials stopped early "
+        f"count with their last value. The best cell is "
         f"k1 = {grid.rows[row]}, k2 = {grid.columns[column]} with {score(best)} over "
         f"{counted(grid.counts[row][column], 'trial')}. Empty cells were not tried."
     )
@@ -125,7 +125,7 @@ def fraction_effect(data: SearchData) -> Chart | None:
 
 
 def label_free_agreement(data: SearchData) -> Chart | None:
-    """Scores that need no labels against ACC."""
+    """Label-free scores against ACC."""
     views = []
     for one in agreements(data):
         points = go.Scatter(
@@ -140,11 +140,11 @@ def label_free_agreement(data: SearchData) -> Chart | None:
             ),
         )
         found = style.figure([points], x=title(one.score), y="ACC")
-        told = "is not known of so few trials" if one.rho is None else f"is {one.rho:.2f}"
+        told = "is not computed for so few trials" if one.rho is None else f"is {one.rho:.2f}"
         caption = (
             f"{title(one.score).capitalize()}, which sees no labels, against ACC in "
             f"{counted(len(one.trials), 'trial')}. Spearman's rank correlation {told}; "
-            "at 1 the score would rank the trials as ACC does."
+            "at 1 the score ranks the trials exactly as ACC does."
         )
         views.append(View(title(one.score), found, caption))
     return Chart("", views, choice="score") if views else None
@@ -171,7 +171,7 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
         f"{band.variant} {band.means[-1]:.3f} ± {band.deviations[-1]:.3f}" for band in bands
     )
     caption = (
-        f"Mean {title(metric)} over epochs, in a band of one standard deviation over trials "
+        f"Mean {title(metric)} over epochs, with a band of one standard deviation over trials "
         f"(their number in brackets). At the end: {last}."
     )
     columns = ("method", "trials", f"mean {title(metric)}", "deviation")
@@ -187,7 +187,7 @@ def _bands_view(data: SearchData, metric: str) -> View | None:
 
 
 def _band_traces(band: Band) -> tuple[Any, Any]:
-    """The band of a method, and the line of its mean."""
+    """The band of a method and the line of its mean."""
     color = style.VARIANTS[band.variant]
     upper, lower = (
         [m + sign * d for m, d in zip(band.means, band.deviations, strict=True)] for sign in (1, -1)

@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else: styles, scripts and pictures are inside."""
+"""A page as one self-contained HTML file with its styles, scripts and pictures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import conr_ray
 from conr_ray.reporting.blocks import Chart, Page
 from conr_ray.reporting.names import without_secrets
 
-# How often a page of a running search loads itself again.
+# How often the page of a running search reloads itself.
 RELOAD_S = 60
 
 
 def render(page: Page, *, written: str) -> str:
-    """The page as HTML; `written` says when that was."""
+    """The page as HTML; `written` is the time of writing."""
     template = _environment().get_template("report.html.j2")
     html = template.render(
         page=page,
@@ -31,7 +31,7 @@ def render(page: Page, *, written: str) -> str:
         plotly=_plotly(),
         numbers=_Numbers(),
     )
-    # A browser wants the document's type before all else.
+    # The document type must come first.
     return html.lstrip()
 
 
@@ -50,26 +50,26 @@ def _environment() -> Environment:
 
 
 class _Numbers:
-    """Gives numbers that make ids unique on a page."""
+    """Counts numbers that make ids unique on a page."""
 
     def __init__(self) -> None:
         self._last = 0
 
     def next(self) -> int:
-        """One that was not given before."""
+        """The next unused number."""
         self._last += 1
         return self._last
 
 
 def _clean(value: Any) -> Any:
-    """What stands on the page for a value of the template: no passwords in URIs."""
+    """A template value as shown on the page, without passwords in URIs."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return without_secrets(value)
     return value
 
 
 def _chart_json(chart: Chart) -> Markup:
-    # Plotly writes a slash as an escape, which would hide URIs from who looks for passwords.
+    # Plotly escapes slashes, which would hide URIs from the search for passwords.
     return _script_json(
         [
             {"figure": json.loads(view.figure.to_json()), "close": view.group_stage}
@@ -79,7 +79,7 @@ def _chart_json(chart: Chart) -> Markup:
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot close the script element around it."""
     text = json.dumps(value, separators=(",", ":"))
     return Markup(without_secrets(text).replace("<", "\\u003c"))
 
@@ -89,7 +89,7 @@ def _picture_uri(png: bytes) -> Markup:
 
 
 def _file(name: str) -> Markup:
-    """A file of this package as it is."""
+    """The text of a file of this package."""
     environment = _environment()
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, name)[0])

@@ -1,4 +1,4 @@
-"""The report of a search, written while it runs and when it has ended."""
+"""The report of a search, updated while it runs and written when it has ended."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from conr_ray.search.search_directory import SearchDirectory
 
 logger = logging.getLogger(__name__)
 
-# A fiftieth of the time may go into it.
+# At most a fiftieth of the time is spent on it.
 _TIMES_AS_LONG = 50
 
 
 class LiveReport:
-    """Writes report.html in a search's directory; use as a context around the search.
+    """Writes report.html to a search's directory; a context manager around the search.
 
-    While the search runs a thread writes it, where `note` was called since: never twice within
-    `least_pause_s`, nor within 50 times what the last writing took. When the context ends it is
-    written in any case. What goes wrong is logged once and stops nothing.
+    While the search runs, a thread writes it after calls of `note`: at most once per
+    `least_pause_s`, and per 50 times the duration of the last write. When the context ends it is
+    always written. An error is logged once and stops nothing.
     """
 
     def __init__(self, directory: SearchDirectory, least_pause_s: float = 60.0) -> None:
@@ -33,7 +33,7 @@ class LiveReport:
         self._told = False
 
     def note(self) -> None:
-        """Something has changed."""
+        """Note that something has changed."""
         self._news.set()
 
     def __enter__(self) -> LiveReport:
@@ -48,7 +48,7 @@ class LiveReport:
     ) -> None:
         self._ended.set()
         self._news.set()
-        # Two that write the same file would break it.
+        # Two writers of the same file would corrupt it.
         self._thread.join()
         self._write(running=False)
 
@@ -67,8 +67,8 @@ class LiveReport:
     def _write(self, *, running: bool) -> None:
         try:
             write_search_report(self._directory, self.uri, running=running)
-        # A report is no reason to stop a search of days.
+        # A failed report must not stop a search.
         except Exception:
             if not self._told:
-                logger.warning("the report cannot be written, the search goes on", exc_info=True)
+                logger.warning("cannot write the report, the search continues", exc_info=True)
             self._told = True

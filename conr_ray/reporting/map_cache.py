@@ -1,6 +1,6 @@
-"""The 2-D map of a run's snapshot, kept beside it: drawing one takes seconds.
+"""Cache of the 2-D map of a run's snapshot, since computing one takes seconds.
 
-snapshot/map.parquet   sample_id, x, y; what it was drawn from is in the schema's metadata
+snapshot/map.parquet   sample_id, x, y; the schema's metadata identify its input
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _FILE, _KEY = "snapshot/map.parquet", b"drawn_from"
 def map_positions(directory: Folder, snapshot: Snapshot, *, draw: bool) -> Positions | None:
     """Where each sample of the run's snapshot lies, (m, 2).
 
-    None where it is not known yet and was not to be drawn. What is drawn is kept, where the
-    directory can be written.
+    None if it is not cached and `draw` is false. A computed map is cached if the directory is
+    writable.
     """
     key = _drawn_from(snapshot)
     kept = _kept(directory, key)
@@ -45,7 +45,7 @@ def map_positions(directory: Folder, snapshot: Snapshot, *, draw: bool) -> Posit
     try:
         directory.write_table(_FILE, table.replace_schema_metadata({_KEY: key}))
     except OSError as error:
-        logger.info("%s is not kept: %s", _FILE, error)
+        logger.info("cannot cache %s: %s", _FILE, error)
     return positions
 
 
@@ -61,7 +61,7 @@ def _kept(directory: Folder, key: bytes) -> Positions | None:
 
 
 def _drawn_from(snapshot: Snapshot) -> bytes:
-    """Equal for equal samples and embeddings, drawn by the same code."""
+    """A key that is equal for equal samples, embeddings and code."""
     digest = hashlib.sha256(Path(embedding_map.__file__).read_bytes())
     digest.update(str(snapshot.epoch).encode())
     digest.update(snapshot.samples["sample_id"].to_numpy().tobytes())

@@ -31,7 +31,7 @@ _USER_IN_URI = re.compile(r"(\w://)[^/@\s\"'<>]+@")
 
 
 def title(name: str) -> str:
-    """A metric, or the last word of a dotted field, as it is written in text."""
+    """A metric, or the last part of a dotted field, as written in text."""
     if name in _TITLES:
         return _TITLES[name]
     leaf = name.rpartition(".")[2]
@@ -39,20 +39,20 @@ def title(name: str) -> str:
 
 
 def titles(fields: Iterable[str]) -> dict[str, str]:
-    """How dotted fields are written where several stand together: whole where words would agree."""
+    """How several dotted fields are written: in full where their last parts are equal."""
     found = {name: title(name) for name in fields}
     words = list(found.values())
     return {name: name if words.count(word) > 1 else word for name, word in found.items()}
 
 
 def ordered(names: set[str]) -> list[str]:
-    """Metrics as they are offered: agreement with labels first, times last."""
+    """Metrics in display order: agreement with labels first, times last."""
     known = [name for name in _FIRST if name in names and name not in COST_METRICS]
     return [*known, *sorted(names - set(known) - set(_COUNTED))]
 
 
 def number(value: Any) -> str:
-    """A value in a table: four figures of a number, a dash for none."""
+    """A value in a table: a number to four decimals, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -75,10 +75,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric between 0 and 1, to three places."""
+    """A metric between 0 and 1, to three decimals."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def without_secrets(text: str) -> str:
-    """`text` without users and passwords in URIs."""
+    """`text` without user names and passwords in URIs."""
     return _USER_IN_URI.sub(r"\1", text)

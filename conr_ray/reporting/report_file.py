@@ -1,4 +1,4 @@
-"""Reports as files: of a run, of a search, of runs side by side."""
+"""Write reports: on a run, a search, or several runs side by side."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def is_search(directory: Folder) -> bool:
     """Whether a search is in a directory, or else a run.
 
     Raises:
-        UserError: neither is there.
+        UserError: it holds neither.
     """
     if directory.has("space.yaml"):
         return True
     if directory.has("config.yaml"):
         return False
     if directory.is_local and not Path(directory.uri).is_dir():
-        raise UserError(f"{directory.uri}: no such folder; name that of a run or a search")
+        raise UserError(f"{directory.uri}: no such folder; give the folder of a run or a search")
     inside = [f for f in directory.folder_names("") if directory.has(f"{f}/config.yaml")]
     inside += [f for f in directory.folder_names("") if directory.has(f"{f}/space.yaml")]
     hint = f", such as {directory.uri}/{inside[-1]}" if inside else ""
     raise UserError(
-        f"{directory.uri} holds neither a run (config.yaml) nor a search (space.yaml): name the "
+        f"{directory.uri} holds neither a run (config.yaml) nor a search (space.yaml): give the "
         f"folder of one{hint}"
     )
 
@@ -49,18 +49,18 @@ def write_report(
     study_url: str | None = None,
     baseline: RunDirectory | None = None,
 ) -> str:
-    """Write the report of the run or search in a directory; where it is.
+    """Write the report of the run or search in a directory; return its path.
 
     Args:
         directory: of the run or search.
-        out: the file; report.html in the directory where None.
-        study_url: database of a search's study, where it is in one.
-        baseline: a run that a run is compared with.
+        out: the file; None means report.html in the directory.
+        study_url: database of a search's study, if it is in one.
+        baseline: a run to compare the run with.
     """
     place = out or f"{directory.uri}/{FILE_NAME}"
     if is_search(directory):
         if baseline is not None:
-            raise UserError("--baseline is for a run; a search finds its own: leave it out")
+            raise UserError("--baseline is for a run, not for a search: leave it out")
         return write_search_report(SearchDirectory(directory, study_url), place)
     run = read_run(directory)
     extra = []
@@ -70,9 +70,9 @@ def write_report(
 
 
 def write_search_report(directory: SearchDirectory, place: str, *, running: bool = False) -> str:
-    """Write the report of a search at `place`; where it is.
+    """Write the report of a search to `place`; return its path.
 
-    That of a `running` one is soon written again: it has no maps that would have to be drawn.
+    The report of a `running` search is soon rewritten, so it only has maps that are cached.
     """
     data = read_search(directory, running=running, draw_map=not running)
     return write_page(search_page(data), place)
@@ -93,14 +93,14 @@ def write_static(directory: RunDirectory, out: str, study_url: str | None = None
 def write_comparison(
     directories: Sequence[RunDirectory], out: str, study_url: str | None = None
 ) -> str:
-    """Write runs, and the best trials of searches, side by side; where the file is."""
+    """Compare runs, and the best trials of searches, in a file; return its path."""
     if len(directories) < 2:
-        raise UserError("--compare: name two directories or more")
+        raise UserError("--compare: give two or more directories")
     return write_page(comparison.comparison_page(read_all(directories, study_url)), out)
 
 
 def read_all(directories: Sequence[RunDirectory], study_url: str | None = None) -> list[RunData]:
-    """The runs, or best trials of searches, in directories, with names that tell them apart."""
+    """The runs, or best trials of searches, in directories, with unique names."""
     return comparison.with_distinct_names(
         [_read(directory, study_url) for directory in directories],
         [directory.uri for directory in directories],
@@ -113,18 +113,18 @@ def _read(directory: RunDirectory, study_url: str | None) -> RunData:
     search = SearchDirectory(directory, study_url)
     data = read_search(search, draw_map=False)
     if data.best is None:
-        raise UserError(f"{directory.uri}: no trial trained all its epochs yet: leave it out")
+        raise UserError(f"{directory.uri}: no trial has trained all its epochs yet: leave it out")
     best = RunDirectory(f"{directory.uri}/trials/{data.best.trial_id}")
     return comparison.renamed(read_run(best), f"{data.name}, trial {data.best.number}")
 
 
 def write_page(page: Page, place: str) -> str:
-    """Write a page as a file, a local path or a URI; its absolute place."""
+    """Write a page to a file, a local path or a URI; return its absolute path."""
     html = render(page, written=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")
     folder, _, name = place.rpartition("/")
     directory = Folder(folder or ("/" if place.startswith("/") else "."))
     try:
         directory.write_text(name, html)
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error}): give --out FILE") from None
+        raise UserError(f"cannot write {place} ({error}): give --out FILE") from None
     return f"{directory.uri}/{name}"

@@ -1,4 +1,4 @@
-"""The charts of a run: its curves, and what its snapshot shows."""
+"""The charts of a run: curves, and figures of its snapshot."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from conr_ray.reporting.run_data import (
 )
 
 _TIMES = ("train_time_s", "epoch_time_s", "images_per_s", "discovery_time_s")
-# Groups that a legend can name.
+# Most groups that a legend names.
 _MOST_NAMED = 20
 
 
 def run_curves(runs: Sequence[RunData]) -> list[Chart]:
-    """Metrics over epochs; of several runs the same metric in one chart."""
+    """Metrics over epochs; each chart shows one metric for all runs."""
     names = ordered(set().union(*(metric_names(run.rows) for run in runs), set()))
     if not names:
         return []
@@ -88,7 +88,7 @@ def _metric_view(runs: Sequence[RunData], names: Sequence[str], axis: str) -> Vi
 
 
 def map_chart(snapshot: Snapshot, positions: Positions) -> Chart:
-    """The embeddings in a plane, by cluster or by class."""
+    """A map of the embeddings, coloured by cluster or class."""
     clusters = snapshot.samples["cluster"].to_pylist()
     views = [_map_view(snapshot, positions, clusters, "cluster", _cluster_names(snapshot))]
     labels = snapshot.samples["label"].to_pylist()
@@ -99,7 +99,7 @@ def map_chart(snapshot: Snapshot, positions: Positions) -> Chart:
 
 
 def _cluster_names(snapshot: Snapshot) -> dict[Any, str]:
-    """Clusters by number, and the class that most of their samples have where it is known."""
+    """Clusters by number, with the most frequent class of their samples if known."""
     names = {}
     pairs = Counter(
         zip(
@@ -126,7 +126,7 @@ def _map_view(
 ) -> View:
     groups_m = np.array([-1 if group is None else group for group in groups])
     ratios_m = snapshot.samples["boundary_ratio"].to_numpy()
-    # A sample at its centre is large, one between two clusters small.
+    # Samples at their centre are large, those between two clusters small.
     sizes_m = 3.0 + 7.0 * np.clip(1.0 - ratios_m, 0.0, 1.0)
     ids = snapshot.samples["sample_id"].to_pylist()
     clusters = snapshot.samples["cluster"].to_pylist()
@@ -172,7 +172,7 @@ def _map_view(
     caption = (
         f"{len(ids):,} of {snapshot.num_images:,} images after {snapshot.epoch} epochs, in "
         f"{len(traces)} {told}. Points far from any boundary are large, those between two clusters "
-        "small. Distances between groups say little."
+        "small. Distances between groups mean little."
     )
     if kept < len(ids):
         caption += f" The loss would keep {kept / len(ids):.0%} of them."
@@ -229,7 +229,7 @@ def _worst_confusion(
     wrong = np.where(np.array(matched).reshape(counts.shape), 0, counts)
     row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
     if not wrong[row, column]:
-        return "No image is elsewhere."
+        return "No image is in another cluster."
     return (
         f"The largest confusion is {wrong[row, column]} images of class {names[row]} in cluster "
         f"{clusters[column]}."
@@ -237,7 +237,7 @@ def _worst_confusion(
 
 
 def cluster_sizes(snapshot: Snapshot) -> Chart:
-    """How many samples each cluster has; what is known without labels."""
+    """Number of samples per cluster; shown if there are no labels."""
     counts = Counter(snapshot.samples["cluster"].to_pylist())
     ranked = counts.most_common()
     bars = go.Bar(

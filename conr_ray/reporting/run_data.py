@@ -1,4 +1,4 @@
-"""What a report shows of a run, read from its directory; nothing here draws."""
+"""The data of a run for its report, read from its directory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from conr_ray.reporting.map_cache import Positions, map_positions
 
 @dataclass(frozen=True)
 class RunData:
-    """A run as far as it is known.
+    """What is known of a run.
 
     Attributes:
-        name: of its folder.
-        config: of the run.
-        rows: of metrics.parquet, an epoch each.
-        origin: the trunk that it goes on from.
-        snapshot: what its figures are drawn from, and `positions` of its samples in a plane.
-        problems: what could not be read, a line each, by the part that shows it.
+        name: name of its folder.
+        config: config of the run.
+        rows: rows of metrics.parquet, one per epoch.
+        origin: the trunk that it was forked from.
+        snapshot: data for its figures; `positions` are its samples' places on a map.
+        problems: one line for each part of the report that could not be read.
     """
 
     name: str
@@ -50,14 +50,14 @@ class RunData:
 
     @property
     def main_metrics(self) -> list[str]:
-        """What tells how good it is: agreement with labels, or scores where there are none."""
+        """Metrics of its quality: agreement with labels or, without labels, scores."""
         figures = self.figures
         labelled = [name for name in LABELLED_METRICS if name in figures]
         return labelled or [name for name in LABEL_FREE_SCORES if name in figures]
 
     @property
     def time_s(self) -> float:
-        """Time in which its epochs were trained, those of its trunk included."""
+        """Training time of its epochs, including those of its trunk."""
         return sum(float(row.get("epoch_time_s") or 0) for row in self.rows)
 
     @property
@@ -74,14 +74,14 @@ def variant_of(config: RunConfig) -> str:
 
 
 def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
-    """The run in a directory. Damaged files are told in `problems`.
+    """The run in a directory. Damaged files are listed in `problems`.
 
     Raises:
         UserError: its config is missing or cannot be read.
     """
     config = directory.read_config()
     if config is None:
-        raise UserError(f"{directory.uri} holds no run (no config.yaml): name a run's folder")
+        raise UserError(f"{directory.uri} holds no run (no config.yaml): give a run's folder")
     problems: dict[str, str] = {}
     rows, origin = read_files_that_are_whole(directory, problems)
     data = RunData(directory.uri.rpartition("/")[2], config, rows, origin, problems=problems)
@@ -91,7 +91,7 @@ def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
 def read_files_that_are_whole(
     directory: RunDirectory, problems: dict[str, str]
 ) -> tuple[list[MetricRow], Origin | None]:
-    """A run's epochs and origin; none where they are damaged, which is told in `problems`."""
+    """A run's epochs and origin; damaged ones are left out and listed in `problems`."""
     rows: list[MetricRow] = []
     origin = None
     try:
@@ -106,21 +106,21 @@ def read_files_that_are_whole(
 
 
 def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> RunData:
-    """`data` with the snapshot in its directory, where there is a whole one."""
+    """`data` with the snapshot in its directory, if there is a complete one."""
     problems = dict(data.problems)
     try:
         snapshot = Snapshot.read(directory)
     except (UserError, json.JSONDecodeError, KeyError) as error:
-        problems["figures"] = f"the snapshot cannot be read: {error}"
+        problems["figures"] = f"cannot read the snapshot: {error}"
         return dataclasses.replace(data, problems=problems)
     if snapshot is None:
         problems["figures"] = (
-            "no snapshot yet: one is taken after the last epoch, and with "
-            "evaluation.snapshot_every while the run goes on"
+            "no snapshot yet: one is taken after the last epoch, and during the run with "
+            "evaluation.snapshot_every"
         )
         return dataclasses.replace(data, problems=problems)
     tables = ("samples", "neighbors", "examples", "pictures")
-    # Its type says that they are there; a file may be gone all the same.
+    # By its type they exist, but a file may have been deleted.
     missing = [name for name in tables if getattr(snapshot, name) is None]
     if missing:
         names = ", ".join(f"{name}.parquet" for name in missing)
@@ -131,13 +131,13 @@ def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> R
 
 
 def curve(rows: Sequence[MetricRow], name: str) -> tuple[list[int], list[float]]:
-    """A metric where it is known: epochs trained, and values."""
+    """The known values of a metric: epochs trained, and values."""
     known = [(int(row["epoch"] or 0) + 1, row[name]) for row in rows if row.get(name) is not None]
     return [epoch for epoch, _ in known], [float(value or 0) for _, value in known]
 
 
 def metric_names(rows: Sequence[MetricRow]) -> set[str]:
-    """Metrics that any of the rows has."""
+    """Metrics that occur in any row."""
     numbers = {n for row in rows for n, v in row.items() if isinstance(v, int | float)}
     return numbers - {"epoch"}
 
@@ -145,9 +145,9 @@ def metric_names(rows: Sequence[MetricRow]) -> set[str]:
 def group_stage_ranges(
     curves: Sequence[tuple[Sequence[int], Sequence[float]]], start: int | None
 ) -> tuple[list[float], list[float]] | None:
-    """Ranges of epochs and of values that show what lies behind `start`; None where nothing does.
+    """Ranges of epochs and values that show the curves after `start`; None if they are empty.
 
-    `curves` are of the form of `curve`.
+    `curves` have the form returned by `curve`.
     """
     if not start:
         return None
@@ -163,5 +163,5 @@ def group_stage_ranges(
 
 
 def group_start(rows: Sequence[MetricRow]) -> int | None:
-    """Epochs trained before the group stage; None where it has not begun."""
+    """Epochs trained before the group stage; None if it has not begun."""
     return next((int(row["epoch"] or 0) for row in rows if row.get("stage") == "group"), None)

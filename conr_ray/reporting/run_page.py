@@ -45,7 +45,7 @@ def headline(data: RunData) -> list[Fact]:
 
 
 def figure_section(data: RunData, text: str = "Figures") -> list[Section]:
-    """What the snapshot of a run shows, under a heading `text`; a line where there is none."""
+    """The figures of a run's snapshot under the heading `text`; a note if there is none."""
     snapshot, positions = data.snapshot, data.positions
     if snapshot is None:
         notes: list[Block] = [Note(problem) for problem in _of(data, "figures")]
@@ -62,14 +62,14 @@ def figure_section(data: RunData, text: str = "Figures") -> list[Section]:
 
 
 def attempt(what: str, build: Callable[[], Block | list[Block] | None]) -> list[Block]:
-    """The blocks that `build` makes, none where it has none; a line where it cannot.
+    """The blocks that `build` returns; a note if it fails.
 
-    Tables on disk may be of another version or be damaged in any way: the rest is still shown.
+    Tables on disk may be damaged or from another version; the rest is still shown.
     """
     try:
         found = build()
     except Exception as error:
-        problem = f"{what} cannot be drawn: {last_line(error)}"
+        problem = f"cannot draw {what}: {last_line(error)}"
         _warn_once(problem)
         return [Note(problem)]
     if found is None:

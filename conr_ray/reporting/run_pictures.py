@@ -12,7 +12,7 @@ _KINDS = {"euclidean": "Euclidean", "contextual": "contextual"}
 _TOLD = {
     "right": "of the same class",
     "wrong": "of another class",
-    "hard": "of the same class, and not among the Euclidean ones",
+    "hard": "of the same class, not among the Euclidean ones",
     "": "of unknown class",
 }
 
@@ -57,7 +57,7 @@ def neighbor_pictures(snapshot: Snapshot) -> Pictures | None:
             shares.append(f"{right} of {right + wrong} {text} neighbours")
         caption += (
             f" {shares[0]} and {shares[1]} have the image's class; {marks['contextual', 'hard']} "
-            "of these are hard positives, which only the contextual list holds."
+            "of these are hard positives, found only in the contextual list."
         )
     return Pictures("Neighbours", caption, groups, marked=labelled)
 
@@ -84,8 +84,8 @@ def example_pictures(snapshot: Snapshot) -> Pictures | None:
                 lists.append(PictureRow(kind, pictures))
         groups.append(PictureGroup(f"cluster {cluster} ({sizes[cluster]:,})", lists))
     caption = (
-        f"Images of {len(groups)} clusters, their numbers of samples in brackets: typical ones, "
-        "nearest to the centre, and those at the boundary to another cluster."
+        f"Images of {len(groups)} clusters (number of samples in brackets): typical ones, nearest "
+        "to the centre, and ones at the boundary to another cluster."
     )
     return Pictures("Examples of clusters", caption, groups)
 

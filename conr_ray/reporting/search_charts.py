@@ -17,12 +17,12 @@ from conr_ray.reporting.search_data import SearchData, stage_change
 from conr_ray.search.trial_table import Trial
 from conr_ray.tracking.progress import duration
 
-# Curves that are drawn strongly, and points of each curve.
+# Number of highlighted curves, and most points per curve.
 _MOST_STRONG, _MOST_POINTS, _MOST_FAINT_POINTS = 30, 250, 60
 
 
 def learning_curves(data: SearchData) -> Chart | None:
-    """Each metric over epochs, a line a trial."""
+    """Each metric over epochs, one line per trial."""
     names = ordered(set().union(*(metric_names(trial.rows) for trial in data.trials), set()))
     names = [*(m for m in data.space.metrics if m in names), *names]
     views = [_curves_view(data, name) for name in dict.fromkeys(names)]
@@ -90,7 +90,7 @@ def _stage_changes(trials: Sequence[Trial], name: str) -> Any:
 def _lines(
     trials: Sequence[Trial], name: str, text: str, line: dict[str, Any], opacity: float, most: int
 ) -> Any:
-    """Curves of several trials as one trace: many traces are slow."""
+    """Curves of several trials as one trace, since many traces are slow."""
     x: list[float | None] = []
     y: list[float | None] = []
     numbers: list[int] = []
@@ -116,7 +116,7 @@ def _lines(
 
 
 def parallel_coordinates(data: SearchData) -> Chart | None:
-    """A line a trial through its values of the searched fields and of the metrics."""
+    """One line per trial through its values of the searched fields and metrics."""
     trials = [trial for trial in data.trials if trial.values is not None]
     if len(trials) < 2:
         return None
@@ -160,7 +160,7 @@ def parallel_coordinates(data: SearchData) -> Chart | None:
     caption = (
         f"Each line is one of {len(trials)} trials, through its values of the searched fields and "
         f"its {_named(data.space.metrics)}. Trial {first.number}, the first in the ranking: "
-        f"{fields}. Point at a line to follow it."
+        f"{fields}. Point at a line to highlight it."
     )
     view = View("", found, caption)
     return Chart("Parallel coordinates", [view], height=460, min_width=80 * len(axes))
@@ -236,7 +236,7 @@ def _numeric_axis(name: str, numbers: list[float], scale: Any, value_of: Any) ->
 
 
 def importances(data: SearchData) -> Chart | None:
-    """What each metric depends on."""
+    """The importance of the fields for each metric."""
     views = []
     for metric, shares in data.importances.items():
         if not shares:
@@ -260,7 +260,9 @@ def importances(data: SearchData) -> Chart | None:
             "random forest. With few trials this is rough."
         )
         if missing := [word for name, word in data.fields.items() if name not in shares]:
-            caption += f" Not told of {', '.join(missing)}: the range depends on other fields."
+            caption += (
+                f" Not available for {', '.join(missing)}: the range depends on other fields."
+            )
         rows = [(name, f"{share:.1%}") for name, share in shares.items()]
         table = Table.of("Importances", ("field", "share"), rows)
         views.append(View(title(metric), found, caption, table))
@@ -273,7 +275,7 @@ def importances(data: SearchData) -> Chart | None:
 
 
 def pareto_set(data: SearchData) -> Chart | None:
-    """Where no other trial is better in all metrics; of a search with several."""
+    """The Pareto set of a search with several metrics."""
     first, *others = data.space.metrics
     trials = [trial for trial in data.trials if trial.values is not None]
     chosen = [trial for trial in trials if trial.in_pareto_set]
@@ -319,7 +321,7 @@ def pareto_set(data: SearchData) -> Chart | None:
 
 
 def cost_chart(data: SearchData) -> Chart | None:
-    """Epochs and time, with the trunks that trials share and without."""
+    """Epochs and time, with and without shared trunks."""
     cost = data.cost
     if not cost.unshared_epochs:
         return None
@@ -345,7 +347,7 @@ def cost_chart(data: SearchData) -> Chart | None:
         caption = f"The trials trained {told(own)}."
         if unshared > own:
             caption = (
-                f"The trials and the trunks that they share trained {told(own)}. Without trunks "
+                f"The trials and their shared trunks trained {told(own)}. Without trunks "
                 f"it would have been {told(unshared)}, {saved}."
             )
         views.append(View(label, found, caption))

@@ -1,4 +1,4 @@
-"""What a report shows of a search, read from its directory; nothing here draws."""
+"""The data of a search for its report, read from its directory."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_table import Cost, Trial, best_trial, read_trials
 
-# Fewest pairs of which a rank correlation says something.
+# Fewest pairs for a meaningful rank correlation.
 _FEWEST_PAIRS = 3
-# Values of a field that a table of two fields shows one by one.
+# Most values of a field that a table of two fields lists individually.
 _MOST_VALUES = 10
 
 
 @dataclass(frozen=True)
 class SearchData:
-    """A search as far as it has come.
+    """The current state of a search.
 
     Attributes:
-        name: of its folder.
-        space: that was searched, and `space_yaml` as it was written down.
+        name: name of its folder.
+        space: the searched space; `space_yaml` is its file.
         trials: the best first.
         importances: share of each metric's variance that each field explains.
-        best_run: the best trial that has a snapshot, and `best_alone` likewise of those without a
+            best_run: the best trial that has a snapshot, and `best_alone` likewise of those without a
             group stage where there are others.
-        variants: the method of each trial, by its number.
+            variants: the method of each trial, by its number.
         failures: why trials failed, by their number.
-        running: whether the search goes on right now.
-        problems: what could not be read, a line each.
+        running: whether the search is running now.
+        problems: one line for each thing that could not be read.
     """
 
     name: str
@@ -79,16 +79,16 @@ class SearchData:
 
     @property
     def states(self) -> Counter[str]:
-        """How many trials are in which state."""
+        """Number of trials in each state."""
         return Counter(self.state(trial) for trial in self.trials)
 
     def state(self, trial: Trial) -> str:
-        """How a trial ended; one that goes on right now is `running`."""
+        """How a trial ended, or `running`."""
         return "running" if self.running and trial.state == "interrupted" else trial.state
 
     @property
     def cost(self) -> Cost:
-        """Of all trials."""
+        """The cost of all trials."""
         return Cost.of(self.trials)
 
     @property
@@ -98,16 +98,16 @@ class SearchData:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The searched fields, and how each is written."""
+        """The searched fields and their display names."""
         return titles(self.space.search)
 
     @property
     def outcome(self) -> str:
-        """What fields are compared by: ACC where there are labels, else the metric."""
+        """The metric by which fields are compared: ACC with labels, else the search's."""
         return "acc" if self.labelled else self.space.metric
 
     def best_of(self, outcomes: Iterable[float]) -> float:
-        """The largest of several outcomes, or the smallest where the search makes it small."""
+        """The best of several outcomes: the largest, or the smallest if minimised."""
         small = self.outcome == self.space.metric and self.space.direction == "min"
         return min(outcomes) if small else max(outcomes)
 
@@ -115,14 +115,14 @@ class SearchData:
 def read_search(
     directory: SearchDirectory, *, running: bool = False, draw_map: bool = True
 ) -> SearchData:
-    """The search in a directory. Damaged files of trials are told in `problems`.
+    """The search in a directory. Damaged files of trials are listed in `problems`.
 
     Raises:
-        UserError: there is none, or its space or study cannot be read.
+        UserError: there is no search, or its space or study cannot be read.
     """
     space = directory.read_space()
     if space is None:
-        raise UserError(f"{directory.uri} holds no search (no space.yaml): name a search's folder")
+        raise UserError(f"{directory.uri} holds no search (no space.yaml): give a search's folder")
     study = directory.read_study()
     problems: dict[str, str] = {}
     trials: list[Trial] = []
@@ -153,7 +153,7 @@ def read_search(
 def _reader(
     directory: SearchDirectory, names: list[str], problems: dict[str, str]
 ) -> Callable[[RunDirectory], tuple[list[MetricRow], Origin | None]]:
-    """Gives what is in trials' directories, all read side by side."""
+    """Reads trials' directories, all in parallel."""
 
     def read(name: str) -> tuple[list[MetricRow], Origin | None]:
         found: dict[str, str] = {}
@@ -161,7 +161,7 @@ def _reader(
         problems.update({f"trial {name}": problem for problem in found.values()})
         return files
 
-    # In a bucket each file is a request.
+    # In a bucket, each file is a request.
     with ThreadPoolExecutor(1 if directory.files.is_local else 16) as pool:
         found = dict(zip(names, pool.map(read, names), strict=True))
     return lambda run: found.get(run.uri.rpartition("/")[2], ([], None))
@@ -194,7 +194,7 @@ def _failures(directory: SearchDirectory, trials: Sequence[Trial]) -> dict[int, 
 
 @dataclass(frozen=True)
 class Grid:
-    """Means of an outcome over trials by two fields; None where no trial was."""
+    """Means of an outcome over trials by two fields; None if there was no trial."""
 
     rows: list[Range]
     columns: list[Range]
@@ -203,9 +203,9 @@ class Grid:
 
 
 def grid_of(data: SearchData, row: str, column: str, outcome: str) -> Grid | None:
-    """The outcome by two searched integers; None where one is not searched or no trial is known.
+    """The outcome by two searched integers; None if one is not searched or there is no trial.
 
-    Trials that were stopped count with their last values. Many integers are put into ranges.
+    Stopped trials count with their last values. Many integers are grouped into ranges.
     """
     found = [
         (trial.point[row], trial.point[column], trial.figures[outcome])
@@ -229,7 +229,7 @@ def grid_of(data: SearchData, row: str, column: str, outcome: str) -> Grid | Non
 @functools.total_ordering
 @dataclass(frozen=True)
 class Range:
-    """Integers from the smallest to the largest that were tried of them."""
+    """A range of integers, given by the smallest and largest that were tried."""
 
     low: int
     high: int
@@ -242,7 +242,7 @@ class Range:
 
 
 def _ranges(values: set[int]) -> dict[int, Range]:
-    """The range of each value: its own, or of many values one of a few of like number."""
+    """The range of each value: its own or, for many values, one of a few of similar size."""
     rising = sorted(values)
     if len(rising) <= _MOST_VALUES:
         return {value: Range(value, value) for value in rising}
@@ -252,24 +252,24 @@ def _ranges(values: set[int]) -> dict[int, Range]:
 
 @dataclass(frozen=True)
 class Group:
-    """Values of an outcome that trials with the same value of a field have."""
+    """Outcomes of the trials with the same value of a field."""
 
     value: Any
     outcomes: list[float]
 
     @property
     def mean(self) -> float:
-        """Of the outcomes."""
+        """Mean of the outcomes."""
         return statistics.mean(self.outcomes)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation, of two or more."""
+        """Standard deviation, if there are two or more."""
         return statistics.stdev(self.outcomes) if len(self.outcomes) > 1 else None
 
 
 def groups_of(data: SearchData, name: str, outcome: str) -> list[Group]:
-    """Outcomes of complete trials by the values of a searched field, rising."""
+    """Outcomes of complete trials by the values of a searched field, ascending."""
     found: dict[Any, list[float]] = {}
     for trial in data.complete:
         value = trial.figures.get(outcome)
@@ -280,7 +280,7 @@ def groups_of(data: SearchData, name: str, outcome: str) -> list[Group]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A label-free score against ACC, trial by trial, and their rank correlation."""
+    """A label-free score and ACC of each trial, and their rank correlation."""
 
     score: str
     trials: list[Trial]
@@ -288,7 +288,7 @@ class Agreement:
 
 
 def agreements(data: SearchData) -> list[Agreement]:
-    """Of all label-free scores that trials have besides ACC; none without labels."""
+    """All label-free scores reported along with ACC; empty without labels."""
     found = []
     for name in LABEL_FREE_SCORES:
         trials = [
@@ -324,7 +324,7 @@ class Band:
 
 
 def bands_of(data: SearchData, metric: str) -> list[Band]:
-    """A band for each method that complete trials have; none where all have the same."""
+    """One band per method of complete trials; empty if all have the same method."""
     by_variant: dict[str, list[Trial]] = {}
     for trial in data.complete:
         by_variant.setdefault(data.variants[trial.number], []).append(trial)
@@ -337,7 +337,7 @@ def bands_of(data: SearchData, metric: str) -> list[Band]:
         for trial in trials:
             for epoch, value in zip(*curve(trial.rows, metric), strict=True):
                 values.setdefault(epoch, []).append(value)
-        # An epoch that only some have would make a jump.
+        # Epochs that only some trials have would make a jump.
         epochs = [epoch for epoch in sorted(values) if len(values[epoch]) == len(trials)]
         if epochs:
             means = [statistics.mean(values[epoch]) for epoch in epochs]
@@ -347,6 +347,6 @@ def bands_of(data: SearchData, metric: str) -> list[Band]:
 
 
 def stage_change(data: SearchData) -> int | None:
-    """The epoch at which all trials with a group stage begin it, where it is the same."""
+    """The epoch at which all trials with a group stage begin it, if it is the same."""
     starts = {group_start(trial.rows) for trial in data.trials} - {None}
     return starts.pop() if len(starts) == 1 else None

@@ -40,14 +40,14 @@ _LABELLED, _LABEL_FREE = tuple(AGREEMENT_WITH_LABELS), tuple(LABEL_FREE_SCORES)[
 
 
 def search_page(data: SearchData) -> Page:
-    """All that is known of a search."""
+    """The page of a search's current state."""
     space = data.space
-    sizes = {"max": "large", "min": "small"}
+    sizes = {"max": "maximise", "min": "minimise"}
     aims = " and ".join(
-        f"{title(metric)} {sizes[direction]}"
+        f"{sizes[direction]} {title(metric)}"
         for metric, direction in zip(space.metrics, space.directions, strict=True)
     )
-    subtitle = f"Search on {space.preset} that makes {aims}"
+    subtitle = f"Search on {space.preset} to {aims}"
     sections = [Section("trials", "Trials", _trials(data))]
     for anchor, text, builds in (
         ("curves", "Learning curves", [learning_curves]),
@@ -70,7 +70,7 @@ def search_page(data: SearchData) -> Page:
     ended = len(data.trials) - going_on
     state = ""
     if data.running:
-        state = f"running: {counted(ended, 'trial')} ended, {going_on} going on"
+        state = f"running: {counted(ended, 'trial')} ended, {going_on} in progress"
     return Page(data.name, subtitle, Facts(_headline(data)), sections, state, hints)
 
 
@@ -102,7 +102,7 @@ def _headline(data: SearchData) -> list[Fact]:
 
 def _trials(data: SearchData) -> list[Block]:
     if not data.trials:
-        return [Note("no trial has been drawn yet")]
+        return [Note("no trial has started yet")]
     space = data.space
     shown = _LABELLED if data.labelled else _LABEL_FREE
     figures = list(dict.fromkeys([*space.metrics, *shown]))

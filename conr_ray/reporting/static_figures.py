@@ -1,4 +1,4 @@
-"""The figures of a report for papers: SVG and PNG, drawn with matplotlib on white."""
+"""Figures for papers: SVG and PNG, drawn with matplotlib on white."""
 
 from __future__ import annotations
 
@@ -69,22 +69,22 @@ def write_figures(figures: Figures, out: Folder) -> list[str]:
                     format=kind,
                     dpi=_DOTS_PER_INCH,
                     bbox_inches="tight",
-                    # Without a date equal figures are equal files.
+                    # No date, so that equal figures are equal files.
                     metadata={"Date": None} if kind == "svg" else None,
                 )
             try:
                 out.write_bytes(f"{name}.{kind}", buffer.getvalue())
             except OSError as error:
                 raise UserError(
-                    f"--figures {out.uri} cannot be written ({os.strerror(error.errno or 0)}): "
-                    "name another folder"
+                    f"--figures: cannot write {out.uri} ({os.strerror(error.errno or 0)}): "
+                    "give another folder"
                 ) from None
             names.append(f"{name}.{kind}")
     return names
 
 
 def search_figures(data: SearchData) -> Figures:
-    """What can be drawn of a search, by name, and the figures of its best trial."""
+    """The available figures of a search by name, with those of its best trial."""
     drawn = _drawn(
         {
             "curves": lambda: _curves(data),
@@ -104,7 +104,7 @@ def search_figures(data: SearchData) -> Figures:
 
 
 def run_figures(data: RunData) -> Figures:
-    """What can be drawn of a run, by name."""
+    """The available figures of a run, by name."""
     curves = _drawn(
         {
             "agreement": lambda: _run_curves(data, LABELLED_METRICS),
@@ -143,7 +143,7 @@ def _axes(height: float = _HEIGHT) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, columns: int = 2) -> None:
-    """Above the axes and what is marked there, where it hides nothing."""
+    """Place the legend above the axes and their marks."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.05), ncols=columns, borderaxespad=0)
 
 
@@ -176,7 +176,7 @@ def _curves(data: SearchData) -> Figure | None:
     for place, (trial, points) in reversed(list(enumerate(known))):
         strong = place < _MOST_CURVES
         color = style.ORANGE if place == 0 else style.BLUE if strong else style.GREY
-        label = f"trial {trial.number}, the best" if place == 0 else None
+        label = f"trial {trial.number} (best)" if place == 0 else None
         width, alpha = (2.2, 1.0) if place == 0 else (0.9, 0.7) if strong else (0.6, 0.25)
         axes.plot(*points, color=color, linewidth=width, alpha=alpha, label=label)
     axes.set_xlabel("epochs trained")

@@ -1,11 +1,11 @@
 """The view of a search in Weights & Biases, built by the library `wandb-workspaces`.
 
-What it counts on: each trial is a run with its config nested in sections, a history whose rows have
+Assumptions: each trial is a run with its config nested in sections, a history whose rows have
 `epoch`, group = the search's name and job type `trial`; the search itself is a run of job type
 `search` with its own name as id and group, and the space's tree as config["space"].
 
-A field such as `neighborhood.k1` of a nested config is named in four ways, all of them made by the
-library from one dotted name. W&B keeps a config as {section: {"value": {...}}}, so that the word
+A field such as `neighborhood.k1` of a nested config has four names, all built by the library from
+one dotted name. W&B keeps a config as {section: {"value": {...}}}, so that the word
 `value` comes after the section (wandb_workspaces 0.4.13: `expr.groupby_str_to_key` says so, and
 that a flat key "neighborhood.k1" would be another one):
 
@@ -37,23 +37,23 @@ from conr_ray.search.wandb_search import search_run_id
 
 FIGURES = ("figures/neighbors", "figures/map", "figures/confusion", "figures/clusters")
 _TRAINING = ("loss", "neighbor_purity", "fraction", "lr", "momentum")
-# Runs that a panel shows; W&B's own default is 10.
+# Most runs in a panel; W&B's default is 10.
 _MOST_RUNS = 100
 
 
 def search_workspace(
     entity: str, project: str, search_name: str, space: SearchSpace
 ) -> ws.Workspace:
-    """The view of a search, not saved yet.
+    """The unsaved view of a search.
 
-    Runs are the search's trials, the best first. Where seeds are searched beside other fields, runs
-    that differ in the seed alone are one group, and curves are a group's mean and deviation.
+    Runs are the search's trials, the best first. If seeds are searched along with other fields,
+    runs that differ only in the seed form a group, and curves show its mean and deviation.
 
     Args:
-        entity: user or team of W&B.
-        project: where its trials are logged.
-        search_name: its name, which is the group of its runs.
-        space: what it searches, its metrics known (not auto).
+        entity: W&B user or team.
+        project: project of the trials' runs.
+        search_name: the search's name, which is the group of its runs.
+        space: the search space, with explicit metrics (not auto).
     """
     results = dict.fromkeys(
         [*(m for m in space.metrics if m not in COST_METRICS), *AGREEMENT_WITH_LABELS]
@@ -85,20 +85,20 @@ def search_workspace(
 
 
 def save_workspace(workspace: ws.Workspace) -> str:
-    """Save the view as a new one in its project; its URL.
+    """Save the view as a new one in its project; return its URL.
 
     Raises:
-        UserError: no key is known, W&B cannot be reached, or refuses it.
+        UserError: there is no key, or W&B is not reachable or refuses the request.
     """
     with _told_in_one_line(workspace.entity, workspace.project):
         return str(workspace.save().url)  # type: ignore[no-untyped-call]
 
 
 def space_of(entity: str, project: str, search_name: str) -> SearchSpace:
-    """The space of a search, read from the run that it has in W&B.
+    """The space of a search, read from its run in W&B.
 
     Raises:
-        UserError: no key is known, W&B cannot be reached, or knows no such search.
+        UserError: there is no key, or W&B is not reachable or has no such search.
     """
     with _told_in_one_line(entity, project):
         try:
@@ -112,14 +112,14 @@ def space_of(entity: str, project: str, search_name: str) -> SearchSpace:
             ) from None
         tree = run.config.get("space")
     if tree is None:
-        raise UserError(f"--search {search_name}: a run, but not that of a search: name a search")
+        raise UserError(f"--search {search_name}: this run is not a search: give a search")
     try:
         return SearchSpace.model_validate(tree)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(
-            f"--search {search_name}: its space is not one of this version ({place}): use the "
-            "version that searched it"
+            f"--search {search_name}: its space is from another version ({place}): use the "
+            "version that ran the search"
         ) from None
 
 
@@ -127,7 +127,7 @@ def _section(
     name: str, panels: list[wr.PanelTypes], *, columns: int = 3, rows: int = 2
 ) -> ws.Section:
     layout = ws.SectionLayoutSettings(columns=columns, rows=rows)
-    # A section's own axis goes before the view's.
+    # A section's axis setting overrides the view's.
     axis = ws.SectionPanelSettings(x_axis="epoch")
     return ws.Section(
         name=name, panels=panels, is_open=True, layout_settings=layout, panel_settings=axis
@@ -139,7 +139,7 @@ def _search_panels(space: SearchSpace) -> list[wr.PanelTypes]:
         wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), display_name=name, log=d.log)
         for name, d in space.search.items()
     ]
-    # Good is up.
+    # Better is up.
     metrics = [
         wr.ParallelCoordinatesPlotColumn(
             metric=wr.SummaryMetric(metric), display_name=metric, inverted=direction == "min"
@@ -176,7 +176,7 @@ def _scatter_panels(space: SearchSpace) -> list[wr.PanelTypes]:
 
 
 def _is_log(dimension: Dimension) -> bool | None:
-    # Left out where it is not: the app writes none then.
+    # Left out if not set, as the app does.
     return True if dimension.log else None
 
 
@@ -209,7 +209,7 @@ def _config_column(field: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A Python literal of `text` without the characters that the library's filters would rewrite.
+    """A Python literal of `text` without the characters that the library's filters rewrite.
 
     It doubles every = and completes < and > before it parses a filter.
     """
@@ -220,17 +220,17 @@ def _literal(text: str) -> str:
 
 
 def _without_symbols(text: str) -> str:
-    """`text` as the name of a view: the library refuses some characters, = and + among them."""
+    """`text` as the name of a view: the library rejects some characters, such as = and +."""
     refused = ("So", "Sk", "Sm", "Sc", "Cs")
     return "".join("-" if unicodedata.category(c) in refused else c for c in text)
 
 
 @contextmanager
 def _told_in_one_line(entity: str, project: str) -> Iterator[None]:
-    """W&B's errors as UserErrors."""
+    """Raise W&B's errors as UserErrors."""
     place = f"--wandb {entity}/{project}"
     try:
-        # In silence the library does not prompt for a key.
+        # With silent set, the library does not prompt for a key.
         wandb.setup(wandb.Settings(silent=True))
         yield
     except UserError:
@@ -239,13 +239,13 @@ def _told_in_one_line(entity: str, project: str) -> Iterator[None]:
         raise UserError(
             f"{place}: no W&B key found: run `wandb login`, or set WANDB_API_KEY"
         ) from None
-    # Failures of a request are no wandb.Error, and their class is not public.
+    # Request failures are not a wandb.Error, and their class is not public.
     except Exception as error:
         told = last_line(error)
         if "did not respond in time" in told:
-            told = "W&B does not answer: check the network, and WANDB_BASE_URL where it is set"
+            told = "W&B does not answer: check the network, and WANDB_BASE_URL if it is set"
         elif isinstance(error, wandb.errors.AuthenticationError):
-            told = f"W&B knows no such key ({told}): run `wandb login`, or set WANDB_API_KEY"
+            told = f"W&B does not accept the key ({told}): run `wandb login`, or set WANDB_API_KEY"
         else:
-            told = f"W&B refuses ({told}): check the entity and the project"
+            told = f"W&B refuses the request ({told}): check the entity and the project"
         raise UserError(f"{place}: {told}") from None

@@ -48,10 +48,10 @@ def test_equal_names_are_told_apart(finished_run: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_told(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="two directories or more"):
+    with pytest.raises(UserError, match="two or more directories"):
         compare(tmp_path / "c.html", finished_run)
     make_search(tmp_path / "mine", ("failed",))
-    with pytest.raises(UserError, match="no trial trained all its epochs"):
+    with pytest.raises(UserError, match="no trial has trained all its epochs"):
         compare(tmp_path / "c.html", finished_run, tmp_path / "mine")
 
 

@@ -54,7 +54,7 @@ def test_a_page_of_a_running_search_says_so_and_loads_itself_again(
         writings.wait_for(1)
         found = page(directory)
         assert found.all("meta", http_equiv="refresh", content="60")
-        assert "running: 1 trial ended, 1 going on; written" in found.text
+        assert "running: 1 trial ended, 1 in progress; written" in found.text
         # News soon after wait for the pause to end.
         report.note()
         time.sleep(0.3)
@@ -109,4 +109,4 @@ def test_a_failure_is_logged_once_and_stops_nothing(
         while len(tries) < 3:
             report.note()
             time.sleep(0.01)
-    assert len(caplog.records) == 1 and "the search goes on" in caplog.text
+    assert len(caplog.records) == 1 and "the search continues" in caplog.text

@@ -172,14 +172,14 @@ def test_fields_of_the_same_word_are_told_apart(tmp_path: Path) -> None:
 def test_a_field_without_an_importance_is_told(tmp_path: Path) -> None:
     # The range of k2 depends on k1.
     make_search(tmp_path / "mine", ("complete",) * 12, fields={**K1_K2, **FRACTION})
-    assert "Not told of k2" in report(tmp_path / "mine").text
+    assert "Not available for k2" in report(tmp_path / "mine").text
 
 
 def test_an_empty_search_has_a_page(tmp_path: Path) -> None:
     make_search(tmp_path / "mine", ())
     page = report(tmp_path / "mine")
     assert page.sections == ["trials", "space"]
-    assert "no trial has been drawn yet" in page.text
+    assert "no trial has started yet" in page.text
 
 
 @pytest.mark.parametrize("states", [("running",), ("failed",) * 3, ("stopped", "failed")])
@@ -226,7 +226,7 @@ def test_a_table_of_another_version_costs_one_figure(finished_run: Path, tmp_pat
     file = folder / "snapshot/examples.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["kind"]), file)
     page = report(folder)
-    assert "the examples cannot be drawn" in page.text
+    assert "cannot draw the examples" in page.text
     assert len(page.all("img")) == 10 * 21
 
 

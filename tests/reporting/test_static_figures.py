@@ -58,5 +58,5 @@ def test_where_nothing_can_be_drawn_or_written_it_is_told(tmp_path: Path) -> Non
         figures(tmp_path / "begun", tmp_path / "out")
     make_search(tmp_path / "a")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--figures .* cannot be written"):
+    with pytest.raises(UserError, match=r"--figures: cannot write "):
         figures(tmp_path / "a", tmp_path / "file" / "out")

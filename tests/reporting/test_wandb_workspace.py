@@ -230,14 +230,15 @@ def test_a_run_that_is_not_there_is_told(server: WandbServer) -> None:
 def test_a_run_that_is_no_search_is_told(server: WandbServer) -> None:
     server.runs = {"trial": {"seed": 0}, "newer": {"space": {"preset": "digits", "shape": 3}}}
     message = told(space_of, "me", "digits", "trial")
-    assert message == "--search trial: a run, but not that of a search: name a search"
+    assert message == "--search trial: this run is not a search: give a search"
     message = told(space_of, "me", "digits", "newer")
-    assert message.startswith("--search newer: its space is not one of this version (search): use")
+    assert message.startswith("--search newer: its space is from another version (search): use")
 
 
 def test_a_project_that_is_not_there_is_told(server: WandbServer) -> None:
     message = told(saved, "other")
-    assert message.startswith("--wandb me/other: W&B refuses (") and "not found" in message
+    assert message.startswith("--wandb me/other: W&B refuses the request (")
+    assert "not found" in message
     assert message.endswith("): check the entity and the project")
 
 
@@ -245,7 +246,7 @@ def test_a_key_that_wandb_refuses_is_told(server: WandbServer) -> None:
     server.key_is_known = False
     for function, arguments in ((saved, ()), (space_of, ("me", "digits", "first"))):
         message = told(function, *arguments)
-        assert message.startswith("--wandb me/digits: W&B knows no such key (")
+        assert message.startswith("--wandb me/digits: W&B does not accept the key (")
         assert message.endswith("not logged in): run `wandb login`, or set WANDB_API_KEY")
 
 
@@ -253,7 +254,9 @@ def test_a_key_of_another_shape_is_told(
     server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert told(saved).startswith("--wandb me/digits: W&B knows no such key (WANDB_API_KEY invalid")
+    assert told(saved).startswith(
+        "--wandb me/digits: W&B does not accept the key (WANDB_API_KEY invalid"
+    )
     assert server.questions == []
 
 
@@ -262,8 +265,7 @@ def test_a_wandb_that_does_not_answer_is_told(
 ) -> None:
     server.is_broken = True
     expected = (
-        "--wandb me/digits: W&B does not answer: check the network, and WANDB_BASE_URL where it is "
-        "set"
+        "--wandb me/digits: W&B does not answer: check the network, and WANDB_BASE_URL if it is set"
     )
     assert told(saved) == expected
     # Port 1 is one that nobody listens at.
