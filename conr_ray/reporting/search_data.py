@@ -47,9 +47,9 @@ class SearchData:
         space: the searched space; `space_yaml` is its file.
         trials: the best first.
         importances: share of each metric's variance that each field explains.
-            best_run: the best trial that has a snapshot, and `best_alone` likewise of those without a
-            group stage where there are others.
-            variants: the method of each trial, by its number.
+        best_run: the best trial that has a snapshot; `best_alone` is the best of those without a
+            group stage, if there are others.
+        variants: the method of each trial, by its number.
         failures: why trials failed, by their number.
         running: whether the search is running now.
         problems: one line for each thing that could not be read.
