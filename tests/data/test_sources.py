@@ -6,7 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +20,18 @@ from conr_ray.data.sources import SOURCES, make_source
 class SourceConformance(ABC):
     """What holds for every source. A test class gives a config and what it should read."""
 
+    dtype: ClassVar[type] = np.uint8
+
     @pytest.fixture
     @abstractmethod
     def case(self, **fixtures: Any) -> tuple[DataConfig, Any, list[int] | None]:
-        """Config, expected images (n, c, h, w) and labels."""
+        """Config, expected samples, (n, c, h, w) or (n, d), and labels."""
 
     def test_reads_the_expected_images_and_labels(self, case: Any, read: Any) -> None:
         config, images, labels = case
         contents, found = read(config)
         np.testing.assert_array_equal(found, images)
-        assert found.dtype == np.uint8
+        assert found.dtype == self.dtype
         if labels is None:
             assert contents.labels is None and contents.class_names is None
         else:
