@@ -104,23 +104,7 @@ def run_on_workers(
         "trunks": trunks,
         "span": span,
     }
-    trainer = ray.train.torch.TorchTrainer(
-        _work,
-        train_loop_config=job,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=resources.bundle(),
-        ),
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if resources.gpus_per_worker else "gloo"
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=directory.uri,
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-        ),
-    )
+    trainer = _trainer(job, directory, resources, max_failures)
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -149,6 +133,29 @@ def run_on_workers(
     directory.raise_failure()
     if errors:
         raise RunFailed(f"Ray gave up the run: {last_line(errors[0])}") from errors[0]
+
+
+def _trainer(
+    job: dict[str, Any], directory: RunDirectory, resources: WorkerResources, max_failures: int
+) -> ray.train.torch.TorchTrainer:
+    """Runs `_work` with `job` on every worker."""
+    return ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=resources.bundle(),
+        ),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.gpus_per_worker else "gloo"
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=directory.uri,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
 
 
 def _work(job: dict[str, Any]) -> None:
