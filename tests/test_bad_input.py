@@ -185,7 +185,7 @@ def test_a_cluster_that_cannot_be_is_refused_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--autoscaling", "--autoscaling is said of a cluster: give its --address"),
+        ("--autoscaling", "--autoscaling needs a cluster: give its --address"),
         ("--gpus-per-worker 99", "--workers 1 needs 1 x (1 CPU, 99 GPU), the cluster's nodes hav"),
         ("--workers 65", "--workers 65 is not between 1 and 64"),
         ("--set data.limit=1798", "data.limit=1798: there are 1797 images"),

@@ -62,14 +62,14 @@ class FrameworkConformance:
     def test_workers_have_the_loss_gradients_and_state_of_one_process(self) -> None:
         config = self.config(
             optim__batch_size=BATCH,
-            optim__lr=0.5,
+            # Larger steps would make more of the rounding that workers differ by.
+            optim__lr=0.05,
             neighborhood__k1=4,
             neighborhood__k=5,
             bank__size=24,
         )
         batches = [[torch.rand(BATCH, 1, 8, 8) for _ in range(2)] for _ in range(NUM_STEPS)]
-        known = torch.randint(NUM_CLUSTERS, (BATCH,)), None
-        arguments = config.to_yaml(), batches, known[0]
+        arguments = config.to_yaml(), batches, torch.randint(NUM_CLUSTERS, (BATCH,))
         alone = _steps(*arguments)
         for num_workers in (2, 3):
             by_worker = run_workers(_steps, num_workers, *arguments)
@@ -77,14 +77,16 @@ class FrameworkConformance:
                 values = [found[name] for found in by_worker]
                 if name.startswith("loss"):
                     total = float(torch.stack(values).sum())
-                    assert total == pytest.approx(float(value), rel=1e-4), name
+                    # Of a range from -2 to 2, or more.
+                    assert total == pytest.approx(float(value), rel=1e-5, abs=2e-5), name
                     continue
                 assert all(torch.equal(other, values[0]) for other in values), name
+                # Before a batch normalisation a bias has no gradient but rounding errors.
                 kind = name.partition(" ")[0]
                 largest = max(float(v.abs().max()) for n, v in alone.items() if n.startswith(kind))
                 scale = max(float(value.abs().max()), 0.01 * largest)
                 error = float((values[0] - value).abs().max())
-                assert error <= 1e-4 * scale, (num_workers, name, error, scale)
+                assert error <= 3e-4 * scale, (num_workers, name, error, scale)
 
     def test_a_run_that_was_stopped_is_the_one_that_was_not(self, tmp_path: Path) -> None:
         config = self.config()
