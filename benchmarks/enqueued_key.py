@@ -14,11 +14,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conr_ray.data.pixels import Pixels
 
 from conr_ray.config import RunConfig, load_preset, parse_overrides
+from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet, open_data
-from conr_ray.data.views import Views
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -35,9 +34,8 @@ def purities(config: RunConfig, images: DataSet, folder: Path, k: int) -> list[f
     """Purity of neighbours in a bank of mean keys, and in one of the first view's keys."""
     state = TrainingState.create(config, images.row_shape, CPU)
     epoch = config.schedule.epochs
-    state.load(RunDirectory(folder).load_checkpoint(epoch, CPU), images.fingerprint)
-    pixels = Pixels(images.rows, CPU, on_device=True)
-    views = Views(config.views, images.mean, images.std, CPU)
+    state.load(RunDirectory(folder).load_checkpoint(epoch, CPU), config, images.fingerprint)
+    inputs = make_inputs(config, images, CPU)
     classes = torch.from_numpy(images.labels)
     batch_size = config.optim.batch_size
     near = Neighborhood("contextual", k1=k, k2=2, k=k)
@@ -48,14 +46,11 @@ def purities(config: RunConfig, images: DataSet, folder: Path, k: int) -> list[f
         order = keyed_random.permutation(keyed_random.fold(1, epoch), images.num_rows)
         for step in range(images.num_rows // batch_size):
             ids = order[step * batch_size : (step + 1) * batch_size]
-            batch, positions = pixels.take(ids), torch.arange(batch_size)
+            batch, positions = inputs.take(ids), torch.arange(batch_size)
             keys = [
-                state.target(
-                    views.random(
-                        batch,
-                        keyed_random.fold(2, view, epoch, step),
-                        positions,
-                        group_stage=True,
+                state.framework.embed(
+                    inputs.random(
+                        batch, keyed_random.fold(2, view, epoch, step), positions, mild=True
                     )
                 )
                 for view in (1, 2)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 from bank_quality import train_in
 from scipy.stats import spearmanr
 
@@ -60,11 +59,10 @@ def trained(preset: str, overrides: dict[str, Any], folder: Path) -> dict[str, A
 def scored(folder: Path) -> dict[str, float]:
     """Clusters, scores and agreement after the last epoch of the run in `folder`, found anew."""
     import torch
-    from conr_ray.data.pixels import Pixels
 
-    from conr_ray.config import RunConfig
+    from conr_ray.config import from_yaml
+    from conr_ray.data.inputs import make_inputs
     from conr_ray.data.store import open_data
-    from conr_ray.data.views import Views
     from conr_ray.engine.embedder import Embedder
     from conr_ray.engine.evaluation import cluster_data
     from conr_ray.engine.run_directory import RunDirectory
@@ -74,14 +72,13 @@ def scored(folder: Path) -> dict[str, float]:
     directory, device = RunDirectory(folder), torch.device("cpu")
     epoch = directory.checkpoint_epochs()[-1]
     checkpoint = directory.load_checkpoint(epoch, device)
-    config = RunConfig(**yaml.safe_load(checkpoint["config"]))
+    config = from_yaml(checkpoint["config"], str(folder))
     images = open_data(config.data)
     state = TrainingState.create(config, images.row_shape, device)
-    state.load(checkpoint, images.fingerprint)
+    state.load(checkpoint, config, images.fingerprint)
     embedder = Embedder(
-        state.target,
-        Pixels(images.rows, device, on_device=False),
-        Views(config.views, images.mean, images.std),
+        state.framework,
+        make_inputs(config, images, device),
         torch.autocast("cpu", enabled=False),
     )
     clusters = config.clustering.num_clusters or images.num_classes

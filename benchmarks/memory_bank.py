@@ -25,9 +25,10 @@ from torch.nn.functional import normalize
 
 from conr_ray.config import build
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.neighbors.reranking import contextual_neighbors
-from conr_ray.method.stages.instance import instance_loss
+from conr_ray.method.stages.instance import InstanceStage
 
 NEAR = Neighborhood("contextual", k1=10, k2=2, k=10)
 
@@ -101,21 +102,21 @@ def one_process(sizes: list[int], batch_size: int, width: int, repeats: int) -> 
 def training_step(batch_size: int) -> float:
     """Time of a ResNet-18 step on CIFAR-sized images, without neighbours."""
     config = build({"data": {"source": "digits"}, "optim": {"batch_size": batch_size}})
-    state = TrainingState.create(config, 3, torch.device("cpu"))
+    state = TrainingState.create(config, (3, 32, 32), torch.device("cpu"))
+    framework, stage, ids = state.framework, InstanceStage(), torch.arange(batch_size)
     views = [
         torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         for _ in range(2)
     ]
 
     def step() -> None:
-        predictions = state.online(*views)
-        keys = [state.target(view) for view in views]
-        pairs = zip(predictions, reversed(keys), strict=True)
-        loss = torch.stack([instance_loss(p, key, batch_size) for p, key in pairs]).mean()
+        now = Step(0, 1000, 0, 0, ids, ids)
+        outputs = framework(views, now)
+        loss, _ = stage.loss(framework, outputs, now)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss)
         state.optimizer.step()
-        state.target.follow(state.online, 0.99)
+        framework.after_step(outputs, now)
 
     return seconds(step)
 

@@ -33,6 +33,7 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.frameworks import byol
 from tests.clusters.caller import ROOT
 from tests.clusters.namespaces import Sandbox
 
@@ -120,12 +121,14 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
 
 def predicted(config: RunConfig) -> dict[str, tuple[float, int]]:
     """Bytes that one of two workers sends in a step of each stage, and delays that it waits for."""
-    state = TrainingState.create(config, 1, torch.device("cpu"))
-    norms = [m.num_features for m in state.online.modules() if isinstance(m, _BatchNorm)]
-    encoder = [m.num_features for m in state.target.modules() if isinstance(m, _BatchNorm)]
+    framework = TrainingState.create(config, (1, 8, 8), torch.device("cpu")).framework
+    assert isinstance(framework, byol.Framework)
+    online = (*framework.encoder.modules(), *framework.predictor.modules())
+    norms = [m.num_features for m in online if isinstance(m, _BatchNorm)]
+    encoder = [m.num_features for m in framework.target.modules() if isinstance(m, _BatchNorm)]
     batch, width = config.optim.batch_size, config.model.embedding_dim
     near = config.neighborhood
-    gradients = 4 * sum(p.numel() for p in state.online.parameters())
+    gradients = 4 * sum(p.numel() for p in framework.parameters() if p.requires_grad)
     # Of each view: means, squares and a count forward, both gradients' sums backward.
     statistics_ = 2 * 4 * (sum(4 * c + 1 for c in norms) + sum(2 * c + 1 for c in encoder))
     instance = gradients + statistics_
