@@ -13,10 +13,10 @@ demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
 
 test: test-fast
-	$(BIN)/pytest -q -m slow -n 3 --dist loadgroup
+	$(BIN)/pytest -q -m slow -n 3
 
 test-fast: $(READY)
-	$(BIN)/pytest -q -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/pytest -q -m "not slow" -n 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

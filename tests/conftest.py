@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,39 +14,47 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.gloo_workers import run_workers, start_server
+from tests.gloo_workers import start_server
 
-# What runs in one process after another, where several run (`--dist loadgroup`): a file, but for
-# those below.
+# Where several processes run tests, those of a file are run by one of them, but for these.
 #
-# Each of these tests makes all that it needs, and takes long.
+# Each of these makes all that it needs, and takes long.
 _APART = ("scaling/test_nodes.py", "search/test_killed_searches.py")
-# These share what takes long to make: runs, and a browser.
-_TOGETHER = ("reporting",)
+# Those of a folder share what takes long to make, runs and a browser, or bring up clusters of many
+# processes, which are not to be beside each other.
+_TOGETHER = ("clusters", "reporting")
+_HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent)
-        if file.as_posix() in _APART:
-            continue
-        folder = file.parts[0]
-        name = "gloo" if _uses_gloo(item) else folder if folder in _TOGETHER else file.as_posix()
-        item.add_marker(pytest.mark.xdist_group(name))
+class _Scheduling(LoadScopeScheduling):
+    """Who runs what, large groups first. Of pytest-xdist, groups do not work with pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if (name := group(nodeid)) is None else name
+
+
+@functools.cache
+def group(nodeid: str) -> str | None:
+    """Tests of one name are run by one process, one after another; None is one alone."""
+    file = (_HERE.parent / nodeid.partition("::")[0]).relative_to(_HERE)
+    if file.as_posix() in _APART:
+        return None
+    if "from tests.gloo_workers import" in (_HERE / file).read_text():
+        # They share one server and one pool of workers.
+        return "gloo"
+    return file.parts[0] if file.parts[0] in _TOGETHER else file.as_posix()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if _uses_gloo(item):
+    if group(item.nodeid) == "gloo":
         # What is slow to import there is imported beside the first tests.
         start_server()
-
-
-def _uses_gloo(item: pytest.Item) -> bool:
-    """Whether it is of a file that shares one server and one pool of workers with others."""
-    module = item.module if isinstance(item, pytest.Function) else None
-    return getattr(module, "run_workers", None) is run_workers
 
 
 @pytest.fixture(scope="session", autouse=True)
