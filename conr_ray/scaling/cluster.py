@@ -134,7 +134,7 @@ def not_joined(address: str, error: Exception) -> UserError:
         cause, _, _ = error.message.partition(". ")
         return UserError(
             f"--address {address}: {cause}: copy the cluster's token to ~/.ray/auth_token "
-            "(before you start a cluster: ray get-auth-token --generate)"
+            "(for a cluster that is not started yet: ray get-auth-token --generate)"
         )
     return UserError(f"--address {address}: no Ray cluster there: {last_line(error)}")
 
