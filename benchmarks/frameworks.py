@@ -66,22 +66,21 @@ def main() -> None:
         for name in args.frameworks
         for seed in range(args.seeds)
     }
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        futures = {job: pool.submit(pair, args.preset, fields) for job, fields in jobs.items()}
-        found = {job: future.result() for job, future in futures.items()}
     print("| framework | alone: ACC, NMI | with the group stage: ACC, NMI | gain in ACC, NMI |")
-    print("| --- | --- | --- | --- |")
-    for name in args.frameworks:
-        pairs = [found[name, seed] for seed in range(args.seeds)]
-        alone, grouped = (
-            ", ".join(_spread([float(rows[which][f]) for rows in pairs]) for f in FIGURES)
-            for which in (0, 1)
-        )
-        gains = ", ".join(
-            _spread([float(after[f]) - float(before[f]) for before, after in pairs], sign="+")
-            for f in FIGURES
-        )
-        print(f"| {name} | {alone} | {grouped} | {gains} |", flush=True)
+    print("| --- | --- | --- | --- |", flush=True)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        found = {job: pool.submit(pair, args.preset, fields) for job, fields in jobs.items()}
+        for name in args.frameworks:
+            pairs = [found[name, seed].result() for seed in range(args.seeds)]
+            alone, grouped = (
+                ", ".join(_spread([float(rows[which][f]) for rows in pairs]) for f in FIGURES)
+                for which in (0, 1)
+            )
+            gains = ", ".join(
+                _spread([float(after[f]) - float(before[f]) for before, after in pairs], sign="+")
+                for f in FIGURES
+            )
+            print(f"| {name} | {alone} | {grouped} | {gains} |", flush=True)
 
 
 def _spread(values: list[float], sign: str = "") -> str:
