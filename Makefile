@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
 
 test: test-fast
-	$(BIN)/pytest -q -m slow -n 3
+	$(BIN)/pytest -q -m slow -n 2 --timeout=600
 
 test-fast: $(READY)
 	$(BIN)/pytest -q -m "not slow" -n 2
