@@ -47,6 +47,11 @@ def group(nodeid: str) -> str | None:
     return file.parts[0] if file.parts[0] in _TOGETHER else file.as_posix()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest of those alone begins first, or all others would wait for it at the end.
+    items.sort(key=lambda item: "test_killed_searches" not in item.nodeid)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _Scheduling(config, log)
 
@@ -74,8 +79,9 @@ def _one_thread_for_fixtures() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread_and_seed() -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import open_data
@@ -84,9 +84,9 @@ class FrameworkConformance:
                 # Before a batch normalisation a bias has no gradient but rounding errors.
                 kind = name.partition(" ")[0]
                 largest = max(float(v.abs().max()) for n, v in alone.items() if n.startswith(kind))
-                scale = max(float(value.abs().max()), 0.01 * largest)
+                scale = max(float(value.abs().max()), 0.1 * largest)
                 error = float((values[0] - value).abs().max())
-                assert error <= 3e-4 * scale, (num_workers, name, error, scale)
+                assert error <= 1e-4 * scale, (num_workers, name, error, scale)
 
     def test_a_run_that_was_stopped_is_the_one_that_was_not(self, tmp_path: Path) -> None:
         config = self.config()
@@ -149,6 +149,14 @@ def _lists(vectors: Any) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
 
 
+def _smooth(network: nn.Module) -> None:
+    """Without kinks: a rounding error turns a ReLU on or off now and then, whatever its size."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.GELU())
+
+
 def _steps(text: str, batches: list[list[Tensor]], labels_n: Tensor) -> dict[str, Tensor]:
     """Steps of both stages as the training loop makes them: losses, gradients, last state."""
     from conr_ray.config import from_yaml
@@ -158,6 +166,7 @@ def _steps(text: str, batches: list[list[Tensor]], labels_n: Tensor) -> dict[str
     config, local, found = from_yaml(text, "the config"), share(BATCH), dict[str, Tensor]()
     for number, kind in enumerate(("instance", "group")):
         state = TrainingState.create(config, (1, 8, 8), CPU)
+        _smooth(state.framework)
         framework, trained = state.framework, state.trained_module()
         stage: Stage = GroupStage(state.bank) if kind == "group" else InstanceStage()
         for index, views in enumerate(batches):
