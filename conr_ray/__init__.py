@@ -1,3 +1,48 @@
-"""CoNR deep clustering on Ray: training, search and evaluation."""
+"""CoNR deep clustering on Ray: training, search and evaluation.
+
+What is offered here is imported when it is first used: the package itself loads nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conr_ray.config import RunConfig, load_preset
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.engine.trained_run import TrainedRun
+    from conr_ray.errors import UserError
+    from conr_ray.method.clustering.metrics import clustering_accuracy
+    from conr_ray.method.neighbors.reranking import contextual_neighbors
 
 __version__ = "0.1.0"
+__all__ = [
+    "RunConfig",
+    "RunDirectory",
+    "TrainedRun",
+    "UserError",
+    "clustering_accuracy",
+    "contextual_neighbors",
+    "load_preset",
+]
+
+_MODULES = {
+    "RunConfig": "config",
+    "RunDirectory": "engine.run_directory",
+    "TrainedRun": "engine.trained_run",
+    "UserError": "errors",
+    "clustering_accuracy": "method.clustering.metrics",
+    "contextual_neighbors": "method.neighbors.reranking",
+    "load_preset": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,12 +1,12 @@
-"""What a user can be told: every message is one line that names the cause and the remedy.
+"""Errors for users: every message is one line that names the cause and the remedy.
 
-If the remedy is an option of a command, the error has a class of its own, and the command adds the
-option to the message.
+If the remedy is a command-line option, the error has its own class, and the command adds the option
+to the message.
 """
 
 
 class UserError(ValueError):
-    """A setting, file or command that cannot work; the commands leave with status 2."""
+    """A setting, file or command that cannot work; commands exit with status 2."""
 
 
 class StorageError(UserError):
@@ -30,11 +30,11 @@ class FolderTaken(UserError):
 
 
 class BadWorkers(UserError):
-    """A number of workers among which a batch cannot be shared; its text begins with the number."""
+    """A number of workers that cannot share a batch; the message begins with the number."""
 
 
 class RunFailed(RuntimeError):
-    """A run that started well and cannot go on; the commands leave with status 1."""
+    """A run that started but cannot continue; commands exit with status 1."""
 
 
 def last_line(error: object) -> str:

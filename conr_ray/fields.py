@@ -1,6 +1,6 @@
-"""What sections of a config are made of: their base, types of values, and marks.
+"""Building blocks of config sections: base class, value types and marks.
 
-Knows neither torch nor the tree: a framework declares its own section with what stands here.
+Imports neither torch nor the config tree, so that frameworks can declare their own sections.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Mark:
-    """What a field has a part in; None leaves it to the mark of its section.
+    """What a field affects; None defers to the mark of its section.
 
     Attributes:
         stage: the only stage that reads it.
-        shapes_rows: whether it has a part in the rows of epochs before the last one.
-        changeable: whether a run can go on from a checkpoint with another value of it.
-        used_by: the field that decides whether this one is used, and the values with which it is.
+        shapes_rows: whether it affects the metric rows of epochs before the last one.
+        changeable: whether a run can resume from a checkpoint with another value of it.
+        used_by: the field that decides whether this one is used, and its values that use it.
     """
 
     stage: str | None = None
@@ -37,20 +37,20 @@ class Mark:
     used_by: tuple[str, tuple[str, ...]] | None = None
 
     def over(self, other: Mark) -> Mark:
-        """This mark, with what it leaves open taken from `other`."""
+        """This mark, with unset attributes taken from `other`."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(other, **{name: v for name, v in own.items() if v is not None})
 
 
 class Section(BaseModel):
-    """A section of the config tree: typed, immutable, without unknown fields."""
+    """A section of the config tree: typed, immutable, unknown fields refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     mark: ClassVar[Mark] = Mark()
 
     @classmethod
     def mark_of(cls, leaf: str) -> Mark:
-        """The mark of the field `leaf`, over that of the section."""
+        """The mark of the field `leaf`, completed by that of the section."""
         own = (m for m in cls.model_fields[leaf].metadata if isinstance(m, Mark))
         return next(own, Mark()).over(cls.mark)
 

@@ -1,43 +1,42 @@
-"""The metrics of a run, a column each in metrics.parquet: their names and what they mean."""
+"""The metrics of a run, one column each in metrics.parquet: names and meanings."""
 
 from __future__ import annotations
 
 AGREEMENT_WITH_LABELS = {
-    "acc": "share of samples in the cluster that matches their class best, one cluster a class",
+    "acc": "share of samples in the cluster matched to their class, one cluster per class",
     "nmi": "normalised mutual information of clusters and classes",
     "ari": "adjusted Rand index of clusters and classes",
 }
 LABEL_FREE_SCORES = {
     "label_free": "mean of the four scores below",
-    "silhouette": "how much nearer samples are to their own centre than to the next one",
-    "view_agreement": "information that clusters of a sample and of it in another light share",
-    "neighbor_consistency": "information that clusters of a sample and of its neighbours share",
-    "restart_agreement": "information that clusters of k-means from two random starts share",
+    "silhouette": "how much closer samples are to their own centre than to the next nearest",
+    "view_agreement": "mutual information of the clusters of samples and their perturbed copies",
+    "neighbor_consistency": "mutual information of the clusters of samples and their neighbours",
+    "restart_agreement": "mutual information of k-means clusters from two random starts",
 }
 TRAINING = {
     "loss": "mean over the epoch's steps",
-    "neighbor_purity": "share of the neighbours trained with that have the sample's label",
+    "neighbor_purity": "share of the neighbours in the loss that have the sample's label",
     "kept": "share of the samples that the group loss kept",
-    "fraction": "share of the global batch that the group loss keeps",
-    "bank_share": "share of the neighbours trained with that come from the bank",
-    "neighbor_age": "mean age of those, in steps",
-    "lr": "learning rate of the encoder after the epoch's last step",
-    "predictor_lr": "learning rate of the predictor, likewise",
-    "momentum": "of the target network, likewise",
+    "fraction": "scheduled value of kept",
+    "bank_share": "share of the neighbours in the loss that come from the bank",
+    "neighbor_age": "mean age of the neighbours from the bank, in steps",
+    "lr": "learning rate of the encoder in the epoch's last step",
+    "predictor_lr": "learning rate of the predictor in the epoch's last step",
+    "momentum": "momentum of the target network in the epoch's last step",
 }
 WHOLE_DATA = {
     "data_purity_contextual": "share of contextual neighbours in all data with the sample's label",
     "data_purity_euclidean": "share of Euclidean neighbours in all data with the sample's label",
 }
 TIMES = {
-    "train_time_s": "seconds since epoch 0, those of the trunk included",
+    "train_time_s": "seconds since epoch 0, including those of the trunk",
     "epoch_time_s": "seconds of the epoch",
-    "discovery_time_s": "seconds of a step in which neighbours were found, mean over the epoch",
-    "images_per_s": "images trained with in a second",
+    "discovery_time_s": "seconds per step spent finding neighbours, mean over the epoch",
+    "images_per_s": "images trained on per second",
 }
 
-# What a search can optimise: what counts agreement with labels, what needs none, and what a run
-# costs.
+# What a search can optimise: agreement with labels, label-free scores, and the cost of a run.
 LABELLED_METRICS = (*AGREEMENT_WITH_LABELS, "neighbor_purity")
 LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
 COST_METRICS = ("train_time_s",)

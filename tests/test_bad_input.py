@@ -150,7 +150,7 @@ def space_file(folder: Path, tree: Any) -> list[str]:
         ("--preset digits --set data.splits=[test]", "data.splits=test: data.source=digits does "),
         (
             "--preset cifar10 --set data.download=false --set data.path=/nowhere",
-            "data.path=/nowhere: cifar10 is not there (no data_batch_1); set data.download=true",
+            "data.path=/nowhere: cifar10 is missing (no data_batch_1); set data.download=true",
         ),
         ("--config /nowhere/config.yaml", "--config /nowhere/config.yaml: No such file or direc"),
         ("--preset digits --resume", "--resume needs --name, the run or search to resume"),
@@ -226,7 +226,7 @@ def test_workers_are_a_number(refuse: Refuse) -> None:
     ("text", "message"),
     [
         ("optim: [", "not YAML"),
-        ("optim: 3", "optim=3: a section holds fields"),
+        ("optim: 3", "optim=3: a section, not a value"),
         ("neighbourhood: {k1: 3}", "neighbourhood: no such field; did you mean neighborhood?"),
         ("", "data.name is not set: data.source=torchvision needs a name such as cifar10"),
     ],
@@ -247,14 +247,14 @@ def test_train_refuses_a_config_file(
         ("absent", "data.path={path}: no such file; name a Parquet file"),
         ("corrupt", "data.path={path}: not a Parquet file ("),
         ("cut", "data.path={path}: not a Parquet file ("),
-        ("broken_image", "data.path={path}: row 137 does not decode ("),
-        ("no_image", "data.path={path}: row 3 does not decode (no known image format); remove or"),
+        ("broken_image", "data.path={path}: row 137 cannot be decoded ("),
+        ("no_image", "data.path={path}: row 3 cannot be decoded (unknown image format); remove "),
         (
             "sizes_differ",
-            "data.path={path}: row 9 has 12x12 pixels where the first image has 8x8; set data.st",
+            "data.path={path}: row 9 has 12x12 pixels, but the first image has 8x8; set data.sto",
         ),
         ("other_column", "data.image_column=image: {path} has no such column; choose from pictur"),
-        ("no_rows", "data.path={path}: no rows; name a file with some"),
+        ("no_rows", "data.path={path}: no rows; name a file with rows"),
     ],
 )
 def test_train_refuses_bad_data(
@@ -347,7 +347,7 @@ def test_a_search_of_another_preset_is_not_resumed(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("optim: 3", "optim=3: a section holds fields"), ("[", "not YAML")]
+    ("text", "message"), [("optim: 3", "optim=3: a section, not a value"), ("[", "not YAML")]
 )
 def test_a_damaged_config_of_an_old_run_is_told(
     refuse: Refuse, claimed: Path, text: str, message: str
@@ -413,7 +413,7 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space {space} --trunks ftp://x/y", "--trunks: ftp://x/y cannot be opened: "),
         (
             "--space {space} --trunks {space}",
-            "--trunks: {space}: {space} is no folder that can be wr",
+            "--trunks: {space}: {space} is not a writable folder",
         ),
         ("--space {space} --workers 0", "--workers 0 is not between 1 and 64, half of optim.batc"),
         ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),

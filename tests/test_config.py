@@ -82,7 +82,7 @@ def test_a_config_is_a_mapping(tree: Any) -> None:
 @pytest.mark.parametrize("overrides", [{}, {"optim.lr": 0.1}])
 def test_a_section_is_a_mapping(value: Any, overrides: dict[str, Any]) -> None:
     message = refusal(overrides, {"data": {"source": "digits"}, "optim": value})
-    assert message == f"optim={value!r}: a section holds fields: {{batch_size: ...}}"
+    assert message == f"optim={value!r}: a section, not a value; write {{batch_size: ...}}"
 
 
 # Overrides
@@ -241,7 +241,8 @@ def test_a_section_is_no_field() -> None:
     with pytest.raises(UserError) as caught:
         parse_overrides(["neighborhood=3"])
     assert (
-        str(caught.value) == "neighborhood: a section, not a field; choose from its kind, k1, k2, k"
+        str(caught.value)
+        == "neighborhood: a section, not a field; choose one of its fields: kind, k1, k2, k"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import conr_ray
 from conr_ray.config import load_preset
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
@@ -61,6 +63,20 @@ def observe(folder: Path, command: str, *arguments: str) -> Observed:
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     return Observed(done.stdout, set(found["modules"]), found["peak_mib"])
+
+
+def test_the_package_loads_what_is_used_of_it() -> None:
+    code = (
+        "import sys, conr_ray; print({*sys.modules} & {'numpy', 'torch', 'pydantic'});"
+        "print([getattr(conr_ray, n).__name__ for n in conr_ray.__all__]); print(dir(conr_ray))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded, names, listed = done.stdout.splitlines()
+    assert loaded == "set()"
+    assert names == str(conr_ray.__all__)
+    assert set(conr_ray.__all__) < set(ast.literal_eval(listed))
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        conr_ray.Nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("command", ["train", "tune", "report"])

@@ -1,4 +1,4 @@
-"""What a run is: one typed, validated tree."""
+"""The config of a run: one typed, validated tree."""
 
 from conr_ray.config.building import build, override
 from conr_ray.config.names import check_field, differences, field_names, get_field

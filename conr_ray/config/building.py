@@ -1,4 +1,4 @@
-"""Building a run's config out of a tree and overrides.
+"""Build a run's config from a tree and overrides.
 
 Every message is one line: the field, the value and the remedy.
 """
@@ -26,14 +26,14 @@ def build(
 ) -> RunConfig:
     """The validated config of a nested mapping, with dotted overrides on top.
 
-    Where an override chooses another source, backbone or framework, what the tree says of the one
-    that it had before is left out.
+    If an override chooses another source, backbone or framework, the tree's fields for the previous
+    one are dropped.
 
     Args:
         tree: sections by name; it may have sections of several frameworks.
         overrides: values by dotted name.
-        trusted: the tree was validated when it was written: its framework's section is looked at
-            when it is needed, and only then is torch.
+        trusted: the tree was validated when it was written; its framework's section is validated,
+            and torch imported, only on first use.
 
     Raises UserError with one line: the field, the value and the remedy.
     """
@@ -76,11 +76,11 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
             kind = framework_config(name)
         if kind is not None:
             example = next(iter(kind.model_fields))
-            raise UserError(f"{name}={fields!r}: a section holds fields: {{{example}: ...}}")
+            raise UserError(f"{name}={fields!r}: a section, not a value; write {{{example}: ...}}")
 
 
 def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Take out of `tree` what only the choices that `overrides` replace had a use for."""
+    """Remove from `tree` the fields that only the choices replaced by `overrides` use."""
 
     def choice(chooser: str) -> tuple[Any, Any]:
         section, _, leaf = chooser.partition(".")
@@ -103,10 +103,10 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 
 
 def _one_line(error: ValidationError, section: str | None = None) -> str:
-    """What is wrong first; `section` holds what was validated, where it is not the tree."""
+    """The first error; `section` names what was validated, if not the whole tree."""
     first, *others = error.errors()
     prefix = [section] if section else []
-    # Union members add their own names to the location: only field names are of interest.
+    # Union members add their own names to the location; keep field names only.
     known = field_names()
     parts = [*prefix, *map(str, first["loc"])]
     name = ".".join(parts)

@@ -14,9 +14,9 @@ from conr_ray.method.frameworks import framework_config, framework_names
 
 @functools.cache
 def field_names(framework: str | None = None) -> list[str]:
-    """Names of all fields, of a tree with that framework where one is named; else of any tree.
+    """Dotted names of all fields, with those of `framework`, or of all frameworks if None.
 
-    Needs torch where the fields of frameworks are among them.
+    Imports torch.
     """
     own = framework_names() if framework is None else (framework,)
     return [*_names_of_every_tree(), *(name for kind in own for name in _names_of(kind))]
@@ -33,7 +33,7 @@ def _names_of(top: str) -> Iterable[str]:
 
 
 def check_field(name: str) -> None:
-    """Raise UserError, with the nearest names, where `name` is no field of any tree."""
+    """Raise UserError, with the nearest names, if `name` is not a field of any tree."""
     if name in _names_of_every_tree():
         return
     top, _, leaf = name.partition(".")
@@ -42,14 +42,14 @@ def check_field(name: str) -> None:
     section = section_of(name)
     if section is not None:
         fields = ", ".join(section.model_fields)
-        raise UserError(f"{name}: a section, not a field; choose from its {fields}")
+        raise UserError(f"{name}: a section, not a field; choose one of its fields: {fields}")
     near = _nearest_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "see docs/config.md for the fields"
     raise UserError(f"{name}: no such field; {hint}")
 
 
 def _nearest_names(name: str) -> list[str]:
-    """Fields, or sections, that `name` may stand for: the last word counts most."""
+    """Fields or sections with the names closest to `name`; the last word counts most."""
     section, _, leaf = name.rpartition(".")
     words = field_names() if section else [*field_names(), *sections(), *framework_names()]
 
@@ -67,7 +67,7 @@ def _nearest_names(name: str) -> list[str]:
 def get_field(config: RunConfig, name: str) -> Any:
     """Value of the dotted field `name`.
 
-    Raises UserError where there is no such field, or it is of a framework that is not chosen.
+    Raises UserError if there is no such field, or its framework is not the chosen one.
     """
     check_field(name)
     value: Any = config

@@ -1,4 +1,4 @@
-"""Configs from files, presets and words of a command line."""
+"""Read configs from files, presets and command-line words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conr_ray.method.frameworks import framework_names
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The tree in `text`; `source` names it in the UserError of text that is not YAML."""
+    """The tree in `text`; if it is not YAML, raises UserError that names `source`."""
     try:
         return yaml.safe_load(text)
     # A date that does not exist is a ValueError.
@@ -30,7 +30,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: str | Path, option: str, remedy: str) -> Any:
-    """The tree in the file that `option` names; errors end with `remedy`."""
+    """The tree in the file `path`, the value of `option`; errors end with `remedy`."""
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +42,7 @@ def read_yaml(path: str | Path, option: str, remedy: str) -> Any:
 def from_yaml(
     text: str, source: str, overrides: Mapping[str, Any] | None = None, *, trusted: bool = False
 ) -> RunConfig:
-    """The config written in `text`; `source` names it in errors, `trusted` is that of `build`."""
+    """The config written in `text`; `source` names it in errors, `trusted` is as in `build`."""
     return build(parse_yaml(text, source) or {}, overrides, trusted=trusted)
 
 
@@ -53,13 +53,13 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 @functools.cache
 def preset_names() -> list[str]:
-    """Names that `load_preset` takes."""
+    """Names that `load_preset` accepts."""
     files = resources.files("conr_ray").joinpath("presets").iterdir()
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
 def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The complete run called `name`, with dotted overrides on top.
+    """The preset called `name`, with dotted overrides on top.
 
     Raises UserError for an unknown preset, field or value.
     """
@@ -75,7 +75,7 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     return build(own, overrides, trusted=True)
 
 
-# A search builds a config for each point that it looks at.
+# A search builds a config for each point that it considers.
 @functools.cache
 def _preset(name: str) -> Mapping[str, Any]:
     text = resources.files("conr_ray").joinpath("presets", f"{name}.yaml").read_text()
@@ -84,7 +84,7 @@ def _preset(name: str) -> Mapping[str, Any]:
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """Dotted overrides of `field=value` words; values are YAML."""
+    """Dotted overrides from `field=value` words; values are YAML."""
     overrides: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -95,7 +95,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             overrides[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {setting}: the value is not YAML; quote it") from None
-        # YAML 1.1 reads 1e-3 as a string: a number needs no dot here.
+        # YAML 1.1 reads 1e-3, which has no dot, as a string.
         if isinstance(overrides[name], str):
             try:
                 number = float(text)

@@ -1,4 +1,4 @@
-"""Rules between fields of a run's config."""
+"""Cross-field rules of a run's config."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _data(config: RunSections) -> Iterator[str]:
         takes, other = ("vectors", "images") if backbone in _OF_VECTORS else ("images", "vectors")
         remedy = "resnet18 or convnet" if takes == "vectors" else "identity or mlp"
         yield (
-            f"model.backbone={backbone} takes {takes}, and data.source={data.source} has {other}: "
+            f"model.backbone={backbone} takes {takes}, but data.source={data.source} has {other}: "
             f"set model.backbone to {remedy}"
         )
 

@@ -1,7 +1,7 @@
 """The sections of a run's config and every default.
 
-Defaults follow the recipe of the CoNR paper (NeurIPS 2023) for CIFAR-10; the presets write down
-what each other data set changes. Frameworks declare their own sections in
+Defaults follow the recipe of the CoNR paper (NeurIPS 2023) for CIFAR-10; the presets hold the
+changes for other data sets. Frameworks declare their own sections in
 `conr_ray.method.frameworks`.
 """
 
@@ -45,7 +45,7 @@ def _off_in_yaml(value: Any) -> Any:
 
 
 class DataConfig(Section):
-    """Where the images or vectors come from and how they are kept."""
+    """Where the images or vectors come from and how they are stored."""
 
     source: Literal["digits", "torchvision", "parquet", "folder", "vectors"] = "torchvision"
     name: Annotated[str | None, _source("torchvision")] = Field(
@@ -55,24 +55,26 @@ class DataConfig(Section):
         None, description="Parquet file, image folder or torchvision root"
     )
     download: Annotated[bool, _source("torchvision")] = Field(
-        False, description="let torchvision fetch what is missing"
+        False, description="let torchvision download missing files"
     )
     splits: Annotated[Names | None, _source("torchvision", "parquet", "vectors")] = Field(
-        None, description="splits to join; all where unset"
+        None, description="splits to join; all if unset"
     )
     classes: Annotated[Names | None, _source("folder")] = Field(
-        None, description="sub-folders to read; all where unset"
+        None, description="sub-folders to read; all if unset"
     )
     image_column: Annotated[str, _source("parquet")] = Field(
-        "image", description="of a Parquet file"
+        "image", description="column of a Parquet file"
     )
     vector_column: Annotated[str, _source("vectors")] = Field(
-        "embedding", description="of a Parquet file; lists of floats, all of one length"
+        "embedding", description="column of a Parquet file: lists of floats of equal length"
     )
-    label_column: str | None = Field("label", description="for metrics only; null ignores labels")
+    label_column: str | None = Field(
+        "label", description="for metrics, and for num_clusters if unset; null ignores labels"
+    )
     limit: Count | None = Field(None, description="train on a fixed random subset of this size")
     stored_size: Annotated[Count | None, _FOR_IMAGES] = Field(
-        None, description="square pixels images are resized to; needed where their sizes differ"
+        None, description="resize images to squares of this side, pixels; needed if sizes differ"
     )
     placement: Literal["device", "host"] = Field(
         "device", description="keep all samples on the device, or memory-mapped on the host"
@@ -80,7 +82,7 @@ class DataConfig(Section):
 
 
 class ViewsConfig(Section):
-    """The random views. Amplitudes of 0 switch a transformation off."""
+    """The random views. An amplitude of 0 switches a transformation off."""
 
     mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
 
@@ -89,26 +91,28 @@ class ViewsConfig(Section):
     crop_scale_group_stage: Annotated[tuple[Fraction, Fraction], _GROUP_STAGE] = (0.45, 1.0)
     crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
     flip_probability: Probability = Field(0.5, description="of a horizontal flip")
-    rotation: NonNegative = Field(0.0, description="largest angle, radians")
-    zoom: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest change of scale")
-    shear: NonNegative = Field(0.0, description="largest shear, as the tangent of its angle")
-    shift: NonNegative = Field(0.0, description="largest shift, in half widths")
-    jitter_probability: Probability = Field(0.8, description="of all four changes below")
-    brightness: NonNegative = Field(0.4, description="largest change, as a factor's part beyond 1")
+    rotation: NonNegative = Field(0.0, description="maximum angle, radians")
+    zoom: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="maximum change of scale")
+    shear: NonNegative = Field(0.0, description="maximum shear, tangent of the angle")
+    shift: NonNegative = Field(0.0, description="maximum shift, in half widths")
+    jitter_probability: Probability = Field(0.8, description="of applying the next four changes")
+    brightness: NonNegative = Field(0.4, description="maximum deviation of the factor from 1")
     contrast: NonNegative = Field(0.4, description="as brightness")
     saturation: NonNegative = Field(0.4, description="as brightness; colour images only")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="largest change, turns")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="maximum change, turns")
     grayscale_probability: Probability = Field(0.2, description="colour images only")
     blur_probability: Probability = Field(0.0, description="of a Gaussian blur")
-    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="width, pixels")
+    blur_sigma: tuple[Positive, Positive] = Field(
+        (0.1, 2.0), description="standard deviation, pixels"
+    )
     noise: Annotated[NonNegative, _FOR_ALL] = Field(
-        0.0, description="standard deviation of added noise; of pixels in 0-1, of scaled vectors"
+        0.0, description="standard deviation of added noise; on pixels in 0-1 or scaled vectors"
     )
     dropout: Annotated[float, Field(ge=0, lt=1), _source("vectors")] = Field(
         0.0, description="share of a vector's features set to their mean"
     )
     group_stage_strength: Annotated[float, Field(ge=0, le=2), _STRENGTH] = Field(
-        1.0, description="factor on all amplitudes but the crop in the group stage"
+        1.0, description="group stage: factor on all amplitudes except crop and blur"
     )
 
 
@@ -116,7 +120,8 @@ class ModelConfig(Section):
     """The networks (paper section 3.1)."""
 
     framework: str = Field(
-        "byol", description="self-supervised framework; its own fields are the section of its name"
+        "byol",
+        description="self-supervised framework; its own fields are in the section of its name",
     )
     backbone: Literal["resnet18", "resnet34", "convnet", "mlp", "identity"] = "resnet18"
     stem: Annotated[Literal["cifar", "imagenet"], _backbone("resnet18", "resnet34")] = Field(
@@ -126,31 +131,31 @@ class ModelConfig(Section):
         (32, 64, 64, 128), description="channels of the convnet's layers, or widths of the mlp's"
     )
     head_hidden_dim: Count = Field(4096, description="hidden width of projector and predictor")
-    embedding_dim: Count = Field(256, description="width of their outputs")
+    embedding_dim: Count = Field(256, description="output width of projector and predictor")
 
 
 class ScheduleConfig(Section):
     """Epochs of the two stages."""
 
-    epochs: Count = Field(1000, description="of both stages together")
+    epochs: Count = Field(1000, description="total of both stages")
     group_start: Whole | Literal["never"] = Field(
-        800, description="first epoch of the group stage; 'never' is the framework alone"
+        800, description="first epoch of the group stage; 'never' trains the framework alone"
     )
     relax_epochs: Annotated[Whole, Mark(stage="group", changeable=True)] = Field(
-        50, description="in which the kept fraction rises to 1"
+        50, description="epochs over which the kept fraction rises to 1"
     )
-    warmup_epochs: Whole = Field(50, description="in which the learning rate rises from 0")
+    warmup_epochs: Whole = Field(50, description="epochs over which the learning rate rises from 0")
 
 
 class NeighborhoodConfig(Section):
-    """Which keys of the pool a prediction is pulled toward (paper section 3.2)."""
+    """Which keys of the pool a query is pulled toward (paper section 3.2)."""
 
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
-    kind: Literal["contextual", "euclidean"] = Field("contextual", description="ConAff, or nearest")
-    k1: Count = Field(10, description="neighbours that make a row's context")
+    kind: Literal["contextual", "euclidean"] = Field("contextual", description="ConAff or nearest")
+    k1: Count = Field(10, description="neighbours that form a row's context")
     k2: Count = Field(2, description="neighbours over which contexts are averaged; at most k1")
-    k: Count = Field(10, description="neighbours that enter the loss, the sample itself included")
+    k: Count = Field(10, description="neighbours in the loss, including the sample itself")
 
 
 class BoundaryConfig(Section):
@@ -158,7 +163,7 @@ class BoundaryConfig(Section):
 
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
-    initial_fraction: Fraction = Field(0.8, description="of the batch kept at group_start")
+    initial_fraction: Fraction = Field(0.8, description="share of the batch kept at group_start")
 
 
 class BankConfig(Section):
@@ -167,11 +172,11 @@ class BankConfig(Section):
     mark: ClassVar[Mark] = Mark(stage="group")
 
     size: Whole = Field(
-        0, description="samples whose latest embedding is kept; 0 is the paper's in-batch pool"
+        0, description="samples whose latest embedding is kept; 0 gives the paper's in-batch pool"
     )
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="of the rows")
     sharded: bool = Field(
-        True, description="deal the rows out to the workers; else each one keeps and searches all"
+        True, description="split the rows over the workers; otherwise each keeps and searches all"
     )
 
 
@@ -187,49 +192,51 @@ class OptimConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
     weight_decay: NonNegative = Field(5e-4, description="L2 penalty on all parameters")
     group_stage_lr_factor: Annotated[Positive, _GROUP_STAGE] = Field(
-        0.1, description="on lr; group stage"
+        0.1, description="factor on lr in the group stage"
     )
     group_loss_weight: Annotated[Positive, _GROUP_STAGE] = Field(
-        1.0, description="factor on the loss; 1/4 has the gradient of the published 4-GPU runs"
+        1.0, description="factor on the loss; 1/4 gives the gradient of the published 4-GPU runs"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto is bf16 autocast on GPUs that have it, else fp32"
+        "auto", description="auto is bf16 autocast on GPUs that support it, else fp32"
     )
 
 
 class ClusteringConfig(Section):
-    """k-means on target embeddings: the pseudo-labels and the result."""
+    """k-means on target embeddings: pseudo-labels and final clusters."""
 
     num_clusters: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="number of labelled classes where unset"
+        None, description="if unset, the number of labelled classes"
     )
-    restarts: Count = Field(10, description="k-means++ starts, of which the best is kept")
-    max_iterations: Count = Field(100, description="of each start")
+    restarts: Count = Field(10, description="k-means++ starts; the best is kept")
+    max_iterations: Count = Field(100, description="per start")
 
 
 class EvaluationConfig(Section):
     """When the whole data set is embedded and clustered."""
 
-    every: Count = Field(10, description="epochs between; the group stage has it each epoch")
+    every: Count = Field(
+        10, description="epochs between evaluations; every epoch in the group stage"
+    )
     neighbors: Annotated[bool, Mark(shapes_rows=False)] = Field(
         True,
         description="find each sample's neighbours in the whole data set after the last epoch; "
-        "time grows with the square of their number",
+        "takes time quadratic in the number of samples",
     )
     snapshot_every: Annotated[Count | None, Mark(shapes_rows=False)] = Field(
         None,
-        description="epochs between snapshots for figures, at epochs that are evaluated; "
-        "one after the last epoch in any case",
+        description="epochs between snapshots for figures, at evaluated epochs only; always one "
+        "after the last epoch",
     )
 
 
 class CheckpointConfig(Section):
-    """When the state is written."""
+    """When checkpoints are written."""
 
     mark: ClassVar[Mark] = Mark(shapes_rows=False)
 
-    every: Count = Field(10, description="epochs between; also after the last one")
-    keep: Count = Field(2, description="newest checkpoints kept")
+    every: Count = Field(10, description="epochs between checkpoints; always one after the last")
+    keep: Count = Field(2, description="number of newest checkpoints kept")
 
 
 class TrackingConfig(Section):
@@ -238,16 +245,16 @@ class TrackingConfig(Section):
     mark: ClassVar[Mark] = Mark(shapes_rows=False)
 
     wandb: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
-        "auto", description="auto logs where a key is known"
+        "auto", description="auto logs if an API key is known"
     )
     project: str = Field("conr_ray", description="W&B project")
     checkpoint_artifact: bool = Field(
-        False, description="log the last checkpoint as an artifact; of a search the best trial's"
+        False, description="log the last checkpoint as an artifact; in a search, the best trial's"
     )
 
 
 class RunSections(Section):
-    """What every tree has."""
+    """The sections of every tree."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of all randomness")
     data: DataConfig = DataConfig()
@@ -265,11 +272,11 @@ class RunSections(Section):
 
     @property
     def pool_size(self) -> int:
-        """Rows among which neighbours are found."""
+        """Rows of the neighbour pool."""
         return self.optim.batch_size + self.bank.size
 
     @property
     def group_start_epoch(self) -> int | None:
-        """First epoch of the group stage, None where there is none."""
+        """First epoch of the group stage, None without one."""
         start = self.schedule.group_start
         return None if start == "never" else start

@@ -1,7 +1,7 @@
 """The whole tree of a run.
 
-Unknown fields are refused, and rules between fields are checked when the tree is built, so a
-`RunConfig` that exists can be trained.
+Building it refuses unknown fields and checks the cross-field rules, so every `RunConfig` can be
+trained.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from conr_ray.method.frameworks import framework_config, framework_names
 class RunConfig(RunSections):
     """Everything that decides what a run computes.
 
-    Beside the sections below, a tree has that of its framework, under the framework's name.
+    Besides the sections below, a tree has that of its framework, under the framework's name.
     """
 
-    # As written. Which fields it has is known to the framework's file alone, which needs torch:
-    # whoever reads the config of a finished run does without.
+    # As written: only the framework's module knows its fields, and it imports torch, which reading
+    # the config of a finished run must not need.
     _framework_tree: Mapping[str, Any] = PrivateAttr(default_factory=dict)
 
     @functools.cached_property
@@ -43,14 +43,14 @@ class RunConfig(RunSections):
         """The section of the framework.
 
         Raises:
-            ValidationError: a value in it is wrong; on the first look.
+            ValidationError: a value in it is invalid; raised on first access.
         """
         return framework_config(self.model.framework).model_validate(self._framework_tree)
 
     @model_validator(mode="wrap")
     @classmethod
     def _with_framework(cls, tree: Any, handler: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
-        """Set the framework's section aside; refuse those of others."""
+        """Store the framework's section unvalidated; refuse those of others."""
         if not isinstance(tree, Mapping):
             return handler(tree)
         config = handler({key: v for key, v in tree.items() if key not in framework_names()})
@@ -74,13 +74,13 @@ class RunConfig(RunSections):
         return {**tree, self.model.framework: self.framework.model_dump(mode=mode)}
 
     def written_tree(self) -> dict[str, Any]:
-        """The tree as values of JSON, the framework's section as it was written."""
+        """The tree as JSON values, the framework's section as it was written."""
         tree: dict[str, Any] = {"seed": self.seed}
         tree |= {name: getattr(self, name).model_dump(mode="json") for name in sections()}
         return {**tree, self.model.framework: dict(self._framework_tree)}
 
     def content_hash(self) -> str:
-        """Equal for equal configs, and for no others."""
+        """A hash that only equal configs share."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -88,7 +88,7 @@ class RunConfig(RunSections):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def as_written(self) -> str:
-        """`to_yaml` of a config that was read back from such text; needs no torch."""
+        """`to_yaml` for a config read from its output; needs no torch."""
         return str(yaml.safe_dump(self.written_tree(), sort_keys=False))
 
     def __eq__(self, other: object) -> bool:
@@ -101,7 +101,7 @@ class RunConfig(RunSections):
 
 
 def unchosen(field: str, owner: str, chosen: str) -> str:
-    """What is wrong with a `field` of a framework that is not chosen."""
+    """The error message for a `field` of a framework that is not chosen."""
     return (
         f"{field}: model.framework={chosen} does not use it: leave it out, or set "
         f"model.framework={owner}"
@@ -116,7 +116,7 @@ def sections() -> dict[str, type[Section]]:
 
 
 def section_of(name: str) -> type[Section] | None:
-    """The section called `name`, of the tree or of a framework; None where there is none."""
+    """The section called `name`, of the tree or of a framework; None if there is none."""
     if name in framework_names():
         return framework_config(name)
     return sections().get(name)
@@ -130,7 +130,7 @@ def marked_fields() -> Iterator[tuple[str, Mark]]:
 
 
 def mark_of(field: str) -> Mark:
-    """The mark of a dotted field, which exists."""
+    """The mark of a dotted field, which must exist."""
     name, _, leaf = field.rpartition(".")
     section = section_of(name)
     return Mark() if section is None else section.mark_of(leaf)

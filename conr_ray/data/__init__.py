@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are kept, how views are made."""
+"""Samples: where they come from, how they are stored, how views are made."""

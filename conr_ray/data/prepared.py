@@ -1,4 +1,4 @@
-"""Decoded copies found by what they were made of; nothing is fetched, decoded or compared."""
+"""Find decoded copies by the config they were made from; nothing is fetched or decoded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from conr_ray.config import DataConfig
 from conr_ray.data.store import DataSet, _load, _subset, default_cache_dir
 
-# Fields that say which images are used, and where, but not what is decoded.
+# Fields that do not affect what is decoded.
 _BESIDE_THE_COPY = {"limit", "placement", "download"}
 
 
 def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet | None:
-    """The images of `config` as `open_data` has last left them; None where it has not yet.
+    """The samples of `config` from the newest copy made by `open_data`; None if there is none.
 
-    Unlike `open_data` it does not look whether the source has changed since, nor whether it is
-    still there.
+    Unlike `open_data` it does not check whether the source has changed or still exists.
 
     Raises:
-        UserError: `data.limit` exceeds the images.
+        UserError: `data.limit` exceeds the number of samples.
     """
     wanted = config.model_dump(mode="json", exclude=_BESIDE_THE_COPY)
     root = default_cache_dir() if cache_dir is None else cache_dir
@@ -30,7 +29,7 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
             if any(made_of.get(name) != value for name, value in wanted.items()):
                 continue
             images = _load(path.parent)
-        # Another version's copy, or one that is just being deleted.
+        # Another version's copy, or one being deleted.
         except (KeyError, ValueError, OSError):
             continue
         return images if config.limit is None else _subset(images, config.limit)

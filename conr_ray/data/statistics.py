@@ -14,13 +14,13 @@ _Numbers = tuple[float, ...]
 
 
 class Statistics(Protocol):
-    """Sums over the blocks that were added; the result does not depend on how rows are dealt."""
+    """Sums over added blocks; the result does not depend on how rows are split into blocks."""
 
     def add(self, block: NDArray[Any]) -> None:
-        """Count a block in, (b, ...)."""
+        """Add a block (b, ...)."""
 
     def mean_and_std(self) -> tuple[_Numbers, _Numbers]:
-        """Of all blocks."""
+        """Mean and standard deviation over all blocks."""
 
 
 def statistics_of(shape: tuple[int, ...]) -> Statistics:
@@ -29,7 +29,7 @@ def statistics_of(shape: tuple[int, ...]) -> Statistics:
 
 
 class ChannelStatistics:
-    """Mean and deviation of each channel, of values scaled to 0..1. The sums are integers."""
+    """Mean and deviation of each channel, of values scaled to 0..1. Sums are exact integers."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -37,7 +37,7 @@ class ChannelStatistics:
         self._squares: Int64Array | None = None
 
     def add(self, block: UInt8Array) -> None:
-        """Count images (b, c, h, w) in."""
+        """Add images (b, c, h, w)."""
         values = block.sum(axis=(0, 2, 3), dtype=np.int64)
         # 255 squared just fits into 16 bits.
         squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
@@ -57,7 +57,7 @@ class ChannelStatistics:
 
 
 class FeatureStatistics:
-    """Mean of each feature, and one deviation of all of them from their means."""
+    """Mean of each feature, and one standard deviation pooled over all features."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -65,7 +65,7 @@ class FeatureStatistics:
         self._squares = 0.0
 
     def add(self, block: NDArray[np.float32]) -> None:
-        """Count vectors (b, d) in."""
+        """Add vectors (b, d)."""
         count, mean = len(block), block.mean(0, dtype=np.float64)
         self._squares += float(np.square(block - mean).sum())
         if self._mean is None:

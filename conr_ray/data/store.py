@@ -1,7 +1,7 @@
 """A decoded copy of a source's samples, memory-mapped and shared by all processes of a node.
 
-The copy lies in a folder named after everything that shapes it, so a changed file or setting gets
-a new copy. It is made once, under a lock, in a folder beside, and moved into place when whole.
+The copy's folder is named by a hash of everything that determines it, so a changed file or setting
+gets a new copy. It is built once, under a lock, in a folder next to it, and moved when complete.
 
 Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 """
@@ -33,22 +33,22 @@ from conr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Part of every copy's name: raise it when the files below change their meaning.
+# Part of every copy's name: increase it when the format of the files below changes.
 _FORMAT_VERSION = 2
 _SUBSET_KEY = 20230923
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Samples, images or vectors, and what is known of them.
+    """Samples, images or vectors, and their metadata.
 
-    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only where memory-mapped. `labels` is
-    int64 (n,), None where no sample is labelled; samples labelled -1 are unlabelled and count in no
-    metric. `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): the
-    row each sample has in the whole set, of which this may be a subset. Of images, `mean` and `std`
-    are per channel, of values scaled to 0..1; of vectors, `mean` is per feature, and `std` one
-    number for all. `std` is 0 where all values are equal. `fingerprint` is equal for equal samples,
-    labels and subset, whatever source they came from.
+    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only if memory-mapped. `labels` is int64
+    (n,), None if no sample is labelled; -1 marks unlabelled samples, which no metric counts.
+    `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): each sample's
+    row in the whole set, of which this may be a subset. For images, `mean` and `std` are per
+    channel, of values scaled to 0..1; for vectors, `mean` is per feature, and `std` one number for
+    all. `std` is 0 if all values are equal. `fingerprint` depends only on samples, labels and
+    subset, not on the kind of source.
     """
 
     rows: NDArray[Any]
@@ -67,16 +67,16 @@ class DataSet:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of a sample: (c, h, w), or (d,)."""
+        """Shape of a sample: (c, h, w), or (d,)."""
         return tuple(self.rows.shape[1:])
 
     @property
     def what(self) -> str:
-        """Images or vectors, for messages."""
+        """The word "images" or "vectors", for messages."""
         return "vectors" if self.rows.ndim == 2 else "images"
 
     def picture(self, row: int) -> bytes | None:
-        """The image of a row as a small PNG file; None of a vector."""
+        """The image of a row as a small PNG file; None for vectors."""
         return None if self.rows.ndim == 2 else as_png(self.rows[row])
 
     @property
@@ -90,14 +90,14 @@ class DataSet:
 
 
 def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
-    """The samples of `config`, from the copy in `cache_dir`, which is made where there is none.
+    """The samples of `config`, from the copy in `cache_dir`, which is made if missing.
 
-    `cache_dir` is by default $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
+    `cache_dir` defaults to $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
     Any number of processes may call it at once: one decodes, the others wait. With `data.limit`
-    the samples are a random subset in their original order, copied into memory; it depends on the
-    limit and the size of the whole set only, and a smaller one is part of a larger one.
+    the samples are a random subset in their original order, copied into memory; it depends only on
+    the limit and the size of the whole set, and a smaller subset is part of a larger one.
 
-    Raises UserError where the source cannot be read, `data.limit` exceeds it, or the cache cannot
+    Raises UserError if the source cannot be read, `data.limit` exceeds it, or the cache cannot
     be written.
     """
     source = make_source(config)
@@ -109,7 +109,7 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
             _build_once(source, folder)
         except OSError as error:
             raise UserError(
-                f"the cache {root} cannot hold the decoded images ({one_line(error)}); set "
+                f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
                 f"CONR_RAY_CACHE to a writable folder with space"
             ) from error
     data = _load(folder)
@@ -117,7 +117,7 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
 
 
 def default_cache_dir() -> Path:
-    """The folder that holds all decoded copies unless another one is asked for."""
+    """The default folder of decoded copies."""
     if own := os.environ.get("CONR_RAY_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -133,12 +133,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _build_once(source: Source, folder: Path) -> None:
-    """Make the copy in `folder` unless another process has made it meanwhile."""
+    """Make the copy in `folder` unless another process has done so meanwhile."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
         if _is_whole(folder):
             return
-        # Whoever holds the lock is the only builder: what lies there is of a killed one.
+        # Only the lock holder builds: anything here was left by a killed process.
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -185,10 +185,10 @@ def _build(source: Source, folder: Path) -> None:
 def _written(
     blocks: Iterator[NDArray[Any]], file: BinaryIO, shape: tuple[int, ...]
 ) -> Iterator[NDArray[Any]]:
-    """The blocks as they are appended to an .npy file of an array of `shape`.
+    """Append blocks to the .npy file of an array of `shape`, and yield them.
 
-    A file is written instead of a memory map because a full disk is an OSError to the one and
-    SIGBUS, the end of the process, to the other.
+    Writes a file, not a memory map: a full disk raises OSError for the file, but kills the process
+    with SIGBUS for the map.
     """
     descr = "<f4" if len(shape) == 2 else "|u1"
     header = {"descr": descr, "fortran_order": False, "shape": shape}
@@ -205,7 +205,7 @@ def _written(
 
 
 def _description(source: Source, contents: Contents) -> dict[str, Any]:
-    """What a person who finds the copy wants to know."""
+    """What the copy was made from: for people, and for `prepared_data` to find it by."""
     config = source.config.model_dump(mode="json", exclude={"limit", "placement", "download"})
     return {**config, "has_names": contents.names is not None}
 
@@ -236,7 +236,7 @@ def _subset(whole: DataSet, limit: int) -> DataSet:
         )
     if limit == num_rows:
         return whole
-    # Raw words of a bit generator never change between versions of NumPy; its permutations may.
+    # The raw words of a bit generator are stable between NumPy versions; permutations may change.
     words = np.random.PCG64(_SUBSET_KEY).random_raw(num_rows)
     rows = np.sort(np.argsort(words, kind="stable")[:limit]).astype(np.int64)
     chosen = np.ascontiguousarray(whole.rows[rows])

@@ -1,9 +1,9 @@
-"""Random views of a batch of images, made where the images are, each with parameters of its own.
+"""Random views of a batch of images, made on their device, each with its own parameters.
 
-Differences from the torchvision transforms of the released code: a crop that would leave the image
-is clamped to it instead of drawn anew; crops are sampled bilinearly without a filter against
-aliasing (they enlarge, or shrink by little); brightness, contrast, saturation and hue are changed
-in this order, not in a random one.
+Differences from the torchvision transforms of the released code: a crop larger than the image is
+clamped to it instead of redrawn; crops are resampled bilinearly without anti-aliasing (they enlarge
+or shrink only slightly); brightness, contrast, saturation and hue are changed in this order, not in
+a random one.
 
 Shapes: b images of a worker, c channels, h x w pixels.
 """
@@ -45,7 +45,7 @@ class Views:
         self.config = config
         self._mean_and_std = list(mean), list(std)
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        # A channel of one value throughout stays finite.
+        # Avoids division by zero for a constant channel.
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1).clamp_min(1 / 255)
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,10 +58,10 @@ class Views:
         return self._normalized(self._centered(images))
 
     def relit(self, images: Tensor, key: int, positions: Tensor) -> Tensor:
-        """The images as `plain` has them, each in a light and colour of its own.
+        """The images of `plain`, each with its own random brightness, contrast and colour.
 
-        Changed as much as by the paper's jitter whatever the config says, so that runs which differ
-        in their views can be compared. Arguments are those of `random`.
+        Uses the paper's jitter whatever the config says, so that runs with different views can be
+        compared. Arguments are those of `random`.
         """
         pixels = _jittered(self._centered(images), _Draws(key, positions), _OTHER_LIGHT, 1.0)
         return self._normalized(pixels)
@@ -71,9 +71,9 @@ class Views:
 
         Args:
             images: (b, c, h, w) uint8.
-            key: decides the randomness, with the positions; one key for each step and view.
+            key: determines the randomness, with the positions; one key per step and view.
             positions: (b,) int64 positions in the global batch.
-            group_stage: whether the settings of the group stage hold.
+            group_stage: whether the settings of the group stage apply.
         """
         draw = _Draws(key, positions)
         strength = self.config.group_stage_strength if group_stage else 1.0
@@ -134,14 +134,14 @@ class Views:
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
         shape = [*pixels.shape[:2], config.size, config.size]
         grid = affine_grid(theta, shape, align_corners=False)
-        # A crop alone stays inside the image, where an outermost pixel reaches to the image's edge;
-        # what is moved in from outside is black.
+        # A crop alone stays inside the image, whose outermost pixels extend to its edge; what other
+        # transformations move in from outside is black.
         moved = config.rotation or config.zoom or config.shear or config.shift
         padding = "zeros" if moved else "border"
         return grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
 
     def _blurred(self, pixels: Tensor, draw: _Draws) -> Tensor:
-        """Gaussian blur, of a width of its own for each image; the kernel spans a tenth of it."""
+        """Gaussian blur, with a random width per image; the kernel spans a tenth of a view."""
         config = self.config
         if not config.blur_probability:
             return pixels

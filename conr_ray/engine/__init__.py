@@ -1,1 +1,1 @@
-"""One worker's life: the loop, its state on disk, its evaluation. Knows no Ray."""
+"""Training on one worker: the loop, its state on disk, its evaluation. Independent of Ray."""

@@ -1,4 +1,4 @@
-"""Checkpoints: the states of a training run after given numbers of epochs.
+"""Checkpoints: saved states of a run.
 
 checkpoints/epoch_000040/state.pt       tensors and plain values
 checkpoints/epoch_000040/summary.json   written last; a checkpoint without it is incomplete and
@@ -74,15 +74,15 @@ class CheckpointFolder(Folder):
                 raise ValueError("it is missing")
             digest = _digest(data)
             if self._summary(epoch).get("sha256", digest) != digest:
-                raise ValueError("its checksum is another one")
+                raise ValueError("its checksum does not match")
             state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             if not isinstance(state, dict):
                 raise ValueError(f"it holds a {type(state).__name__}")
         except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{self.uri}/{name} is damaged ({reason}): delete its folder to go on from the "
-                "checkpoint before"
+                f"{self.uri}/{name} is damaged ({reason}): delete its folder to resume from "
+                "the checkpoint before"
             ) from None
         return state
 

@@ -1,4 +1,4 @@
-"""Whether a run and the data that it is trained on fit together."""
+"""Check that a run and its data fit together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conr_ray.errors import BadWorkers, UserError
 
 
 class Counted(Protocol):
-    """Data of which it is known how much there is."""
+    """Data with known numbers of samples and classes."""
 
     @property
     def num_rows(self) -> int:
@@ -21,15 +21,15 @@ class Counted(Protocol):
 
     @property
     def what(self) -> str:
-        """Images or vectors, for messages."""
+        """The word "images" or "vectors", for messages."""
 
 
 def check_data(config: RunConfig, data: Counted, workers: int) -> int:
-    """Number of clusters of a run of `config` on `data` by so many workers.
+    """Check the data and workers of a run of `config`; returns its number of clusters.
 
     Raises:
         UserError: too few samples for the batch or the clusters, or no number of clusters.
-        BadWorkers: too few samples of a batch for each worker.
+        BadWorkers: a worker would get fewer than 2 samples of a batch.
     """
     num_clusters = config.clustering.num_clusters or data.num_classes
     if num_clusters is None:
@@ -48,6 +48,6 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
     if not 1 <= workers <= config.optim.batch_size // 2:
         raise BadWorkers(
             f"{workers} is not between 1 and {config.optim.batch_size // 2}, half of "
-            f"optim.batch_size: a worker needs 2 {data.what} of a batch"
+            f"optim.batch_size: a worker needs 2 {data.what} of each batch"
         )
     return num_clusters

@@ -1,4 +1,4 @@
-"""Embeddings of a run's samples, as they are and a little changed."""
+"""Embeddings of a run's samples, plain and perturbed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Embedder:
     precision: torch.autocast
 
     def plain(self, rows_b: Tensor) -> Tensor:
-        """Of the samples at `rows_b` as they are, (b, d) float32 of unit length."""
+        """Embeddings of the samples at `rows_b`, (b, d) float32 of unit length."""
         return self._embedded(rows_b, lambda batch, _: self.inputs.plain(batch))
 
     def perturbed(self, rows_b: Tensor, key: int) -> Tensor:
-        """Of each sample a little changed, by `Inputs.perturbed`; `key` decides how."""
+        """The same of the samples changed by `Inputs.perturbed` with `key`."""
         return self._embedded(rows_b, lambda batch, rows: self.inputs.perturbed(batch, key, rows))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The whole data set embedded, clustered and searched: pseudo-labels, metrics, tables.
+"""Embed, cluster and search the whole data set: pseudo-labels, metrics, tables.
 
 Shapes: n samples, b of them this worker's share, c clusters, d width, k neighbours.
 """
@@ -40,7 +40,7 @@ class DataClustering:
     centers_cd: Tensor
 
     def spread_sample(self, most: int) -> tuple[Tensor, Tensor]:
-        """At most `most` rows of the data set, evenly spread, (m,), and their embeddings (m, d).
+        """At most `most` rows of the data set, evenly spaced, (m,), and their embeddings (m, d).
 
         The same on all workers.
         """
@@ -54,7 +54,7 @@ class DataClustering:
     def metrics(
         self, labels: npt.NDArray[np.int64] | None, embedder: Embedder, key: int
     ) -> dict[str, float]:
-        """`label_free_scores`, and `agreement` with labels where there are any.
+        """`label_free_scores`, and `agreement` if there are labels.
 
         Equal on all workers.
         """
@@ -66,7 +66,7 @@ class DataClustering:
         return scores
 
     def assignments(self, data: DataSet, fraction: float) -> pa.Table:
-        """A row for each sample: id, cluster, boundary ratio, kept; and path where it has one."""
+        """A row for each sample: id, cluster, boundary ratio, kept; and path if it has one."""
         num_rows = len(self.clusters_n)
         clusters_b = self.clusters_n[share(num_rows)]
         ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.centers_cd)
@@ -84,7 +84,7 @@ class DataClustering:
 
 @dataclass(frozen=True)
 class DataNeighbors:
-    """Each sample's nearest ones in the whole data set, itself first: row numbers (b, k)."""
+    """Each sample's neighbours in the whole data set, itself first: row numbers (b, k)."""
 
     contextual_bk: Tensor
     euclidean_bk: Tensor
@@ -97,9 +97,9 @@ class DataNeighbors:
         num_rows: int,
         k: int | None = None,
     ) -> DataNeighbors:
-        """Of embeddings that are spread over the workers, by k1, k2 and k of `config`.
+        """Search among embeddings that are split over the workers, with k1, k2 and k of `config`.
 
-        `k` is another number of neighbours, where given.
+        `k`, if given, replaces that of `config`.
         """
         k1, k = min(config.k1, num_rows), min(k or config.k, num_rows)
         counts = {"k1": k1, "k2": min(config.k2, k1), "k": k}
@@ -109,7 +109,7 @@ class DataNeighbors:
         )
 
     def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
-        """Share of each kind that has the sample's label; equal on all workers."""
+        """Share of each kind's neighbours with the sample's label; equal on all workers."""
         if labels is None:
             return {}
         labels_n = torch.from_numpy(labels).to(self.contextual_bk.device)
@@ -136,11 +136,11 @@ def cluster_data(
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
-    The result depends on the networks, the seed and `epoch` (epochs trained) alone. Clustering is
-    float32, whatever the networks are.
+    The result depends only on the networks, the seed and `epoch` (epochs trained). Clustering uses
+    float32, whatever the precision of the networks.
 
     Raises:
-        FloatingPointError: an embedding is not finite, of whichever worker; on all at once.
+        FloatingPointError: an embedding on any worker is not finite; raised on all workers.
     """
     local = share(num_rows)
     embeddings_bd = embedder.plain(torch.arange(local.start, local.stop))

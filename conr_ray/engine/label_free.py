@@ -1,4 +1,4 @@
-"""How good a clustering looks without labels; what a search makes large where there are none.
+"""Label-free scores of a clustering, which a search without labels maximises.
 
 Shapes: n samples, b of them this worker's share, m samples of a subset, c clusters, d width.
 """
@@ -15,9 +15,9 @@ from conr_ray.method.collectives import all_reduce_sum, share
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import euclidean_neighbors
 
-# Samples on which scores are found that need more than the embeddings of the whole data set.
+# Samples in the subset for scores that need more than the embeddings of the whole data set.
 NUM_SCORED = 4096
-# Of the neighbour consistency: fixed, since a search may vary the method's own.
+# For the neighbour consistency; fixed, since a search may vary the method's own.
 _NUM_NEIGHBORS = 10
 
 
@@ -33,17 +33,17 @@ def label_free_scores(
     """`metric_names.LABEL_FREE_SCORES` of k-means on target embeddings; equal on all workers.
 
     silhouette: `centre_silhouette` of all samples.
-    view_agreement: information that the clusters of a sample and of it in another light share.
-    neighbor_consistency: the same of a sample and each of its 10 nearest ones, which are found with
-        every sample in a light of its own.
-    restart_agreement: the same of a sample and a k-means from one other random start.
+    view_agreement: mutual information of the clusters of samples and their perturbed copies.
+    neighbor_consistency: the same of samples and their 10 nearest neighbours, found among perturbed
+        copies.
+    restart_agreement: the same of samples and a k-means from one other random start.
     label_free: mean of the four.
 
-    What is done to a sample is done by `Inputs.perturbed`, which no config changes: runs whose own
-    views differ are asked the same.
+    Perturbed copies are those of `Inputs.perturbed`, which do not depend on the config, so that
+    runs with different views can be compared.
 
-    Information is in shares of log c, 0 to 1: fewer clusters in use have less of it to share, so
-    that a collapse scores low. All but the silhouette are found on the subset.
+    Mutual information is divided by log c, so it is in [0, 1]: it is low if few clusters are used,
+    so that a collapse scores low. All scores but the silhouette use the subset.
 
     Args:
         embeddings_bd: this worker's share, unit length.
@@ -51,14 +51,14 @@ def label_free_scores(
         centers_cd: unit length.
         subset_m: rows of the subset, the same on all workers.
         subset_md: their embeddings.
-        embedder: what made the embeddings.
-        key: decides the lights and the other start.
+        embedder: computed the embeddings.
+        key: determines the perturbations and the other start.
     """
     num_rows, num_clusters = len(clusters_n), len(centers_cd)
     local, clusters_m = share(len(subset_m)), clusters_n[subset_m]
 
     def shared(left: Tensor, right: Tensor) -> float:
-        """Of pairs that are spread over the workers."""
+        """Mutual information of pairs that are split over the workers."""
         counts_cc = all_reduce_sum(joint_counts(left, right, num_clusters))
         return shared_information(counts_cc)
 

@@ -1,4 +1,4 @@
-"""The training loop: one worker's life, from the newest checkpoint to the last epoch.
+"""The training loop of one worker, from the newest checkpoint to the last epoch.
 
 Shapes: n rows of the global batch, b of this worker.
 """
@@ -32,19 +32,19 @@ def train(
 ) -> list[MetricRow]:
     """Train a run from the newest checkpoint in `directory`, or from the start.
 
-    Called by every worker of a run, inside torch.distributed's process group where there are
-    several. All workers return the same rows, one an epoch; the first one writes the files.
+    Called by every worker of a run, inside a torch.distributed process group if there are several.
+    All workers return the same rows, one per epoch; the first one writes the files.
 
     Args:
         config: of the run.
-        data: what it is trained on.
-        directory: where it is written, and goes on from.
-        observer: told of every epoch.
+        data: training data.
+        directory: where the run is written and resumed.
+        observer: notified of every epoch.
         device: of this worker.
-        span: which epochs are trained, where not all.
+        span: the epochs to train.
 
     Raises:
-        UserError: config and samples do not fit, or the checkpoint is of others.
+        UserError: config, samples and checkpoint do not fit together.
         RunFailed: the loss is not finite.
     """
     error: BaseException | None = None
@@ -115,7 +115,7 @@ def _train(
         state.history.append(row)
 
         run.save_where_due()
-        # Drawing is no part of the epoch's time.
+        # Drawing does not count toward the epoch's time.
         if snapshot is not None:
             observer.snapshot(snapshot)
         observer.epoch(row)
@@ -124,5 +124,5 @@ def _train(
 
 
 def _seconds_of(history: Sequence[MetricRow]) -> float:
-    """Time in which the epochs of `history` were trained, whoever trained them."""
+    """Training time of the epochs of `history`, including those of a trunk."""
     return sum(float(row["epoch_time_s"] or 0) for row in history)

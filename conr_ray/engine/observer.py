@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: to a terminal, to Ray, to Weights & Biases, or to nobody."""
+"""Observers of a run in progress: for a terminal, Ray, Weights & Biases, or none."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from conr_ray.engine.snapshot import Snapshot
 
 
 class Observer:
-    """Told by every worker, with the same values on each; this one does nothing."""
+    """Called on every worker with the same values; this base class does nothing."""
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
-        """The run goes on from a checkpoint, its own or a trunk's, whose epochs these are."""
+        """The run resumes from a checkpoint, its own or a trunk's, with these rows."""
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """What figures are drawn from; told by the first worker alone, before the epoch's row."""
+        """Data for figures; called on the first worker only, before `epoch`."""
 
     def epoch(self, row: MetricRow) -> None:
-        """An epoch has ended, and its state is saved."""
+        """An epoch has ended, and its checkpoint, if due, is written."""
 
     def end(self, error: BaseException | None) -> None:
-        """The run has ended, well or with `error`."""
+        """The run has ended, successfully or with `error`."""
 
 
 class Observers(Observer):

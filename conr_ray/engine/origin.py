@@ -1,4 +1,4 @@
-"""The trunk that a run has gone on from, as its directory tells."""
+"""The trunk that a run started from, as recorded in its directory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from conr_ray.engine.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run came from.
+    """Where a run started.
 
     Attributes:
         trunk: name of the trunk.
-        epoch: epochs that the run did not train itself.
-        built_epochs: epochs of the trunk that were trained for this run first.
-        waited_s: time in which others trained them.
+        epoch: epochs taken from the trunk.
+        built_epochs: epochs of the trunk that this run trained.
+        waited_s: time spent waiting for others to train them.
         note: what was wrong with the trunk, or empty.
     """
 
@@ -28,6 +28,6 @@ class Origin:
 
     @classmethod
     def read(cls, directory: RunDirectory) -> Origin | None:
-        """Of the run in `directory`; None where it came from none."""
+        """The origin of the run in `directory`; None if it has none."""
         text = directory.read_text("origin.json")
         return None if text is None else cls(**json.loads(text))

@@ -1,4 +1,4 @@
-"""What the training loop stands on: a run's networks, samples, stages, files and evaluation.
+"""The parts of a run behind the loop: networks, samples, stages, files and evaluation.
 
 Shapes: n rows of the global batch, b of this worker.
 """
@@ -35,11 +35,11 @@ from conr_ray.method.stages.instance import InstanceStage
 
 
 class Run:
-    """A run on one worker, as far as its newest checkpoint or the start.
+    """A run on one worker, at its newest checkpoint or at the start.
 
     Attributes:
         local: this worker's rows of the global batch.
-        last_epoch: epochs after which training ends.
+        last_epoch: number of epochs after which training ends.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Run:
         device: torch.device,
         span: Span,
     ) -> None:
-        """Make the networks, or load them; arguments are those of `loop.train`."""
+        """Create or load the networks; arguments are those of `loop.train`."""
         self.config, self.data, self.directory = config, data, directory
         self._span, self._device = span, device
         self._num_clusters = check_data(config, data, world_size())
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def num_trained(self) -> int:
-        """Samples that an epoch trains on."""
+        """Number of samples that an epoch trains on."""
         return self._steps_per_epoch * self.config.optim.batch_size
 
     @property
@@ -91,7 +91,7 @@ class Run:
         return self._group_stage if grouped else self._instance_stage
 
     def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of an epoch: samples in an order of its own; a rest is left out."""
+        """The steps of an epoch, in random order; an incomplete last batch is dropped."""
         config, state, num_global = self.config, self.state, self.config.optim.batch_size
         order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
         order = order.to(self._device)
@@ -111,23 +111,23 @@ class Run:
             )
 
     def view_keys(self, epoch: int, index: int) -> list[int]:
-        """Keys of the randomness of the two views of a step."""
+        """Random keys of the two views of a step."""
         return [fold(self.config.seed, "view", view, epoch, index) for view in (1, 2)]
 
     def ensure_clusters(self) -> None:
-        """Find pseudo-labels where those there are were found before the last epoch."""
+        """Find pseudo-labels unless the existing ones are from after the last epoch."""
         if self.state.clustered_epoch != self.state.epoch:
             self._cluster()
 
     def tell_what_was(self, observer: Observer) -> None:
-        """Complete what was written when the run stopped, and tell of the epochs before."""
+        """Complete the files of an interrupted run, and report its earlier epochs."""
         state = self.state
         due = state.history and self.schedule.evaluated(state.epoch - 1)
         if due and state.clustered_epoch != state.epoch:
-            # The run that it goes on from had no use for these.
+            # The run that it started from did not need these.
             state.history[-1] = {**state.history[-1], **self._scores(self._cluster())}
         if state.history and rank() == 0:
-            # The run may have been stopped between its checkpoint and these.
+            # The run may have stopped after its checkpoint, before these were written.
             self.directory.write_metrics(state.history)
         if self._saved_epoch == self.last_epoch:
             tell_again(self.directory, state.history, observer)
@@ -135,9 +135,9 @@ class Run:
             observer.inherit(state.history)
 
     def evaluate(self, row: dict[str, float | int | str | None]) -> Snapshot | None:
-        """Cluster all samples, put the scores into `row`, and write what ends a run.
+        """Cluster all samples, add the scores to `row`, and after the last epoch write the tables.
 
-        Returns a snapshot where one is due, on the first worker.
+        Returns a snapshot if one is due, on the first worker.
         """
         config, ended = self.config, self.state.epoch
         fraction = self.schedule.fraction(ended - 1)
@@ -161,7 +161,7 @@ class Run:
         return snapshot
 
     def save_where_due(self) -> None:
-        """Write the metrics, and a checkpoint where one is due."""
+        """Write the metrics, and a checkpoint if one is due."""
         ended, history = self.state.epoch, self.state.history
         pinned = ended in self._span.pinned
         if pinned or self.schedule.saved(ended - 1) or ended == self.last_epoch:
@@ -196,7 +196,7 @@ class Run:
     def _load_newest(self) -> int | None:
         """Load the newest checkpoint up to the last epoch, the same one on all workers.
 
-        Returns its epoch, None without one.
+        Returns its epoch, or None.
         """
         epochs = self.directory.checkpoint_epochs() if rank() == 0 else []
         newest = max((epoch for epoch in epochs if epoch <= self.last_epoch), default=0)
@@ -230,7 +230,7 @@ class Run:
 
 
 def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Observer) -> None:
-    """Tell of a run that had trained all its epochs before: who was told then may be dead."""
+    """Report a run that was already fully trained: its earlier observers may have died."""
     snapshot = Snapshot.read(directory) if rank() == 0 else None
     if snapshot is not None:
         observer.snapshot(snapshot)

@@ -3,8 +3,8 @@
 config.yaml            the resolved config
 metrics.parquet        a row for each epoch
 assignments.parquet    a row for each sample, once the run has ended
-neighbors.parquet      its neighbours in the whole data set, likewise
-snapshot/              what its figures are drawn from: see engine.snapshot
+neighbors.parquet      the neighbours of each sample, once the run has ended
+snapshot/              data for its figures: see engine.snapshot
 checkpoints/           states to resume from: see engine.checkpoints
 failure.json           why the run stopped, if it failed
 """
@@ -27,12 +27,12 @@ class RunDirectory(CheckpointFolder):
     """The folder of a run."""
 
     def check(self, config: RunConfig, *, resume: bool) -> bool:
-        """Whether a run of `config` is here already; nothing is written.
+        """Whether the folder holds a run of `config`; nothing is written.
 
-        Where its images lie may have changed.
+        The path of its data may have changed.
 
         Raises:
-            FolderTaken: another run is here, or this one is and `resume` was not asked for.
+            FolderTaken: it holds another run, or this one and `resume` is false.
         """
         old = self._read_config(trusted=False)
         if old is None:
@@ -46,10 +46,10 @@ class RunDirectory(CheckpointFolder):
         return True
 
     def claim(self, config: RunConfig, *, resume: bool) -> None:
-        """Write config.yaml where there is none; else `check`.
+        """Write config.yaml if there is none; otherwise `check`.
 
         Raises:
-            FolderTaken: as `check` raises it.
+            FolderTaken: as in `check`.
             StorageError: it cannot be written.
         """
         if not self.check(config, resume=resume):
@@ -59,12 +59,12 @@ class RunDirectory(CheckpointFolder):
                 raise StorageError(f"{self.uri} cannot be written: {error}") from None
 
     def read_config(self) -> RunConfig | None:
-        """The config of the run that is here, None where there is none.
+        """The config of the run in this folder, None if there is none.
 
-        The section of its framework is looked at when it is needed, and only then is torch.
+        The section of its framework is validated, and torch imported, only on first use.
 
         Raises:
-            UserError: it is no config of this version.
+            UserError: it is not a config of this version.
         """
         return self._read_config(trusted=True)
 
@@ -87,25 +87,25 @@ class RunDirectory(CheckpointFolder):
         self.write_table("metrics.parquet", to_table(rows))
 
     def metric_rows(self, from_epoch: int = 0) -> list[MetricRow]:
-        """Rows of metrics.parquet from an epoch on; empty where there are none yet."""
+        """Rows of metrics.parquet from an epoch on; empty if there are none yet."""
         table = self.read_table("metrics.parquet")
         if table is None or table.num_rows <= from_epoch:
             return []
         return from_table(table.slice(from_epoch))
 
     def record_failure(self, error: UserError | RunFailed) -> None:
-        """Write down why the run stopped, for those who started it from another process."""
+        """Record why the run stopped, for the process that started it."""
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
 
     def clear_failure(self) -> None:
-        """Forget why an earlier try stopped."""
+        """Delete the record of an earlier failure."""
         if self.read_bytes("failure.json") is not None:
             self.delete_file("failure.json")
 
     def raise_failure(self) -> None:
-        """Raise the error that was recorded, if one was."""
+        """Raise the recorded error, if there is one."""
         text = self.read_text("failure.json")
         if text is not None:
             failure = json.loads(text)

@@ -1,4 +1,4 @@
-"""Where a run stands: stage, kept fraction and learning rates; when it is looked at and saved."""
+"""The schedules of a run: stage, kept fraction, learning rates, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedules of `config` for runs of `steps_per_epoch` steps an epoch."""
+    """The schedules of `config` for runs of `steps_per_epoch` steps per epoch."""
 
     config: RunConfig
     steps_per_epoch: int
@@ -43,7 +43,7 @@ class Schedule:
         )
 
     def pictured(self, epoch: int) -> bool:
-        """Whether a snapshot for figures is taken after `epoch`, one that is evaluated."""
+        """Whether a snapshot for figures is taken after `epoch`, which must be evaluated."""
         ended, every = epoch + 1, self.config.evaluation.snapshot_every
         due = every is not None and ended % every == 0 and self.evaluated(epoch)
         return due or ended == self.config.schedule.epochs
@@ -56,7 +56,7 @@ class Schedule:
     def set_learning_rates(self, optimizer: Optimizer, epoch: int, step: int) -> float:
         """Set the rates of all parameters for a step; returns the encoder's.
 
-        A group of parameters has a factor for each stage.
+        Each parameter group has one factor per stage.
         """
         optim, schedule = self.config.optim, self.config.schedule
         rate = learning_rate(

@@ -1,13 +1,13 @@
-"""What the figures of a run are drawn from: a part of its images, embedded, grouped and compared.
+"""Data for the figures of a run: some of its samples, with embeddings, clusters and neighbours.
 
 snapshot/samples.parquet    a row for each of at most 10,000 samples: sample_id, label, cluster,
                             boundary_ratio, kept, embedding
 snapshot/neighbors.parquet  a row for each neighbour of 10 query images: query_id, kind (contextual
-                            or euclidean), rank (from 1), sample_id, and right, hard where labelled
-snapshot/examples.parquet   a row for each image shown of a cluster: cluster, kind (typical or
+                            or euclidean), rank (from 1), sample_id, and right, hard if labelled
+snapshot/examples.parquet   a row for each example image of a cluster: cluster, kind (typical or
                             boundary), rank, sample_id
-snapshot/pictures.parquet   sample_id and png of each image that these name
-snapshot/confusion.parquet  label, cluster, count and matched of all labelled samples; where any are
+snapshot/pictures.parquet   sample_id and png of each image in neighbors and examples
+snapshot/confusion.parquet  label, cluster, count and matched of all labelled samples, if any
 snapshot/summary.json       epoch, class_names, num_images; written last
 
 Shapes: m samples of the snapshot, d width.
@@ -31,9 +31,9 @@ _TABLES = ("samples", "neighbors", "examples", "pictures")
 class Snapshot:
     """The tables above after `epoch` epochs. `class_names` and `confusion` are None without labels.
 
-    A neighbour is `right` where it has the query's label, and `hard` (a hard positive) where it is
-    right and only the contextual list has it; both are null where a label is unknown. The columns
-    of the confusion matrix are clusters in the order in which they match classes.
+    A neighbour is `right` if it has the query's label, and `hard` (a hard positive) if it is right
+    and only the contextual list has it; both are null if a label is unknown. The columns of the
+    confusion matrix are clusters in the order of their matched classes.
     """
 
     epoch: int
@@ -46,7 +46,7 @@ class Snapshot:
     confusion: pa.Table | None
 
     def write(self, directory: RunDirectory) -> None:
-        """Into a run's directory, in place of an earlier one."""
+        """Write it to a run's directory, replacing an earlier one."""
         for name in _TABLES:
             directory.write_table(f"snapshot/{name}.parquet", getattr(self, name))
         if self.confusion is not None:
@@ -60,7 +60,7 @@ class Snapshot:
 
     @classmethod
     def read(cls, directory: RunDirectory) -> Snapshot | None:
-        """Of the run in `directory`, None where it has none."""
+        """The snapshot of the run in `directory`, None if it has none."""
         text = directory.read_text("snapshot/summary.json")
         if text is None:
             return None
@@ -77,14 +77,14 @@ class Snapshot:
 
     @property
     def embeddings(self) -> npt.NDArray[np.float32]:
-        """Of the samples, (m, d), unit length up to half precision."""
+        """Embeddings of the samples, (m, d), unit length up to half precision."""
         column = self.samples["embedding"].combine_chunks()
         width = column.type.list_size
         flat = column.flatten().to_numpy(zero_copy_only=False)
         return np.asarray(flat, np.float32).reshape(-1, width)
 
     def class_name(self, label: int | None) -> str:
-        """How a class is called; "unlabelled" where it is unknown."""
+        """The name of a class; "unlabelled" if it is unknown."""
         if label is None:
             return "unlabelled"
         return self.class_names[label] if self.class_names else str(label)

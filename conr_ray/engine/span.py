@@ -12,10 +12,10 @@ class Span:
     """The epochs of a run that are trained in one go.
 
     Attributes:
-        origin: checkpoint of another run, as its directory and epoch, to go on from where the run
-            has none of its own; the two may differ in what follows it, and where `may_change`.
-        until: epochs after which training ends and a checkpoint is written; all where None.
-        pinned: epochs after which checkpoints are written that are kept for good.
+        origin: directory and epoch of another run's checkpoint, the start if the run has none of
+            its own; the two may differ in what comes after it, and in fields that `may_change`.
+        until: epochs after which training ends and a checkpoint is written; None for all.
+        pinned: epochs after which checkpoints are written that are never deleted.
     """
 
     origin: tuple[RunDirectory, int] | None = None

@@ -1,4 +1,4 @@
-"""Figures of the steps of an epoch, kept on the device until somebody looks."""
+"""Figures of the steps of an epoch, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor
 from conr_ray.errors import RunFailed
 from conr_ray.method.collectives import all_reduce_sum
 
-# Steps between two looks at the loss: each look waits for the device.
+# Steps between two reads of the loss: each one waits for the device.
 LOOK_EVERY = 50
 
 
 class StepFigures:
-    """Losses, parts that sum to the global ones over the workers, and shares.
+    """Losses and shares of the steps of an epoch.
 
-    A share is two numbers, (2,): part and whole, summed over steps and workers.
+    A loss is this worker's part; the parts sum to the global loss. A share is two numbers, (2,):
+    part and whole, summed over steps and workers.
     """
 
     def __init__(self, epoch: int, last_checkpoint: str) -> None:
@@ -37,10 +38,10 @@ class StepFigures:
             self.look()
 
     def look(self) -> None:
-        """Exchange the losses since the last look.
+        """Sum the losses since the last look over the workers.
 
         Raises:
-            RunFailed: one is not finite; on all workers at once, since the sum is everyone's.
+            RunFailed: one is not finite; raised on all workers, since all have the sum.
         """
         new = self._losses[self._looked_at :]
         if not new:
@@ -50,13 +51,13 @@ class StepFigures:
             if not math.isfinite(loss):
                 raise RunFailed(
                     f"the loss is {loss} at epoch {self._epoch}, step {step}; last good "
-                    f"checkpoint: {self._last_checkpoint}; lower optim.lr or look at the images"
+                    f"checkpoint: {self._last_checkpoint}; lower optim.lr or check the data"
                 )
         self._global_losses += losses
         self._looked_at = len(self._losses)
 
     def means(self) -> dict[str, float]:
-        """The epoch's mean loss and its shares; a share of nothing is left out."""
+        """The epoch's mean loss and its shares; a share with whole 0 is left out."""
         self.look()
         means = {"loss": sum(self._global_losses) / len(self._global_losses)}
         for name, counts in self._shares.items():

@@ -1,4 +1,4 @@
-"""Taking a snapshot of a run: which samples, neighbours and examples it shows.
+"""Take a snapshot of a run: choose the samples, neighbours and examples to show.
 
 Shapes: n images, m samples of the snapshot, q queries, d width, k neighbours.
 """
@@ -21,7 +21,7 @@ from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 MOST_SAMPLES = 10_000
 _NUM_QUERIES, _NUM_NEIGHBORS = 10, 10
-# Clusters of which images are shown, the largest ones, and images of each kind.
+# The number of (largest) clusters with examples, and of examples of each kind.
 _MOST_CLUSTERS, _NUM_EXAMPLES = 50, 5
 
 
@@ -35,7 +35,7 @@ def take_snapshot(
 ) -> Snapshot | None:
     """The snapshot after `epoch` epochs; called by all workers, None on all but the first.
 
-    Neighbours are found among its samples, the same ones for all runs on the same images.
+    Neighbours are found among its samples, which are the same for all runs on the same data.
     """
     rows_m, embeddings_md = clustering.spread_sample(MOST_SAMPLES)
     local = share(len(rows_m))
@@ -107,7 +107,7 @@ _NEIGHBORS_SCHEMA = pa.schema(
 
 
 def _labels_column(labels: npt.NDArray[np.int64] | None, count: int) -> pa.Array:
-    """Labels with null for those that are unknown."""
+    """Labels, with null for unknown ones."""
     if labels is None:
         return pa.nulls(count, pa.int64())
     return pa.array(labels, mask=labels < 0)
@@ -133,7 +133,7 @@ def _neighbors(
 
 
 def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> list[int]:
-    """Samples whose neighbours are shown: of all classes in turn, spread over their members."""
+    """Samples whose neighbours are shown, spread evenly over classes and their members."""
     labels = np.zeros(count, np.int64) if labels is None else labels
     num_queries, classes = min(_NUM_QUERIES, count), np.unique(labels)
     turns = classes[np.arange(num_queries) * len(classes) // num_queries]
@@ -147,7 +147,7 @@ def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> list[int]:
 def _examples(
     clusters: npt.NDArray[np.int64], ratios: npt.NDArray[np.float32]
 ) -> list[dict[str, Any]]:
-    """Rows of the table of examples: nearest to the centre first, and farthest out first."""
+    """Rows of the table of examples: by rising ratio if typical, by falling ratio if boundary."""
     names, counts = np.unique(clusters, return_counts=True)
     largest = np.sort(names[np.argsort(-counts, kind="stable")[:_MOST_CLUSTERS]])
     rows = []

@@ -1,4 +1,4 @@
-"""A trained run, applied to samples: all that is needed is in its directory.
+"""Apply a trained run to samples; its directory holds everything needed.
 
 Shapes: n samples, d embedding width, c clusters.
 """
@@ -27,8 +27,8 @@ class TrainedRun:
 
     Attributes:
         config: of the run.
-        state: its networks, and more that training needs.
-        inputs_state: how samples become what the networks take (`Inputs.state_dict`).
+        state: its networks and the rest of the training state.
+        inputs_state: how samples are prepared for the networks (`Inputs.state_dict`).
         device: where it computes.
     """
 
@@ -61,10 +61,10 @@ class TrainedRun:
         `rows` is uint8 (n, c, h, w), or float32 (n, d).
 
         Raises:
-            UserError: they have another shape than those that the run was trained on.
+            UserError: their shape differs from that of the training samples.
         """
         shape = tuple(self.inputs_state["shape"])
-        # Views are made to the size of the run's; channels and vectors are not.
+        # Images are fitted to the run's view size; channels and vector widths must match.
         fits = rows.shape[1:2] == shape[:1] and rows.ndim == len(shape) + 1
         if not fits:
             raise UserError(

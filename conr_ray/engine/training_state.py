@@ -1,4 +1,4 @@
-"""All that changes while a run trains."""
+"""Everything that changes while a run trains."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import BACKBONES
 
-# Buffers are equal on all workers, since batch statistics are global. The option's name has changed
-# with torch 2.13.
+# Buffers are equal on all workers, since batch statistics are global. torch 2.13 renamed the
+# option.
 _SYNC_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     "forward_sync_buffers"
@@ -31,12 +31,12 @@ _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 
-# Of checkpoints: raise it when they hold something else than those before.
+# Version of the layout of checkpoints: increase it with every change of their contents.
 _LAYOUT = 2
 
 
 def may_change(field: str) -> bool:
-    """Whether a run can go on from a checkpoint with another value of the dotted `field`."""
+    """Whether a run can resume from a checkpoint with another value of the dotted `field`."""
     return bool(mark_of(field).changeable)
 
 
@@ -62,7 +62,7 @@ class TrainingState:
     def create(
         cls, config: RunConfig, row_shape: tuple[int, ...], device: torch.device
     ) -> TrainingState:
-        """The state before the first step; weights depend on the seed alone.
+        """The state before the first step; weights depend only on the seed.
 
         `row_shape` is that of a sample, (c, h, w) or (d,).
         """
@@ -103,7 +103,7 @@ class TrainingState:
         return cls(framework, optimizer, bank)
 
     def trained_module(self) -> nn.Module:
-        """The framework as it is called in training: gradients averaged over the workers."""
+        """The framework as called in training, with gradients averaged over the workers."""
         if world_size() == 1:
             return self.framework
         return nn.parallel.DistributedDataParallel(self.framework, **_BUFFERS_AS_THEY_ARE)
@@ -111,10 +111,10 @@ class TrainingState:
     def to_checkpoint(
         self, config: RunConfig, data_fingerprint: str, inputs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Everything a run needs to go on, as tensors and plain values.
+        """Everything a run needs to resume, as tensors and plain values.
 
-        All workers make it, since each holds a part of the bank. `inputs` says how samples are
-        made into what the networks take, so that the checkpoint can be applied to new ones.
+        Called by all workers, since each holds a part of the bank. `inputs` says how samples are
+        prepared for the networks, so that the checkpoint can be applied to new ones.
         """
         return {
             "layout": _LAYOUT,
@@ -134,10 +134,10 @@ class TrainingState:
         }
 
     def load(self, checkpoint: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
-        """Go on from `checkpoint`; what the optimiser is set to stays as this run has it.
+        """Resume from `checkpoint`; the optimiser keeps the settings of this run.
 
         Raises:
-            UserError: it is of another layout, framework or kind of samples.
+            UserError: its layout, framework or samples differ.
         """
         check_checkpoint(checkpoint, config)
         if checkpoint["data_fingerprint"] != data_fingerprint:
@@ -157,7 +157,7 @@ class TrainingState:
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise UserError where a run of `config` cannot go on from `checkpoint`."""
+    """Raise UserError if a run of `config` cannot resume from `checkpoint`."""
     if checkpoint.get("layout") != _LAYOUT:
         raise UserError(
             f"the checkpoint was written by conr_ray {checkpoint.get('version')} in another "

@@ -1,10 +1,10 @@
 """The shared trunk: the instance stage that runs have in common, trained once.
 
-Runs that agree on all that shapes the instance stage are the same run until their group stages
-begin. They go on from checkpoints of one *trunk*, a run without a group stage, which is trained as
-far as anyone has asked. Trunks lie in a store under a hash of what shaped them: fields, samples and
-the versions of the code. A trunk is a run directory; `origin.json` in the directory of a run
-tells where the run came from.
+Runs that agree on everything that affects the instance stage are identical until their group stages
+begin. They start from checkpoints of one *trunk*, a run without a group stage, which is trained as
+far as any of them needs. Trunks are stored under a hash of what determines them: fields, samples
+and code versions. A trunk is a run directory; `origin.json` in the directory of a run records the
+trunk that it started from.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ def train_from_trunk(
     store: TrunkStore | None,
     span: Span = WHOLE,
 ) -> list[MetricRow]:
-    """`train`, but a run without a checkpoint goes on from its trunk, which is built if need be.
+    """`train`, but a run without a checkpoint starts from its trunk, which is built if needed.
 
-    The run is bit for bit the one that trains from epoch 0 on the same number of workers as the
-    trunk. Called by every worker. A span that has an origin of its own, or ends before the trunk,
-    needs none.
+    The run is bit-identical to one trained from epoch 0 on the same number of workers as the trunk.
+    Called by every worker. A span that has its own origin, or ends before the trunk, needs none.
     """
     begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
     if store is None or span.origin is not None or _agreed(int(begun), device):
@@ -67,7 +66,7 @@ def train_from_trunk(
     if rank() == 0:
         before = Origin.read(directory)
         if before is not None and before.trunk == origin.trunk:
-            # An earlier try of the run trained a part of it.
+            # An earlier attempt of the run trained a part of it.
             origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
     forked = replace(span, origin=(store.directory(origin.trunk), epoch))
@@ -77,10 +76,10 @@ def train_from_trunk(
 def _provide(
     store: TrunkStore, config: RunConfig, epoch: int, data: DataSet, device: torch.device
 ) -> Origin:
-    """Make sure that the trunk of `config` has a sound checkpoint after `epoch` epochs.
+    """Ensure that the trunk of `config` has an intact checkpoint after `epoch` epochs.
 
-    Whoever gets the lock trains what is missing; others wait until it is there, or until the lock
-    is free again because its holder has died.
+    The run that gets the lock trains what is missing; others wait for the checkpoint, or for the
+    lock if its holder dies.
     """
     name = trunk_name(config, data.fingerprint)
     trunk = store.directory(name)
@@ -102,7 +101,7 @@ def _provide(
         if state == _BUILD:
             shared = trunk_config(config)
             if rank() == 0:
-                # Its name says that it is the same run, wherever the images lie this time.
+                # Its name identifies the run, whatever path the data has this time.
                 trunk.write_text("config.yaml", shared.to_yaml())
                 built = epoch - max((e for e in trunk.checkpoint_epochs() if e < epoch), default=0)
             span = Span(until=epoch, pinned=store.starts | {epoch})
@@ -111,7 +110,7 @@ def _provide(
 
 
 def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
-    """What has to be done about the trunk, and what was wrong with it."""
+    """What to do about the trunk, and what was wrong with it."""
     if _is_sound(trunk, epoch):
         return _READY, ""
     if not lock.acquired():
@@ -119,7 +118,7 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
     note = ""
     for saved in reversed(trunk.checkpoint_epochs()):
         if saved <= epoch and not _is_sound(trunk, saved):
-            note = f"trunk {trunk.uri} was damaged after {saved} epochs: trained anew from there"
+            note = f"trunk {trunk.uri} was damaged after {saved} epochs: retrained from there"
             logger.warning(note)
             trunk.delete_checkpoint(saved)
     if epoch in trunk.checkpoint_epochs():
@@ -129,7 +128,7 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
     except RunFailed:
         return _FAILED, note
     except UserError:
-        # Of whoever tried before; it may be mended.
+        # Of an earlier attempt; its cause may be fixed.
         trunk.clear_failure()
     return _BUILD, note
 
@@ -145,5 +144,5 @@ def _is_sound(trunk: RunDirectory, epoch: int) -> bool:
 
 
 def _agreed(value: int, device: torch.device) -> int:
-    """The first worker's `value` on all of them."""
+    """The first worker's `value`, on all workers."""
     return int(broadcast_first(torch.tensor(value, device=device)))

@@ -1,4 +1,4 @@
-"""Which fields of a config shape the instance stage that runs share: told by their marks."""
+"""Which fields of a config affect the instance stage that runs share, by their marks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def shapes_trunk(field: str) -> bool:
 
 
 def trunk_config(config: RunConfig) -> RunConfig:
-    """The run without a group stage that `config` is until its group stage begins.
+    """The config of the trunk: `config` without a group stage.
 
-    Fields that have no part in it have their defaults.
+    Fields that do not affect it have their defaults.
     """
     framework = config.model.framework
     own = section_of(framework)
@@ -25,7 +25,7 @@ def trunk_config(config: RunConfig) -> RunConfig:
     fields = [name for name, _ in marked_fields()]
     fields += [f"{framework}.{leaf}" for leaf in own.model_fields]
     neutral = {name: _default_of(name) for name in fields if not shapes_trunk(name)}
-    # A trunk is saved as often as its run.
+    # A trunk writes checkpoints as often as its run.
     own_settings = {"checkpoint.every": config.checkpoint.every, "checkpoint.keep": 1}
     trunk = {"schedule.group_start": "never", "tracking.wandb": "off"}
     return override(config, {**neutral, **own_settings, **trunk})

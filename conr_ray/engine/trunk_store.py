@@ -1,4 +1,4 @@
-"""Where trunks are kept, and what they are called: under a hash of all that shaped them.
+"""The store of trunks, each named by a hash of everything that determines it.
 
 That is the fields and samples of a run, and the versions of the code that trains an instance stage.
 """
@@ -18,23 +18,22 @@ from conr_ray.errors import StorageError
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks, Locks
 
-# Of the code that trains an instance stage or makes the figures in its rows, apart from the
-# frameworks, which have versions of their own. Raise it with every change that gives other results;
-# `tests/engine/test_trunk_results.py` knows when.
+# Version of the code that trains an instance stage or computes its metric rows, except the
+# frameworks, which have their own. Increase it with every change of results, as detected by
+# `tests/engine/test_trunk_results.py`.
 RESULTS_VERSION = 1
 
 
 def trunk_name(config: RunConfig, fingerprint: str) -> str:
-    """Equal for runs on equal samples that share their instance stage, and for no others.
+    """A hash that only runs on equal samples with the same instance stage share.
 
-    The code counts by its versions: it can be rewritten, and its trunks stay as long as its results
-    do.
+    Code enters by its versions only: a rewrite with the same results keeps its trunks.
     """
     # Frameworks need torch.
     from conr_ray.method.frameworks import framework_class
 
     tree = trunk_config(config).model_dump(mode="json")
-    # Samples count by their fingerprint.
+    # Samples enter by their fingerprint.
     for section in ("data", "checkpoint", "tracking"):
         del tree[section]
     versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
@@ -48,8 +47,8 @@ class TrunkStore:
 
     Attributes:
         uri: of the folder, a local path or a URI such as s3://bucket/folder.
-        starts: epochs at which runs may ask for a trunk: it keeps its checkpoints there.
-        locks: keep those who may build trunks from building the same one.
+        starts: epochs at which runs may leave a trunk; its checkpoints there are kept.
+        locks: keep runs from building the same trunk at once.
     """
 
     uri: str
@@ -61,18 +60,18 @@ class TrunkStore:
         return RunDirectory(f"{self.uri}/{name}")
 
     def is_empty(self) -> bool:
-        """Whether it holds no trunk."""
+        """Whether there are no trunks."""
         return not RunDirectory(self.uri).folder_names("")
 
     def epochs_trained(self, name: str) -> int | None:
-        """Of the trunk called `name`; None where looking is not cheap, in a bucket."""
+        """Epochs that the trunk `name` has trained; None in a bucket, where reading is slow."""
         trunk = self.directory(name)
         return len(trunk.metric_rows()) if trunk.is_local else None
 
     def fork_epoch(self, config: RunConfig) -> int:
-        """The epoch at which a run of `config` leaves its trunk; 0 where it has none.
+        """The epoch at which a run of `config` leaves its trunk; 0 if it has none.
 
-        One without a group stage follows the trunk as far as others do.
+        A run without a group stage follows the trunk as far as others do.
         """
         start = config.group_start_epoch
         last = max((s for s in self.starts if s < config.schedule.epochs), default=0)
@@ -82,7 +81,7 @@ class TrunkStore:
 def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> TrunkStore | None:
     """The trunks at `place`, a folder or URI; None without one.
 
-    Locks lie with the trunks, or `elsewhere` where these are no files.
+    Locks are files beside the trunks, or `elsewhere` if the trunks are in a bucket.
 
     Raises:
         StorageError: the place cannot be used.
@@ -95,5 +94,5 @@ def open_trunks(place: str | None, starts: frozenset[int], elsewhere: Locks) -> 
     folder = Path(store.uri)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise StorageError(f"{place}: {nearest} is no folder that can be written to")
+        raise StorageError(f"{place}: {nearest} is not a writable folder")
     return TrunkStore(store.uri, starts, FileLocks(store.uri))

@@ -1,1 +1,1 @@
-"""CoNR on tensors: networks, losses, neighbourhoods, clustering. Knows nothing above torch."""
+"""CoNR on tensors: networks, losses, neighbourhoods, clustering. Independent of engine and Ray."""

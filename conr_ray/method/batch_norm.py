@@ -1,7 +1,7 @@
 """Batch normalisation over the global batch, on CPU and GPU.
 
-torch's SyncBatchNorm refuses CPU tensors. Gradients that do not depend on the number of workers
-need statistics that do not either, so CPU workers get the same operation over gloo here.
+torch's SyncBatchNorm rejects CPU tensors. Gradients are independent of the number of workers only
+if batch statistics are too, so CPU workers get the same operation over gloo here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from conr_ray.method.collectives import all_gather_stack, world_size
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` with every batch normalisation taken over all workers; parameters are kept."""
+    """`module` with batch statistics taken over all workers; parameters are kept."""
     if world_size() == 1:
         return module
     if device.type == "cuda":
@@ -101,7 +101,7 @@ class _Normalize(torch.autograd.Function):
         dims = [0, *range(2, grad.dim())]
         shape = [1, -1] + [1] * (grad.dim() - 2)
         local = torch.stack([grad.sum(dims), (grad * normalized).sum(dims)])
-        # Gathered and summed here: half the steps of an all-reduce, whose bytes do not matter.
+        # Gather and sum: half the steps of an all-reduce, and message size does not matter here.
         grad_sum, grad_dot = (all_gather_stack(local).sum(0) / count).unbind()
         return (grad - grad_sum.view(shape) - normalized * grad_dot.view(shape)) * inverse.view(
             shape

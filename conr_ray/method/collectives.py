@@ -1,8 +1,8 @@
-"""The few exchanges between workers that the method needs.
+"""The collective operations that the method needs.
 
-Every function does its work without a process group too, as the only worker: the same code runs in
-one process and on many. A *global* row range of n rows is dealt out in contiguous shares, in rank
-order; shares differ by at most one row.
+Without a process group, every function acts as on a single worker: the same code runs in one
+process and in many. A *global* range of n rows is split into contiguous shares, in rank order,
+whose sizes differ by at most one row.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def broadcast_first(local: Tensor) -> Tensor:
 
 
 def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
-    """Shares (`local`, first dimension) of all workers joined to `num_rows` rows. No gradient."""
+    """Shares (`local`, first dimension) of all workers, joined to `num_rows` rows. No gradient."""
     workers = world_size()
     if workers == 1:
         return local.detach()
@@ -70,7 +70,7 @@ def all_gather_stack(local: Tensor) -> Tensor:
 
 
 def all_gather_varying(local: Tensor) -> Tensor:
-    """Rows (first dimension) of all workers joined, however many each one has."""
+    """Rows (first dimension) of all workers, joined; their numbers may differ."""
     if world_size() == 1:
         return local
     counts = all_gather_stack(torch.tensor([len(local)], device=local.device)).flatten().tolist()

@@ -1,7 +1,7 @@
-"""Random numbers that depend on a key and a position, and on nothing that was drawn before.
+"""Random numbers that depend only on a key and a position, not on earlier draws.
 
 A counter-based generator (splitmix64's finaliser over key + counter): the number for (key,
-position, draw) is the same on every device and however the positions are dealt out to workers.
+position, draw) is the same on every device and for any split of the positions over workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MULTIPLY_2 = 0x94D049BB133111EB - 2**64
 def uniform(key: int, positions_b: Tensor, num_draws: int) -> Tensor:
     """Numbers in [0, 1), (b, num_draws) float32, for int64 positions (b,)."""
     draws = torch.arange(num_draws, device=positions_b.device)
-    # Mixed twice: neighbouring positions and draws would else share increments.
+    # Mixed twice: otherwise neighbouring positions and draws would share increments.
     rows_b1 = _mix(positions_b[:, None] * _INCREMENT + key)
     return _shift(_mix(rows_b1 + draws * _INCREMENT), 40).float() * 2.0**-24
 

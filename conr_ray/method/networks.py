@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 
 class ConvNet(nn.Module):
-    """A plain backbone for small grey images: 3x3 convolutions, one halving in the middle."""
+    """A plain backbone for small grey images: 3x3 convolutions, stride 2 in the middle one."""
 
     def __init__(self, in_channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, stem: str, in_channels: int) -> None:
         super().__init__()
-        # Imported late: it brings torch's compiler along, a second of start-up.
+        # Imported late: it also imports torch's compiler, a second of start-up.
         from torchvision.models import resnet18, resnet34
 
         build = {18: resnet18, 34: resnet34}[depth]
@@ -84,7 +84,7 @@ class Mlp(nn.Module):
 
 
 class Identity(nn.Module):
-    """The backbone of features that are frozen: nothing to learn."""
+    """The backbone for frozen features: nothing to learn."""
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
 
 
 def make_predictor(embedding_dim: int, hidden_dim: int) -> nn.Sequential:
-    """A head that begins near 0: weights ~ N(0, 0.01), biases 0."""
+    """A head initialised near 0: weights of standard deviation 0.01, biases 0."""
     predictor = head(embedding_dim, hidden_dim, embedding_dim)
     for layer in predictor:
         if isinstance(layer, nn.Linear):
@@ -141,7 +141,7 @@ def make_predictor(embedding_dim: int, hidden_dim: int) -> nn.Sequential:
 
 
 class TargetNetwork(nn.Module):
-    """The slowly following branch: an exponential moving average of an encoder."""
+    """The target branch: an exponential moving average of an encoder."""
 
     def __init__(self, online: Encoder) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class TargetNetwork(nn.Module):
 
     @torch.no_grad()
     def follow(self, online: Encoder, momentum: float) -> None:
-        """Move the parameters: target <- momentum * target + (1 - momentum) * online.
+        """Update the parameters: target <- momentum * target + (1 - momentum) * online.
 
         Batch-normalisation buffers are the target's own, from its own forward passes.
         """

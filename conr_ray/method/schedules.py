@@ -1,4 +1,4 @@
-"""How learning rate, target momentum and kept fraction move over a run. Steps count from 0."""
+"""Schedules of learning rate, target momentum and kept fraction. Steps count from 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> 
 
 
 def target_momentum(step: int, num_steps: int, initial: float) -> float:
-    """From `initial` to 1 by a cosine over all steps (BYOL)."""
+    """From `initial` to 1 along a cosine over all steps (BYOL)."""
     return 1 - (1 - initial) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 

@@ -1,4 +1,4 @@
-"""Locks by name that their holder's death frees."""
+"""Named locks, released when their holder dies."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Protocol
 
 
 class Lock(Protocol):
-    """Use as a context; at its end the lock is free again."""
+    """A context manager that releases the lock at its end."""
 
     def __enter__(self) -> Lock: ...
     def __exit__(self, *_: object) -> None: ...
 
     def acquired(self) -> bool:
-        """Take the lock if it is free; whether this process holds it."""
+        """Take the lock if it is free; returns whether this process holds it."""
 
 
 class Locks(Protocol):
-    """Makes the lock of a name. Pickles, and means the same in every process."""
+    """Makes the lock of a name. Picklable; a name is the same lock in every process."""
 
     def __call__(self, name: str) -> Lock: ...
 
 
 @dataclass(frozen=True)
 class FileLocks:
-    """Locks among all who see a folder."""
+    """Locks shared by all processes that see a folder."""
 
     folder: str
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ def start_wandb(
     settings: WandbSettings, project: str, job_type: str, config: dict[str, Any]
 ) -> wandb.Run:
     """Start or resume a W&B run."""
+    _leave_service_of_another_process()
     return wandb.init(
         project=project,
         id=settings.run_id,
@@ -36,6 +38,18 @@ def start_wandb(
         config=config,
         settings=wandb.Settings(silent=True, console="off"),
     )
+
+
+def _leave_service_of_another_process() -> None:
+    """Have W&B start a service process that ends with this process.
+
+    A process inherits the service of the notebook or command that started it. If the process is
+    killed, that service keeps its run open, and W&B does not resume a run that is open.
+    """
+    # Such as 3-PID-unix-/tmp/socket.
+    token = os.environ.get(wandb.env.SERVICE, "")
+    if f"-{os.getpid()}-" not in token:
+        os.environ.pop(wandb.env.SERVICE, None)
 
 
 class WandbRun(Observer):

@@ -36,7 +36,7 @@ class TestDecoding:
 
     def test_sixteen_bits_are_refused(self, save: Any, message: Any) -> None:
         text = message(**save("a.png", "I;16"))
-        assert "row 0 (a.png) does not decode" in text and "8 bits" in text
+        assert "row 0 (a.png) cannot be decoded" in text and "8 bits" in text
 
     def test_sizes_that_differ(self, save: Any, read: Any, message: Any) -> None:
         save("a.png", "RGB", (8, 6))
@@ -62,7 +62,7 @@ class TestDecoding:
         Image.effect_noise((6, 6), 50).convert("RGB").save(buffer, "PNG")
         (tmp_path / "33.png").write_bytes(buffer.getvalue()[:70])
         text = message(**settings)
-        assert f"data.path={tmp_path}: row 33 (33.png) does not decode" in text
+        assert f"data.path={tmp_path}: row 33 (33.png) cannot be decoded" in text
         assert text.endswith("remove or repair it")
 
     def test_folders_that_hold_nothing(self, tmp_path: Path, message: Any) -> None:

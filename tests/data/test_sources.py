@@ -297,9 +297,9 @@ class TestParquetColumns:
             images[7] = broken
             path = write_parquet(tmp_path / "f.parquet", columns)
             text = message(source="parquet", path=str(path))
-            assert f"data.path={path}: row 7 does not decode" in text and "repair it" in text
+            assert f"data.path={path}: row 7 cannot be decoded" in text and "repair it" in text
         path = write_parquet(tmp_path / "f.parquet", {"image": [b"123456", b"12345"]}, shape="2,3")
-        assert "row 1 does not decode (5 bytes, not 2x3x1)" in message(
+        assert "row 1 cannot be decoded (5 bytes, not 2x3x1)" in message(
             source="parquet", path=str(path)
         )
         for shape in ("6", "2,3,2", "0,6", "1,2,3,1", "?"):

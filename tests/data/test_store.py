@@ -120,7 +120,7 @@ class TestOpenImages:
     def test_a_source_that_fails_leaves_nothing(self, cache_dir: Path, tmp_path: Path) -> None:
         table = pa.table({"image": [b"1234"] * 600 + [b"123"]})
         pq.write_table(table.replace_schema_metadata({"shape": "2,2"}), tmp_path / "f.parquet")
-        with pytest.raises(UserError, match="row 600 does not decode"):
+        with pytest.raises(UserError, match="row 600 cannot be decoded"):
             open_data(DataConfig(source="parquet", path=str(tmp_path / "f.parquet")), cache_dir)
         assert [path.suffix for path in cache_dir.iterdir()] == [".lock"]
 

@@ -75,11 +75,11 @@ def _broken(change: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("missing", "row 4 of embedding has no vector where others have 3"),
+        ("missing", "row 4 of embedding has no vector, others have 3"),
         ("first missing", "row 0 of embedding has no vector"),
-        ("short", "row 4 of embedding has 1 numbers where others have 3"),
-        ("nan", "row 4 of embedding has a number that is not finite"),
-        ("infinite", "row 4 of embedding has a number that is not finite"),
+        ("short", "row 4 of embedding has 1 numbers, others have 3"),
+        ("nan", "row 4 of embedding has a non-finite number"),
+        ("infinite", "row 4 of embedding has a non-finite number"),
         ("empty", "data.vector_column=embedding: its vectors are empty"),
     ],
 )
@@ -93,7 +93,7 @@ def test_broken_vectors_are_refused_with_their_row(
 
 @pytest.mark.parametrize("column", [["a"] * 3, [1, 2, 3], [b"x"] * 3, [["a"]] * 3, [[1]] * 3])
 def test_columns_of_other_kinds_are_refused(tmp_path: Path, column: Any) -> None:
-    with pytest.raises(UserError, match=r"data\.vector_column=embedding: holds .* not lists of fl"):
+    with pytest.raises(UserError, match=r"data\.vector_column=embedding: holds .*; name a column"):
         open_data(write(tmp_path, column), tmp_path / "cache")
 
 

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_back(tmp_path: Path, data: b
         folder.load_checkpoint(4, CPU)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/checkpoints/epoch_000004/state.pt is damaged (")
-    assert message.endswith("): delete its folder to go on from the checkpoint before")
+    assert message.endswith("): delete its folder to resume from the checkpoint before")
     assert "\n" not in message
     assert folder.load_checkpoint(2, CPU)["epoch"] == 2
 

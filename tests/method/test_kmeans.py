@@ -119,7 +119,7 @@ def test_an_empty_cluster_takes_the_row_that_fits_worst() -> None:
 
 
 def test_more_clusters_than_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 clusters of 4 rows"):
+    with pytest.raises(ValueError, match="num_clusters=5 exceeds the 4 rows"):
         spherical_kmeans(unit_rows(torch.randn(4, 3)), 4, 5, seed=0)
 
 

@@ -63,7 +63,7 @@ def test_accuracy_does_not_depend_on_the_names_of_clusters() -> None:
 def test_accuracy_refuses_what_is_not_two_lists_of_one_length(
     labels: object, clusters: object
 ) -> None:
-    with pytest.raises(ValueError, match="must be of one same length"):
+    with pytest.raises(ValueError, match="not empty and of equal length"):
         clustering_accuracy(np.array(labels), np.array(clusters))
 
 

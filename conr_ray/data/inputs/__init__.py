@@ -1,4 +1,4 @@
-"""What is embedded: images or vectors, behind one interface."""
+"""The networks' inputs: images or vectors behind one interface."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_inputs(config: RunConfig, data: DataSet, device: torch.device) -> Input
 
 
 def inputs_from_state(state: Mapping[str, Any], rows: NDArray[Any], device: torch.device) -> Inputs:
-    """New samples as the run whose `Inputs.state_dict` is `state` sees them; `plain` alone."""
+    """New samples as seen by the run with `Inputs.state_dict` `state`; supports `plain` only."""
     views = ViewsConfig(size=state.get("size", 1))
     return _made(rows, views, state["mean"], state["std"], device, on_device=False)
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of the samples of a run, whatever they are.
+"""The interface between the training loop and samples of any kind.
 
 Shapes: b samples of a worker, n of the data set; the other dimensions are a sample's own.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 class Inputs(ABC):
-    """Samples where the views are made, and how views are made of them.
+    """Samples on the device where views are made, and how to make views.
 
-    Randomness is keyed: what happens to a sample depends on a key and its position alone.
+    Randomness is keyed: what happens to a sample depends only on a key and its position.
 
     Attributes:
         kind: name in a checkpoint.
@@ -26,10 +26,10 @@ class Inputs(ABC):
     kind: ClassVar[str]
 
     def __init__(self, rows: NDArray[Any], device: torch.device, *, on_device: bool) -> None:
-        """Over an array (n, ...), which may be memory-mapped."""
+        """Wrap an array (n, ...), which may be memory-mapped."""
         self._rows = rows
         self._device = device
-        # On a CPU the memory map is as near as a copy, and shared by the workers of a node.
+        # On a CPU a copy gains nothing over the memory map, which the workers of a node share.
         self._resident = (
             torch.from_numpy(np.array(rows)).to(device)
             if on_device and device.type != "cpu"
@@ -38,11 +38,11 @@ class Inputs(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a sample as it is stored."""
+        """Shape of a stored sample."""
         return tuple(self._rows.shape[1:])
 
     def take(self, rows_b: Tensor) -> Tensor:
-        """The samples at int64 `rows_b`, as they are stored, (b, ...)."""
+        """The samples at int64 `rows_b`, as stored, (b, ...)."""
         if self._resident is not None:
             return self._resident[rows_b.to(self._device)]
         return torch.from_numpy(self._rows[rows_b.cpu().numpy()]).to(self._device)
@@ -52,10 +52,10 @@ class Inputs(ABC):
         """One random view of each sample, float32.
 
         Args:
-            batch: as `take` gives it.
-            key: decides the randomness, with the positions; one key for each step and view.
+            batch: as `take` returns it.
+            key: determines the randomness, with the positions; one key per step and view.
             positions_b: int64 positions in the global batch.
-            mild: whether the settings of the group stage hold.
+            mild: whether the settings of the group stage apply.
         """
 
     @abstractmethod
@@ -64,12 +64,11 @@ class Inputs(ABC):
 
     @abstractmethod
     def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
-        """The samples as `plain` has them, each changed a little.
+        """The samples of `plain`, each slightly perturbed.
 
-        By the same amounts whatever the config says, so that runs which differ in their views can
-        be compared.
+        The amounts do not depend on the config, so that runs with different views can be compared.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that `plain` needs beside the samples, as values that JSON can hold."""
+        """Everything that `plain` needs besides the samples, as JSON values."""

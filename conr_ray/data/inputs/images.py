@@ -20,7 +20,7 @@ class Images(Inputs):
     def __init__(
         self, rows: npt.NDArray[Any], views: Views, device: torch.device, *, on_device: bool
     ) -> None:
-        """Images whose views `views` makes."""
+        """Wrap images; `views` makes their views."""
         super().__init__(rows, device, on_device=on_device)
         self._views = views
 
@@ -34,7 +34,7 @@ class Images(Inputs):
         return self._views.plain(batch)
 
     def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
-        """Each image in a light and colour of its own."""
+        """Each image with its own random brightness, contrast and colour."""
         return self._views.relit(batch, key, positions_b)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Vectors as inputs: embeddings that some other model has made."""
+"""Vectors as inputs: embeddings from another model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from conr_ray.data.inputs.base import Inputs
 from conr_ray.method import keyed_random
 from conr_ray.method.keyed_random import fold
 
-# Of what `perturbed` does, in units of the scaled vectors.
+# Of `perturbed`: standard deviation on scaled vectors, and share of features.
 _NOISE, _DROPOUT = 0.1, 0.1
 
 
 class Vectors(Inputs):
     """float32 vectors (n, d), centred and divided by one scale.
 
-    One for all features: that keeps the directions of the vectors, which a scale for each would
-    turn.
+    One scale for all features keeps the directions of the centred vectors; one per feature would
+    not.
     """
 
     kind = "vectors"
@@ -37,16 +37,16 @@ class Vectors(Inputs):
         *,
         on_device: bool,
     ) -> None:
-        """Vectors with the mean of each feature, and the deviation of all of them."""
+        """Wrap vectors; `mean` is per feature, `scale` the standard deviation of all features."""
         super().__init__(rows, device, on_device=on_device)
         self._views = views
         self._mean_and_scale = list(mean), scale
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device)
-        # Vectors that are all equal stay finite.
+        # If all vectors are equal, `scale` is 0.
         self._scale = scale or 1.0
 
     def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
-        """(b, d), with noise, and with a share of the features at their mean."""
+        """(b, d), with noise, and with a share of the features set to their mean."""
         strength = self._views.group_stage_strength if mild else 1.0
         noise, dropout = strength * self._views.noise, min(strength * self._views.dropout, 0.99)
         return _changed(self.plain(batch), key, positions_b, noise, dropout)
@@ -56,7 +56,7 @@ class Vectors(Inputs):
         return (batch.float() - self._mean) / self._scale
 
     def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
-        """With a little noise, and a few features at their mean."""
+        """With slight noise, and a few features set to their mean."""
         return _changed(self.plain(batch), key, positions_b, _NOISE, _DROPOUT)
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,6 +74,6 @@ def _changed(
         vectors_bd = vectors_bd + noise * noise_bd
     if dropout:
         numbers_bd = keyed_random.uniform(fold(key, "dropout"), positions_b, width)
-        # Divided, so that features keep their mean size, as dropout layers do.
+        # Divided, as in dropout layers, so that the expected value does not change.
         vectors_bd = vectors_bd * (numbers_bd >= dropout) / (1 - dropout)
     return vectors_bd

@@ -22,7 +22,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def make_source(config: DataConfig) -> Source:
-    """The source that `config` describes; raises UserError where its settings do not fit it."""
+    """The source that `config` describes; raises UserError if its settings do not fit it."""
     return SOURCES[config.source](config)
 
 

@@ -1,4 +1,4 @@
-"""What every source offers, whatever its files look like.
+"""The interface of all sources.
 
 Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 """
@@ -24,10 +24,10 @@ Int64Array = NDArray[np.int64]
 class Contents:
     """What a source holds, known before its samples are decoded.
 
-    `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,) with -1 for an
-    unlabelled one, None where the source has no labels. `class_names[label]` names a class, None
-    where only numbers are known. `names` are the images' paths inside the source, None where
-    samples have no paths.
+    `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,), -1 for
+    unlabelled samples, None if the source has no labels. `class_names[label]` names a class, None
+    if only numbers are known. `names` are the images' paths inside the source, None if samples have
+    no paths.
     """
 
     num_rows: int
@@ -40,7 +40,7 @@ class Contents:
 class Source(ABC):
     """Samples of one `DataConfig`, always in the same order.
 
-    Raises UserError, on construction or later, where the settings and the files do not agree.
+    Raises UserError, on construction or later, if the settings and the files do not agree.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -49,9 +49,9 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
-        """Everything that shapes samples, labels and their order, as values JSON can hold.
+        """Everything that determines samples, labels and their order, as JSON values.
 
-        Cheap enough for every process of every run: files count with size and time of change.
+        Cheap enough for every process of every run: files enter with size and modification time.
         """
 
     @abstractmethod
@@ -67,13 +67,13 @@ class Source(ABC):
 
 
 def listed(words: Collection[str], most: int = 20) -> str:
-    """`words` for a message, shortened where there are more than `most`."""
+    """`words` for a message, shortened if there are more than `most`."""
     shown = ", ".join(list(words)[:most])
     return f"{shown}, ... ({len(words)} in all)" if len(words) > most else shown
 
 
 def choose_splits(config: DataConfig, available: Collection[str]) -> tuple[str, ...]:
-    """The splits to read, in the order of `available`; all of them where `data.splits` is unset.
+    """The splits to read, in the order of `available`; all of them if `data.splits` is unset.
 
     Raises UserError for a split that is absent.
     """
@@ -89,7 +89,7 @@ def choose_splits(config: DataConfig, available: Collection[str]) -> tuple[str, 
 
 
 def check_label_column(config: DataConfig, available: Collection[str]) -> None:
-    """Raise UserError where `data.label_column` is set and is not one of `available`."""
+    """Raise UserError if `data.label_column` is set and is not one of `available`."""
     if config.label_column is not None and config.label_column not in available:
         raise UserError(
             f"data.label_column={config.label_column}: there is no such column; choose from "

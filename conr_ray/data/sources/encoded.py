@@ -1,9 +1,9 @@
-"""Decoding of images, common to the sources that hold encoded ones.
+"""Image decoding, shared by the sources of encoded images.
 
-Images keep one channel exactly if all of them are grey (8-bit or bilevel grey without alpha);
-otherwise all become RGB, an alpha channel being dropped. To know it, the headers are read until
-the first colour image: one header where the first image has colour, a first pass over the source
-where all are grey. EXIF orientation is not applied, as in torchvision's ImageFolder.
+Images keep one channel only if all of them are grey (8-bit or bilevel grey without alpha);
+otherwise all are converted to RGB, without alpha. To decide, headers are read up to the first
+colour image: a single header if the first image has colour, all headers if all are grey. EXIF
+orientation is not applied, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _NUM_THREADS = min(16, max(4, os.cpu_count() or 1))
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image not decoded yet: `place` says in messages where it stands, `open` reads it."""
+    """An image not decoded yet: `place` locates it in messages, `open` reads it."""
 
     place: str
     open: Callable[[], Image.Image]
 
 
 class EncodedSource(Source):
-    """A source whose images PIL decodes, in a few threads and block after block."""
+    """A source whose images PIL decodes block by block, in a few threads."""
 
     @abstractmethod
     def _pending(self) -> Iterator[PendingImage]:
@@ -53,7 +53,7 @@ class EncodedSource(Source):
 
     @cached_property
     def _mode(self) -> Mode:
-        # The first image alone answers for most sources.
+        # For most sources the first image decides.
         if not self._is_grey(next(self._pending())):
             return "RGB"
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -64,14 +64,14 @@ class EncodedSource(Source):
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width, which the first image decides."""
+        """Channels, height and width of the first image."""
         image = self._decode(next(self._pending()), self._mode)
         return (len(image.getbands()), image.height, image.width)
 
     def blocks(self) -> Iterator[UInt8Array]:
         """All images in order, in blocks (b, c, h, w).
 
-        Raises UserError, naming the first image, where one does not decode or differs in size.
+        Raises UserError, naming the first image that cannot be decoded or differs in size.
         """
         num_channels, height, width = self.image_shape
         image_bytes = num_channels * height * width
@@ -89,7 +89,7 @@ class EncodedSource(Source):
             if image.size != (width, height):
                 raise UserError(
                     f"data.path={self.config.path}: {pending.place} has "
-                    f"{image.width}x{image.height} pixels where the first image has "
+                    f"{image.width}x{image.height} pixels, but the first image has "
                     f"{width}x{height}; set data.stored_size={min(width, height)} to resize all"
                 )
             images[row] = to_array(image)
@@ -110,14 +110,14 @@ def _named_errors(path: str | None, place: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        # PIL's own message holds the address of a buffer.
-        reason = "no known image format"
-    # Decoders meet broken bytes with errors of many kinds: OSError, SyntaxError, struct.error.
+        # PIL's own message contains the address of a buffer.
+        reason = "unknown image format"
+    # Decoders raise many kinds of errors on broken bytes: OSError, SyntaxError, struct.error.
     except Exception as error:
         reason = one_line(error)
     else:
         return
-    raise UserError(f"data.path={path}: {place} does not decode ({reason}); remove or repair it")
+    raise UserError(f"data.path={path}: {place} cannot be decoded ({reason}); remove or repair it")
 
 
 def open_encoded(encoded: bytes) -> Image.Image:
@@ -135,7 +135,7 @@ def _to_mode(image: Image.Image, mode: Mode) -> Image.Image:
 
 
 def fit(image: Image.Image, stored_size: int | None) -> Image.Image:
-    """`image` with its short side resized to `stored_size` (bicubic) and its centre cut square."""
+    """`image` with its short side resized to `stored_size` (bicubic), then centre-cropped."""
     if stored_size is None:
         return image
     scale = stored_size / min(image.size)
@@ -153,10 +153,10 @@ def to_array(image: Image.Image) -> UInt8Array:
 
 
 def fit_arrays(images: UInt8Array, stored_size: int | None) -> UInt8Array:
-    """`fit` for images that are decoded already, (n, c, h, w) with 1 or 3 channels."""
+    """`fit` for decoded images, (n, c, h, w) with 1 or 3 channels."""
     if stored_size is None:
         return images
-    # PIL takes grey images without and colour images with a trailing axis of channels.
+    # PIL expects a trailing channel axis for colour images and none for grey ones.
     pictures = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
     return np.stack([to_array(fit(Image.fromarray(p), stored_size)) for p in pictures])
 

@@ -1,4 +1,4 @@
-"""Where files lie: local paths, object stores, and locks between processes."""
+"""Locations of files, local or in object stores, and locks between processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Location:
 def locate(text: str) -> Location:
     """The place that `text` names: a local path, or a URI such as s3://bucket/file.parquet.
 
-    Raises UserError where Arrow knows no such kind of URI.
+    Raises UserError if Arrow does not support this kind of URI.
     """
     if "://" not in text:
         return Location(text, fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
@@ -50,13 +50,13 @@ def locate(text: str) -> Location:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, its type where it has none."""
+    """The message of `error` on one line, or its type if it has none."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes on the file `path`, which is created.
+    """Hold an exclusive lock between processes on the file `path`, created if missing.
 
     The kernel frees the lock when the process ends, however it ends. The file stays: removing it
     would let one process lock the removed file and another a new one.

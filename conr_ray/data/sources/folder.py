@@ -23,8 +23,8 @@ EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff
 class FolderSource(EncodedSource):
     """Images below a folder, sorted by path; hidden files and folders are skipped.
 
-    The immediate sub-folders are the classes where there are at least two of them and every image
-    lies in one; otherwise there are no labels. `data.classes` reads these sub-folders only.
+    The immediate sub-folders are the classes if there are at least two of them and every image is
+    in one; otherwise there are no labels. `data.classes` restricts reading to these sub-folders.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -35,7 +35,7 @@ class FolderSource(EncodedSource):
         self._location = locate(config.path)
 
     def identity(self) -> dict[str, object]:
-        """The folder, what is read of it, and every image's size and time of change."""
+        """The folder, what is read from it, and every image's size and modification time."""
         return {
             "source": "folder",
             "path": self._location.identity,
@@ -75,7 +75,7 @@ class FolderSource(EncodedSource):
             ) from None
         if not found:
             raise UserError(
-                f"data.path={text}: no images; name a folder with files of the kinds "
+                f"data.path={text}: no images; name a folder with files of the types "
                 f"{listed(sorted(EXTENSIONS))}"
             )
         return sorted(((info.path[len(root) + 1 :], info) for info in found), key=itemgetter(0))
@@ -85,7 +85,7 @@ class FolderSource(EncodedSource):
         if self.config.classes is None:
             return self._images_below(root, root)
         found = []
-        # A few classes of a large set: the other sub-folders are not even listed.
+        # The other sub-folders, of which there may be many, are not even listed.
         for name in dict.fromkeys(self.config.classes):
             below = [] if "/" in name else self._images_below(f"{root}/{name}", root)
             if not below:

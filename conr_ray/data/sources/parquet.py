@@ -20,7 +20,7 @@ class ParquetSource(ParquetTable, EncodedSource):
     """The images of one Parquet file.
 
     `data.image_column` holds encoded images (PNG, JPEG, WebP ...) as bytes, or as Hugging Face's
-    struct of `bytes` and `path`; or, where the schema metadata have a `shape` of "h,w" or "h,w,c",
+    struct of `bytes` and `path`; or, if the schema metadata has a `shape` of "h,w" or "h,w,c",
     raw uint8 pixels.
     """
 
@@ -46,7 +46,7 @@ class ParquetSource(ParquetTable, EncodedSource):
 
     @cached_property
     def _raw_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of raw pixels, None where images are encoded."""
+        """Height, width and channels of raw pixels, None if images are encoded."""
         metadata = self._file.schema_arrow.metadata or {}
         if b"shape" not in metadata:
             return None
@@ -55,8 +55,8 @@ class ParquetSource(ParquetTable, EncodedSource):
         height, width, channels = sides if len(sides) == 3 else (*sides, 1, 0, 0)[:3]
         if height * width == 0 or channels not in (1, 3) or len(sides) > 3 or dtype != "uint8":
             raise UserError(
-                f"data.path={self.config.path}: schema metadata shape={shape}, dtype={dtype} is "
-                f"no image; write h,w or h,w,c with 1 or 3 channels of uint8"
+                f"data.path={self.config.path}: schema metadata shape={shape}, dtype={dtype} does "
+                f"not describe images; write h,w or h,w,c with 1 or 3 channels of uint8"
             )
         return height, width, channels
 

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, local or in an object store, whatever its samples are."""
+"""Rows of a Parquet file of samples of any kind, local or in an object store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ParquetTable(Source):
     """The rows of one Parquet file, in file order, read a few hundred at a time.
 
     `data.splits` keeps the rows with these values in the column `split`. `data.label_column` holds
-    integers, which are kept, or strings, which are numbered in sorted order; null and -1 are
+    integers, which are kept, or strings, which are numbered in sorted order; null and -1 mean
     unlabelled. The default column `label` may be absent.
     """
 
@@ -52,7 +52,7 @@ class ParquetTable(Source):
         return str(getattr(self.config, self.column_field))
 
     def identity(self) -> dict[str, object]:
-        """The file with its size and time of change, and what is read of it."""
+        """The file with its size and modification time, and what is read from it."""
         with file_errors(self._location.text):
             info = self._location.filesystem.get_file_info(self._location.path)
         splits = self.config.splits
@@ -99,20 +99,20 @@ class ParquetTable(Source):
         return list(self._file.schema_arrow.names)
 
     def _read_column(self, name: str) -> Any:
-        """A whole column, dictionaries unpacked and strings of one type."""
+        """A whole column, with dictionaries decoded and strings cast to one type."""
         with file_errors(self._location.text):
             column = self._file.read(columns=[name]).column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         return column.cast(pa.string() if pa.types.is_large_string(kind) else kind)
 
     def _num_kept(self) -> int:
-        """Rows that are read.
+        """Number of rows that are read.
 
-        Raises UserError where there are none.
+        Raises UserError if there are none.
         """
         count = int(self._kept.sum())
         if not count:
-            raise UserError(f"data.path={self.config.path}: no rows; name a file with some")
+            raise UserError(f"data.path={self.config.path}: no rows; name a file with rows")
         return count
 
     def _check_column(self) -> None:
@@ -123,7 +123,7 @@ class ParquetTable(Source):
             )
 
     def _kept_parts(self) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
-        """The column of samples part by part: first row, Arrow array, offsets that are kept."""
+        """The column of samples part by part: first row, Arrow array, offsets of kept rows."""
         start = 0
         for group in range(self._file.num_row_groups):
             end = start + self._file.metadata.row_group(group).num_rows
@@ -171,7 +171,7 @@ class ParquetTable(Source):
 
 @contextmanager
 def file_errors(path: str) -> Iterator[None]:
-    """Turn what Arrow raises over damaged or unreachable data into a UserError."""
+    """Turn Arrow's errors on damaged or unreachable data into a UserError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -183,7 +183,7 @@ def file_errors(path: str) -> Iterator[None]:
 def _names_in_schema(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
     """Class names of an integer column: Hugging Face's ClassLabel, or a JSON list.
 
-    The list stands under `classes` for a column `label`, `coarse_classes` for `coarse_label`.
+    The list is under `classes` for a column `label`, `coarse_classes` for `coarse_label`.
     """
     try:
         plain = json.loads(metadata.get(column.replace("label", "classes").encode(), b"null"))

@@ -1,4 +1,4 @@
-"""The benchmarks that torchvision can fetch, in their official files."""
+"""The benchmark data sets that torchvision can download, in their official files."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ class TorchvisionSource(Source):
         self._splits = choose_splits(config, ["train", "test", *more])
 
     def identity(self) -> dict[str, object]:
-        """The official files with size and time of change, and what is read of them.
+        """The official files with size and modification time, and what is read from them.
 
-        Files that are missing are fetched first where `data.download` is set.
+        Missing files are downloaded first if `data.download` is set.
         """
         missing = [path for path in self._files() if not path.is_file()]
         if missing and not self.config.download:
             raise UserError(
-                f"data.path={self.config.path}: {self._name} is not there (no {missing[0].name}); "
-                f"set data.download=true to fetch it"
+                f"data.path={self.config.path}: {self._name} is missing (no {missing[0].name}); "
+                f"set data.download=true to download it"
             )
         if missing:
             self._dataset("train")
@@ -117,7 +117,7 @@ class TorchvisionSource(Source):
         else:
             images, labels = dataset.data.numpy()[:, None], dataset.targets.numpy()
         if self.config.label_column == "coarse_label":
-            # torchvision has compared the checksums of these files, so unpickling them is safe.
+            # torchvision has verified the checksums of these files, so unpickling them is safe.
             labels = self._unpickled(dataset, split)["coarse_labels"]
             classes = self._unpickled(dataset, dataset.meta["filename"])["coarse_label_names"]
         names = None if classes is None else tuple(str(name) for name in classes)
@@ -129,16 +129,16 @@ class TorchvisionSource(Source):
         return content
 
     def _dataset(self, split: str) -> Any:
-        """The object that torchvision makes, fetched where that is allowed.
+        """The torchvision data set, downloaded if that is allowed.
 
-        Raises UserError where files are missing, damaged or cannot be fetched.
+        Raises UserError if files are missing, damaged or cannot be downloaded.
         """
         download = self.config.download
         part = {"split": split} if self._name == "stl10" else {"train": split == "train"}
         lock: AbstractContextManager[None] = nullcontext()
         try:
             if download:
-                # torchvision unpacks in place: of many workers, one may fetch at a time.
+                # torchvision unpacks in place: only one worker may download at a time.
                 self._root.mkdir(parents=True, exist_ok=True)
                 lock = locked(self._root / f".{self._name}.lock")
             with lock:
@@ -147,7 +147,7 @@ class TorchvisionSource(Source):
             remedy = (
                 f"check the network, or put the official files of {self._name} there"
                 if download
-                else "set data.download=true to fetch it"
+                else "set data.download=true to download it"
             )
             raise UserError(f"data.path={self.config.path}: {one_line(error)}; {remedy}") from None
 

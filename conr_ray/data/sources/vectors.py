@@ -1,4 +1,4 @@
-"""Vectors in a column of a Parquet file: embeddings that some other model has made."""
+"""Vectors in a column of a Parquet file: embeddings from another model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from conr_ray.errors import UserError
 class VectorsSource(ParquetTable):
     """The lists of floats in `data.vector_column`, all of one length.
 
-    Fixed-size lists tell it in their type; of others the first row does.
+    The type of fixed-size lists gives the length; for other lists the first row does.
     """
 
     column_field = "vector_column"
 
     def contents(self) -> Contents:
-        """Number of rows, width, and labels; no vector but the first is read."""
+        """Number of rows, width, and labels; only the first vector is read."""
         num_rows = self._num_kept()
         return Contents(num_rows, (self._width,), *self._labels())
 
     def blocks(self) -> Iterator[NDArray[Any]]:
         """All vectors in order, float32 (b, d).
 
-        Raises UserError, naming the first row, for one that is missing, not finite or of another
+        Raises UserError, naming the first row whose vector is missing, not finite or of another
         length.
         """
         for row, column, offsets in self._kept_parts():
@@ -48,8 +48,7 @@ class VectorsSource(ParquetTable):
         )
         if not is_list or not pa.types.is_floating(kind.value_type):
             raise UserError(
-                f"data.vector_column={self._column}: holds {kind}, not lists of floats; name a "
-                f"column of these"
+                f"data.vector_column={self._column}: holds {kind}; name a column of lists of floats"
             )
         if pa.types.is_fixed_size_list(kind):
             width = int(kind.list_size)
@@ -60,7 +59,9 @@ class VectorsSource(ParquetTable):
                 raise self._refusal(row + int(offsets[0]), "has no vector")
             width = len(first)
         if not width:
-            raise UserError(f"data.vector_column={self._column}: its vectors are empty")
+            raise UserError(
+                f"data.vector_column={self._column}: its vectors are empty; name another"
+            )
         return width
 
     def _block(self, row: int, column: Any, offsets: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -68,12 +69,12 @@ class VectorsSource(ParquetTable):
         for offset, width in zip(offsets.tolist(), widths.tolist(), strict=True):
             if width != self._width:
                 has = "has no vector" if width < 0 else f"has {width} numbers"
-                raise self._refusal(row + offset, f"{has} where others have {self._width}")
+                raise self._refusal(row + offset, f"{has}, others have {self._width}")
         flat = column.flatten().to_numpy(zero_copy_only=False)
         vectors = np.asarray(flat, np.float32).reshape(len(column), self._width)
         broken = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(broken):
-            raise self._refusal(row + int(offsets[broken[0]]), "has a number that is not finite")
+            raise self._refusal(row + int(offsets[broken[0]]), "has a non-finite number")
         return vectors
 
     def _refusal(self, row: int, problem: str) -> UserError:

@@ -1,1 +1,1 @@
-"""k-means on embeddings, and how good a clustering is."""
+"""k-means on embeddings, and clustering metrics."""

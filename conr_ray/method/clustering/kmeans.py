@@ -1,4 +1,4 @@
-"""Spherical k-means over embeddings that are spread over the workers.
+"""Spherical k-means over embeddings that are split over the workers.
 
 Shapes: b rows of this worker, n rows of all, s rows of the sample, d width, c clusters.
 """
@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from conr_ray.method.collectives import all_reduce_sum, broadcast_first, share
 
-# Rows on which starts are compared; data sets up to this size are compared whole.
+# Rows of the sample on which starts are compared; smaller data sets are used whole.
 _SAMPLE_ROWS = 8192
 
 
@@ -36,10 +36,10 @@ def spherical_kmeans(
 ) -> Clustering:
     """Cluster unit-length rows by cosine similarity (the pseudo-labels of paper section 3.3).
 
-    Several k-means++ starts are run on a sample that every worker holds; the best of them goes on
-    over all rows, each worker assigning its own and only centre sums travelling. Sums are float64,
-    which makes the result independent of how rows are dealt out, but for near-ties. A cluster that
-    runs empty takes the sample row that fits its own centre least.
+    Several k-means++ starts run on a sample that every worker holds. The best one continues on all
+    rows: each worker assigns its own, and only centre sums are exchanged. Sums are float64, so that
+    the result does not depend on how rows are split, except for near-ties. An empty cluster takes
+    the sample row that fits its own centre worst.
 
     Args:
         local_bd: this worker's share of the n rows (`collectives.share`), unit length.
@@ -47,13 +47,13 @@ def spherical_kmeans(
         num_clusters: c.
         seed: the only source of randomness.
         restarts: k-means++ starts.
-        max_iterations: bound on the iterations, on the sample and on all rows each.
+        max_iterations: maximum number of iterations, on the sample and again on all rows.
 
     Raises:
         ValueError: more clusters than rows.
     """
     if num_clusters > num_rows:
-        raise ValueError(f"{num_clusters} clusters of {num_rows} rows")
+        raise ValueError(f"num_clusters={num_clusters} exceeds the {num_rows} rows")
     generator = torch.Generator().manual_seed(seed)
     sample_sd = _gather_sample(local_bd, num_rows, max(_SAMPLE_ROWS, 4 * num_clusters), generator)
     best_cd, best_fit = sample_sd[:num_clusters], -torch.inf
@@ -63,7 +63,7 @@ def spherical_kmeans(
         fit = float((sample_sd @ centers_cd.T).amax(1).double().mean())
         if fit > best_fit:
             best_cd, best_fit = centers_cd, fit
-    # Sums on a GPU have no fixed order: workers could else go on from centres a last bit apart.
+    # Sums on a GPU have no fixed order: the workers' centres could differ in the last bit.
     best_cd = broadcast_first(best_cd)
     if num_rows > len(sample_sd):
         best_cd = _lloyd(local_bd, best_cd, sample_sd, max_iterations, spread=True)
@@ -83,7 +83,7 @@ def _gather_sample(
 
 
 def _plus_plus(rows_sd: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++: next centres are drawn with probability ~ squared distance to the nearest."""
+    """k-means++: centres are drawn with probability ~ squared distance to the nearest one."""
     first = int(torch.randint(len(rows_sd), (), generator=generator))
     chosen = [first]
     distance_s = (1 - rows_sd @ rows_sd[first]).clamp_min(0)
@@ -106,7 +106,7 @@ def _lloyd(
     num_clusters, width = centers_cd.shape
     for _ in range(max_iterations):
         labels_b = (rows_bd @ centers_cd.T).argmax(1)
-        # Last column: how many rows each cluster has.
+        # Last column: number of rows of each cluster.
         sums = rows_bd.new_zeros(num_clusters, width + 1, dtype=torch.float64)
         sums[:, :width].index_add_(0, labels_b, rows_bd.double())
         sums[:, width] = torch.bincount(labels_b, minlength=num_clusters)

@@ -1,4 +1,4 @@
-"""How good a clustering is, with labels and without."""
+"""Clustering metrics, with labels and without."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 IntArray = npt.NDArray[np.integer[Any]]
 
 
 def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
-    """Share of samples that are right under the best one-to-one match of clusters to classes (ACC).
+    """Share of samples that the best one-to-one match of clusters to classes gets right (ACC).
 
-    Clusters may be empty, and their number may differ from that of the classes: what is left over
-    stays unmatched, and its samples count as wrong.
+    Clusters may be empty, and their number may differ from that of the classes: surplus ones stay
+    unmatched, and their samples count as wrong.
 
     Args:
         labels: (n,) class of each sample, any integers.
@@ -36,7 +34,7 @@ def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float
 class ClusterMatch:
     """Clusters against classes under the best one-to-one match: counts, matched on the diagonal.
 
-    Shapes: r classes, c clusters in use. What is left over of the more numerous comes last.
+    Shapes: r classes, c clusters in use. Unmatched ones come last.
     """
 
     classes_r: IntArray
@@ -50,19 +48,23 @@ class ClusterMatch:
 
 
 def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMatch:
-    """Match clusters to classes so that as many samples as possible are right; see ACC.
+    """Match clusters to classes so that as many samples as possible are in matched pairs.
 
     Args and errors are those of `clustering_accuracy`.
     """
     labels_n, clusters_n = np.asarray(labels), np.asarray(clusters)
     if labels_n.ndim != 1 or labels_n.shape != clusters_n.shape or not len(labels_n):
         raise ValueError(
-            f"labels {labels_n.shape} and clusters {clusters_n.shape} must be of one same length"
+            f"labels {labels_n.shape} and clusters {clusters_n.shape} must be 1-dimensional, not "
+            f"empty and of equal length"
         )
     classes, label_ids = np.unique(labels_n, return_inverse=True)
     groups, cluster_ids = np.unique(clusters_n, return_inverse=True)
     counts = np.zeros((len(classes), len(groups)), dtype=np.int64)
     np.add.at(counts, (label_ids, cluster_ids), 1)
+    # Imported late: of a run's workers the first alone matches, and SciPy takes long to import.
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(counts, maximize=True)
     rows = np.append(rows, np.setdiff1d(np.arange(len(classes)), rows))
     columns = np.append(columns, np.setdiff1d(np.arange(len(groups)), columns))
@@ -71,6 +73,8 @@ def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMat
 
 def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
     """ACC, NMI (arithmetic mean) and ARI. Samples labelled -1 are unlabelled and left out."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     known = labels >= 0
     labels, clusters = labels[known], clusters[known]
     return {
@@ -81,7 +85,7 @@ def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
 
 
 def neighbor_matches(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
-    """Neighbours that have the sample's label, and those of known label: two counts, (2,) int64.
+    """Counts of neighbours with the sample's label, and of those with a known label, (2,) int64.
 
     The first neighbour, the sample itself, is left out, and so are pairs with a label of -1.
     """
@@ -91,7 +95,7 @@ def neighbor_matches(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
 
 
 def neighbor_purity(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
-    """Share of `neighbor_matches`: a scalar tensor, nan where no label is known."""
+    """Share of `neighbor_matches`: a scalar tensor, nan if no label is known."""
     same, known = neighbor_matches(neighbor_labels_nk, labels_n).unbind()
     return same / known
 
@@ -99,8 +103,8 @@ def neighbor_purity(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
 def centre_silhouette(embeddings_nd: Tensor, clusters_n: Tensor, centers_cd: Tensor) -> float:
     """Simplified silhouette, label-free, in [-1, 1]: mean of (b - a) / max(a, b).
 
-    a and b are cosine distances to the own and to the nearest other centre, which makes it O(n c)
-    where the plain silhouette is O(n^2).
+    a and b are cosine distances to the own and to the nearest other centre. Time is O(n c), that of
+    the plain silhouette O(n^2).
     """
     distances_nc = 1 - embeddings_nd @ centers_cd.T
     own_n1 = clusters_n[:, None]
@@ -118,10 +122,10 @@ def joint_counts(left: Tensor, right: Tensor, num_clusters: int) -> Tensor:
 
 
 def shared_information(counts_cc: Tensor) -> float:
-    """Mutual information of two clusterings of `joint_counts`, in shares of log c, in [0, 1].
+    """Mutual information of two clusterings by their `joint_counts`, over log c, in [0, 1].
 
-    1 where each decides the other and all clusters are equally large, 0 where they are independent
-    or one of them has a single cluster.
+    1 if each determines the other and all clusters are equally large, 0 if they are independent or
+    one of them has a single cluster.
     """
     joint_cc = counts_cc.double() / counts_cc.sum()
     expected_cc = joint_cc.sum(1, keepdim=True) * joint_cc.sum(0, keepdim=True)

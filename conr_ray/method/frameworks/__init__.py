@@ -1,7 +1,7 @@
 """Self-supervised frameworks: one file each, found by its name.
 
 To add one, write a file here with a `Config` (its section of a run's config) and a `Framework`
-(its networks and loss); see `base`. `model.framework` then knows it by the file's name.
+(its networks and loss); see `base`. `model.framework` then accepts the file's name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def framework_names() -> tuple[str, ...]:
-    """What `model.framework` can be; imports none of them."""
+    """The values of `model.framework`; imports no framework."""
     found = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
     return tuple(sorted(found))
 

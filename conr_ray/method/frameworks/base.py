@@ -1,7 +1,7 @@
-"""What a self-supervised framework is to the training loop and to the stages.
+"""The interface of self-supervised frameworks to the training loop and the stages.
 
-A stage needs only what `Framework.forward` hands out and the two parts of the loss, `pull` and
-`scatter`, so each stage works over every framework.
+A stage needs only the outputs of `Framework.forward` and the two parts of the loss, `pull` and
+`scatter`, so every stage works with every framework.
 
 Shapes: b rows of this worker, n rows of the global batch, d embedding width, c clusters.
 """
@@ -23,17 +23,17 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a run, with all that is known of it but its views.
+    """A step of a run, with everything except its views.
 
     Attributes:
-        number: steps before it, of `num_steps` in the run.
-        epoch: epochs before it.
-        key: of its randomness (`keyed_random`), together with `positions_b`.
-        positions_b: places of this worker's rows in the global batch.
-        sample_ids_n: samples of the global batch.
+        number: index from 0, of `num_steps` in the run.
+        epoch: index of its epoch, from 0.
+        key: its random key (`keyed_random`), used with `positions_b`.
+        positions_b: positions of this worker's rows in the global batch.
+        sample_ids_n: ids of the samples of the global batch.
         fraction: share of the global batch that a stage keeps.
         pseudo_labels_n: their clusters; None before the first clustering.
-        centers_cd: cluster centres, unit length; likewise.
+        centers_cd: cluster centres, unit length; None likewise.
     """
 
     number: int
@@ -54,13 +54,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a framework makes of the two views of a batch.
+    """A framework's outputs for the two views of a batch.
 
     Attributes:
         queries: (b, d) of each view, unit length, with gradient.
         keys: (b, d) of each view, unit length, float32, without gradient.
-        embeddings: (b, d) of each view, what the queries were made of, unit length, with gradient;
-            empty where the framework's own loss has no use for them.
+        embeddings: (b, d) of each view, behind the queries, unit length, with gradient; empty if
+            the framework's own loss does not use them.
     """
 
     queries: tuple[Tensor, ...]
@@ -79,14 +79,14 @@ class ParamGroup:
 
 
 class Framework(nn.Module, ABC, Generic[ConfigT]):
-    """The networks of a self-supervised framework, and how they learn.
+    """The networks of a self-supervised framework, and their losses.
 
-    The module calls its class `Framework` and its config section `Config`. Weights are drawn from
-    torch's global generator, which is seeded before.
+    Its module names the class `Framework` and its config section `Config`. Weights are drawn from
+    torch's global generator, which the caller seeds.
 
     Attributes:
-        version: raise it with every change that gives other results: trunks are then not shared
-            with those of the version before.
+        version: increase it with every change of results, so that trunks of earlier versions are
+            not reused.
     """
 
     version: ClassVar[int] = 1
@@ -94,7 +94,7 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     def __init__(
         self, config: ConfigT, backbone: Backbone, hidden_dim: int, embedding_dim: int
     ) -> None:
-        """Keep the settings; sub-classes make their networks over `backbone`.
+        """Store the settings; sub-classes build their networks on `backbone`.
 
         Args:
             config: the framework's section.
@@ -107,7 +107,7 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
 
     @abstractmethod
     def param_groups(self) -> list[ParamGroup]:
-        """Everything that is trained, the group of the encoder first."""
+        """All trained parameters, the group of the encoder first."""
 
     @abstractmethod
     def forward(self, views: Sequence[Tensor], step: Step) -> Outputs:
@@ -126,11 +126,11 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
             queries_bd: unit length, with gradient.
             keys_bd: without gradient; in the group stage means of unit-length keys.
             step: the step.
-            kept_b: bool; other rows count as zeros in the mean. All count where None.
+            kept_b: bool; other rows count as zeros in the mean. None keeps all.
         """
 
     def scatter(self, outputs: Outputs, step: Step) -> Tensor | None:
-        """A further loss of the framework, in both stages; this worker's part, None without one."""
+        """An additional loss of the framework, in both stages: this worker's part, or None."""
         return None
 
     def needs_clusters(self, epoch: int) -> bool:
@@ -138,12 +138,12 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
         return False
 
     def after_step(self, outputs: Outputs, step: Step) -> Mapping[str, float]:
-        """What follows the optimiser's step, such as a moving average; figures for the metrics."""
+        """Update averages and other state after the step; returns figures for the metrics."""
         return {}
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
-        """What is clustered, of old and new samples: (b, d), unit length, float32, no gradient."""
+        """The embeddings that are clustered: (b, d), unit length, float32, no gradient."""
 
 
 def alignment_loss(
@@ -151,9 +151,9 @@ def alignment_loss(
 ) -> Tensor:
     """-2 mean cos(query, key) of unit-length rows (CoNR eq. 1; with kept rows eq. 7).
 
-    With means of several unit-length keys it is the mean over their cosines. Returned is this
-    worker's part, as in `Framework.pull`. (The released code averages the group stage's loss over
-    the workers where it has to sum, which divides its gradient by their number; see
+    For means of several unit-length keys it is the mean over their cosines. Returns this worker's
+    part, as in `Framework.pull`. (The released code averages the group stage's loss over the
+    workers instead of summing it, which divides its gradient by their number; see
     `optim.group_loss_weight`.)
     """
     products_bd = queries_bd * keys_bd

@@ -23,18 +23,18 @@ class Config(Section):
     """BYOL: a predictor, and a target network that follows the online one."""
 
     momentum: Annotated[float, Field(ge=0, le=1), Mark(changeable=True)] = Field(
-        0.996, description="of the target network at the first step; rises to 1 by a cosine"
+        0.996, description="of the target network at the first step; rises to 1 along a cosine"
     )
     predictor_lr_factor: Annotated[Positive, Mark(changeable=True)] = Field(
-        10.0, description="on the predictor's lr; instance stage"
+        10.0, description="factor on the predictor's lr in the instance stage"
     )
     group_stage_predictor_lr_factor: Annotated[Positive, Mark(stage="group", changeable=True)] = (
-        Field(1.0, description="on the predictor's lr; group stage")
+        Field(1.0, description="factor on the predictor's lr in the group stage")
     )
 
 
 class Framework(base.Framework[Config]):
-    """Online encoder and predictor; the target is an average of the encoder over steps."""
+    """Online encoder and predictor; the target is a moving average of the encoder."""
 
     def __init__(
         self, config: Config, backbone: Backbone, hidden_dim: int, embedding_dim: int
@@ -70,6 +70,6 @@ class Framework(base.Framework[Config]):
         return {"momentum": momentum}
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """By the target network."""
+        """Embeddings of the target network."""
         embeddings: Tensor = self.target(inputs)
         return embeddings

@@ -1,12 +1,12 @@
 """MoCo v2 (He et al. 2020, Chen et al. 2020): contrast with a queue of earlier keys.
 
-The queue and the memory bank share nothing. The queue holds the keys of the last steps as they
-came, several of a sample among them, in both stages and on every worker: negatives need neither
-names nor neighbours. The bank holds one key for each of its samples, is dealt out to the workers,
-and begins with the group stage.
+The queue is independent of the memory bank. The queue holds the keys of the last steps in order,
+possibly several per sample, in both stages and on every worker: negatives need neither sample ids
+nor neighbours. The bank holds one key per sample, is split over the workers, and starts with the
+group stage.
 
-Deviates from the papers: both views are queries in turn (as in MoCo v3), and normalisation over
-the global batch stands in for shuffled batch normalisation.
+Deviates from the papers: both views are queries in turn (as in MoCo v3), and batch normalisation
+over the global batch replaces shuffled batch normalisation.
 
 Shapes: q keys in the queue; others as in `base`.
 """
@@ -35,9 +35,9 @@ class Config(Section):
         0.999, description="of the target network"
     )
     temperature: Annotated[Positive, Mark(changeable=True)] = Field(
-        0.2, description="cosines are divided by it"
+        0.2, description="divisor of the cosines"
     )
-    queue_size: Count = Field(4096, description="keys of earlier steps that serve as negatives")
+    queue_size: Count = Field(4096, description="keys of earlier steps used as negatives")
 
 
 class Framework(base.Framework[Config]):
@@ -68,7 +68,7 @@ class Framework(base.Framework[Config]):
     def pull(
         self, queries_bd: Tensor, keys_bd: Tensor, step: Step, kept_b: Tensor | None = None
     ) -> Tensor:
-        """InfoNCE: cross-entropy of the key among itself and the queue."""
+        """InfoNCE with the key as positive and the queue as negatives."""
         positive_b = (queries_bd * keys_bd).sum(1) / self.config.temperature
         negative_bq = queries_bd @ self.queue_qd.T / self.config.temperature
         losses_b = torch.cat([positive_b[:, None], negative_bq], 1).logsumexp(1) - positive_b
@@ -76,7 +76,7 @@ class Framework(base.Framework[Config]):
 
     @torch.no_grad()
     def after_step(self, outputs: Outputs, step: Step) -> Mapping[str, float]:
-        """Move the target; the keys of the second view take the place of the oldest ones."""
+        """Update the target; the keys of the second view replace the oldest in the queue."""
         self.target.follow(self.encoder, self.config.momentum)
         size = self.config.queue_size
         keys_nd = all_gather_rows(outputs.keys[1], step.num_global)[-size:]
@@ -86,6 +86,6 @@ class Framework(base.Framework[Config]):
         return {"momentum": self.config.momentum}
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """By the target network."""
+        """Embeddings of the target network."""
         embeddings: Tensor = self.target(inputs)
         return embeddings

@@ -24,13 +24,13 @@ class Config(byol.Config):
     """ProPos: BYOL's fields, and those of its two losses."""
 
     noise: Annotated[NonNegative, Mark(changeable=True)] = Field(
-        0.001, description="standard deviation of the noise on embeddings that are predicted from"
+        0.001, description="standard deviation of the noise added to the predictor's inputs"
     )
     scattering_weight: Annotated[NonNegative, Mark(changeable=True)] = Field(
-        0.1, description="of the prototype scattering loss"
+        0.1, description="weight of the prototype scattering loss"
     )
     scattering_temperature: Annotated[Positive, Mark(changeable=True)] = Field(
-        0.5, description="cosines between prototypes are divided by it"
+        0.5, description="divisor of the cosines between prototypes"
     )
     scattering_start: Annotated[Whole, Mark(changeable=True)] = Field(
         50, description="first epoch with the prototype scattering loss"
@@ -38,7 +38,7 @@ class Config(byol.Config):
 
 
 class Framework(byol.Framework):
-    """BYOL's networks; predictions begin near an embedding instead of at it."""
+    """BYOL's networks; predictions start near an embedding instead of at it."""
 
     config: Config
 
@@ -76,7 +76,7 @@ class Framework(byol.Framework):
             scattering_loss(online[i], target[1 - i], present_c, self.config.scattering_temperature)
             for i in range(2)
         ]
-        # Every worker has the whole loss: parts are to sum to it.
+        # Every worker has the whole loss, and the parts must sum to it.
         return self.config.scattering_weight * (losses[0] + losses[1]) / 2 / world_size()
 
 
@@ -89,16 +89,16 @@ def _prototypes(rows_bd: Tensor, labels_b: Tensor, num_clusters: int) -> Tensor:
 def scattering_loss(
     online_cd: Tensor, target_cd: Tensor, present_c: Tensor, temperature: float
 ) -> Tensor:
-    """Mean over present clusters of how little a prototype is like its target and unlike others.
+    """Contrastive loss of each prototype, its target against the others, mean over clusters.
 
     For each: -log(e^(own . target / t) / (e^(own . target / t) + sum over others e^(own . other /
-    t))). Clusters without a row in the batch take no part.
+    t))). Clusters without a row in the batch are left out.
     """
     logits_cc = online_cd @ online_cd.T / temperature
     own_c = (online_cd * target_cd).sum(1) / temperature
     diagonal_cc = torch.eye(len(own_c), dtype=torch.bool, device=own_c.device)
     logits_cc = torch.where(diagonal_cc, own_c[:, None], logits_cc)
     logits_cc = logits_cc.masked_fill(~present_c, -torch.inf)
-    # A row of an absent cluster has no finite entry of its own; it is left out of the mean.
+    # The row of an absent cluster has no finite diagonal entry; the mean leaves it out.
     losses_c = logits_cc.logsumexp(1) - own_c
     return torch.where(present_c, losses_c, 0.0).sum() / present_c.sum()

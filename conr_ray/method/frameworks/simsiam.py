@@ -1,4 +1,4 @@
-"""SimSiam (Chen and He 2021): a predictor and a stopped gradient, no target network."""
+"""SimSiam (Chen and He 2021): a predictor and stop-gradient, no target network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Config(Section):
     """SimSiam: keys are the encoder's own embeddings, without gradient."""
 
     predictor_lr_factor: Annotated[Positive, Mark(changeable=True)] = Field(
-        1.0, description="on the predictor's lr, in both stages"
+        1.0, description="factor on the predictor's lr, in both stages"
     )
 
 
@@ -36,7 +36,7 @@ class Framework(base.Framework[Config]):
     ) -> None:
         super().__init__(config, backbone, hidden_dim, embedding_dim)
         self.encoder = Encoder(backbone, hidden_dim, embedding_dim)
-        # Without it, embeddings can shrink to a point (paper section 4.4).
+        # Without it, embeddings can collapse to a point (paper section 4.4).
         self.encoder.projector.append(nn.BatchNorm1d(embedding_dim, affine=False))
         self.predictor = head(embedding_dim, max(1, embedding_dim // 4), embedding_dim)
 
@@ -60,5 +60,5 @@ class Framework(base.Framework[Config]):
 
     @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:
-        """By the encoder."""
+        """Embeddings of the encoder."""
         return normalize(self.encoder(inputs).float())

@@ -1,14 +1,14 @@
-"""The neighbour pool: the global batch and, behind it, a memory bank of recent target embeddings.
+"""The neighbour pool: the global batch, then a memory bank of recent target embeddings.
 
-The bank holds the newest copy of the `size` samples that were seen last. Its rows are dealt out to
-the workers; embeddings stay where they are. What every worker knows are the samples' ids, their
-age, and the bank's *graph*: for each row the best of the others, as an exact prefix of their order.
-The graph is maintained: a step compares its new keys with the bank's rows and leaves the rest as it
-is. The neighbours are those of a re-ranking of the whole pool from scratch.
+The bank holds the newest embedding of each of the `size` samples seen last. Its rows are split
+over the workers and never move. Every worker knows the samples' ids and ages, and the bank's
+*graph*: for each row the nearest others, as an exact prefix of their ranking. The graph is
+maintained: a step compares only its new keys with the bank's rows. The neighbours are exactly those
+of re-ranking the whole pool from scratch.
 
-Numbers of the pool's rows, by which ties are broken: 0 to n - 1 are the rows of the batch, n + i
-is the bank's slot i. A new row takes the lowest free slot, in the order of the batch. Slot i
-belongs to shard i modulo the number of shards, so that shards are equally full at any time.
+Row numbers in the pool, which break ties: 0 to n - 1 are the rows of the batch, n + i is slot i of
+the bank. A new row takes the lowest free slot, in the order of the batch. Slot i belongs to shard i
+modulo the number of shards, so that shards are always equally full.
 
 Shapes: n rows of the global batch, b of this worker, m slots of the bank, l of them in this
 worker's shard, p = n + m rows of the pool, d width, k neighbours, s entries of a list.
@@ -54,14 +54,14 @@ class MemoryBank:
         """An empty bank.
 
         Args:
-            size: rows it holds at most, m; 0 leaves the batch alone as the pool.
+            size: maximum number of rows, m; with 0, the pool is the batch alone.
             width: of the embeddings, d.
             batch_size: rows of the global batch, n.
             neighborhood: how neighbours are found.
             dtype: of the rows, float32 or bfloat16.
             device: of the rows and of all work on them.
-            sharded: deal the rows out; else each worker keeps all and does all the work, which
-                exchanges nothing.
+            sharded: split the rows over the workers; otherwise each worker keeps all and does all
+                the work, without communication.
         """
         self.size, self.batch_size, self.neighborhood = size, batch_size, neighborhood
         self._device = device or torch.device("cpu")
@@ -84,17 +84,17 @@ class MemoryBank:
 
     @property
     def num_searched_anew(self) -> int:
-        """Rows whose neighbours were searched for from scratch so far."""
+        """Number of rows whose neighbours were searched from scratch so far."""
         return self._graph.num_searched_anew
 
     @torch.no_grad()
     def find(self, directions: Sequence[Tensor], sample_ids_n: Tensor) -> list[Neighbors]:
         """The neighbours of the batch in the pool, for the keys of each view; then enqueue.
 
-        The pool of a direction are its keys and the bank's rows but those of the batch's samples,
-        which are older copies. Enqueued is one row for each sample, the mean of its keys to unit
-        length. While the pool has fewer than k1 or k rows, all of them are taken. Components of
-        keys that are not finite count as 0.
+        The pool of a direction is its keys and the bank's rows, except older rows of the batch's
+        samples. One row per sample is enqueued, the mean of its keys, scaled to unit length. While
+        the pool has fewer than k1 or k rows, all of them are used. Components of keys that are not
+        finite count as 0.
 
         Args:
             directions: keys (n, d) of unit length of all workers, for each view.
@@ -126,7 +126,7 @@ class MemoryBank:
         return torch.where(self._ids_m >= 0, self.batch_size + slots_m, -1)
 
     def _direction(self, keys_nd: Tensor) -> Search:
-        """The search for the neighbours of keys, and of the bank's rows among them, for now."""
+        """The search for the neighbours of keys, with temporary lists of the bank's rows."""
         num_batch, near = self.batch_size, self.neighborhood
         numbers_n = torch.arange(num_batch, device=self._device)
         if near.kind == "euclidean":
@@ -139,7 +139,7 @@ class MemoryBank:
         return Search(keys_nd, numbers_n, lists_n, self._numbers_m(), lists_m)
 
     def _enqueuing(self, rows_nd: Tensor, slots_n: Tensor, leaving_m: Tensor) -> Search:
-        """The search that puts the rows that are enqueued into the graph."""
+        """The search that adds the enqueued rows to the graph."""
         self._graph.drop(leaving_m)
         numbers_n = torch.where(slots_n >= 0, self.batch_size + slots_n, -1)
         numbers_m = self._numbers_m().masked_fill(leaving_m, -1)
@@ -165,7 +165,7 @@ class MemoryBank:
         return torch.cat([rows_b[:, None], numbers_of(keys_bk)], 1)
 
     def _neighbors(self, search: Search, ids_n: Tensor) -> Neighbors:
-        """The neighbours that a search has found, with what is known of them now."""
+        """The neighbours found by a search, with their ids, ages and mean keys."""
         numbers_bk = self._numbers_bk(search)
         slots_bk = numbers_bk - self.batch_size
         from_bank_bk, known_bk = slots_bk >= 0, numbers_bk >= 0
@@ -180,7 +180,7 @@ class MemoryBank:
         return Neighbors(numbers_bk, ids_bk, ages_bk, mean_keys_bd)
 
     def _sums(self, keys_nd: Tensor, numbers_bk: Tensor) -> Tensor:
-        """Sum of the keys of each row's neighbours; rows of the bank are summed where they are."""
+        """Sum of the keys of each row's neighbours; bank rows are summed by their holders."""
         in_batch_bk = (numbers_bk >= 0) & (numbers_bk < self.batch_size)
         sums_bd = masked_sums(keys_nd, numbers_bk, in_batch_bk)
         if not self.size:
@@ -188,7 +188,7 @@ class MemoryBank:
         return sums_bd + self._shard.sums(numbers_bk - self.batch_size, self.batch_size)
 
     def _choose_slots(self) -> tuple[Tensor, Tensor]:
-        """Slot of each row of the batch, -1 where it is not kept; and which slots are cleared."""
+        """Slot of each row of the batch, -1 if it is not kept; and which slots are cleared."""
         num_kept = min(self.batch_size, self.size)
         leaving_m = torch.zeros(self.size, dtype=torch.bool, device=self._device)
         num_leaving = num_kept - (self.size - len(self))
@@ -214,7 +214,7 @@ class MemoryBank:
         self._step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything in the bank, rows of all workers joined: for a checkpoint."""
+        """The whole bank, with the rows of all workers, for a checkpoint."""
         return {
             "rows": self._shard.joined(),
             "sample_ids": self._ids_m,
@@ -227,10 +227,10 @@ class MemoryBank:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the pool of `state`, on whatever number of workers it was made.
+        """Restore the bank of `state`, saved on any number of workers.
 
-        One that was still empty may be of any bank, so that runs which differ in theirs can go on
-        from the same checkpoint. One with another k1 leaves the graph to be searched anew.
+        An empty state fits any bank, so that runs with different banks can start from the same
+        checkpoint. With another k1, the graph is searched from scratch.
         """
         if not (state["sample_ids"] >= 0).any():
             return

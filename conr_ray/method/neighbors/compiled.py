@@ -1,4 +1,4 @@
-"""Compiled loops over rows, for CPUs: numba's compiler and plain threads."""
+"""Compiled loops over rows, for CPUs: numba and plain threads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """`function` compiled at its first call, once for all processes; it lets other threads run."""
+    """`function`, compiled at its first call and cached on disk; it releases the GIL."""
     return cast(Function, numba.njit(nogil=True, cache=True)(function))
 
 
 def compiled_any_order(function: Function) -> Function:
-    """`compiled`, with sums in whatever order is fastest."""
+    """`compiled`, but sums may be reordered for speed."""
     options: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc"}}
     return cast(Function, numba.njit(**options)(function))
 
 
 def serves(device: torch.device) -> bool:
-    """Whether compiled loops work on tensors of `device`; else torch's operations do the same."""
+    """Whether compiled loops support `device`; for others, torch operations do the same."""
     return device.type == "cpu"
 
 

@@ -1,8 +1,8 @@
 """Contextual features and scores as sparse rows, compiled for CPUs.
 
 A sparse matrix is (starts, columns, values): row i holds the entries from starts[i] to
-starts[i + 1], in no order, every column once. Columns are unsigned, which spares the compiled code
-a look at their sign. `near` is (p, k1) row numbers, the row itself first, -1 where there is none.
+starts[i + 1], unordered, every column once. Columns are unsigned, which spares the compiled code a
+check of their sign. `near` is (p, k1) row numbers, the row itself first, -1 if there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Sparse = tuple[Array, Array, Array]
 
 @compiled
 def visiting_order(near: Array) -> Array:
-    """Rows in depth-first order of their neighbours: those close in it share neighbours."""
+    """Rows in depth-first order of their neighbours, so that adjacent rows share neighbours."""
     num_rows, k1 = near.shape
     order = np.empty(num_rows, np.int64)
     seen = np.zeros(num_rows, np.bool_)
@@ -212,9 +212,9 @@ def _scale_spread(
 def spread(
     near: Array, weights: Array, matrix: Sparse, rows: Array | None = None
 ) -> tuple[Sparse, Array]:
-    """Rows sum_t weights[i, t] matrix[near[i, t]] to unit length, and the factors that made it.
+    """Rows sum_t weights[i, t] matrix[near[i, t]], scaled to unit length, and the scale factors.
 
-    Only those in `rows` where these are given.
+    Only the rows in `rows`, if given.
     """
     rows = np.arange(len(near)) if rows is None else rows
     counts = np.empty(len(rows), np.int64)
@@ -262,9 +262,9 @@ def best_scores(
 ) -> None:
     """Rank keys of the best of (features middle outer)[r] for queries r from `first` to `last`.
 
-    The product is made row by row and never stored. `numbers` are the row numbers that keys show,
-    `own` gets each query's score with itself, at query_rows[r]. Scores that round to 0 are no
-    candidates.
+    The product is computed row by row and never stored. `numbers` are the row numbers put in keys;
+    `own` receives each query's score with itself, at query_rows[r]. Scores that round to 0 are
+    skipped.
     """
     num_rows = len(middle[0]) - 1
     sums = np.zeros(num_rows, np.float64)
@@ -309,7 +309,7 @@ def best_scores(
 
 @compiled
 def fill_up(keys: Array, query_numbers: Array, live_numbers: Array) -> None:
-    """Fill short lists up with the first live rows that are not in them, at similarity 0."""
+    """Fill short lists with the first live rows not in them, at similarity 0."""
     width = keys.shape[1]
     for r in range(keys.shape[0]):
         entries, next_live = keys[r], 0

@@ -1,10 +1,10 @@
 """Contextual similarity from neighbour lists (paper section 3.2), in sparse rows.
 
 With N the k1 nearest rows of each row, itself included, A their binary matrix, and W the squared
-similarities of the k2 nearest: B = A + A^T; F = rows of W B to unit length; B = F + F^T;
-F = rows of W B to unit length. The contextual similarity is F F^T. Since F is D W B for a diagonal
-D, and B symmetric, the scores of a row f of F are f B W^T D: two sparse products with short rows
-instead of one with long ones. With k2 = 1, F is A, and the scores f A^T.
+similarities of the k2 nearest: B = A + A^T; F = W B, rows scaled to unit length; B = F + F^T;
+F = W B, scaled likewise. The contextual similarity is F F^T. Since F is D W B for a diagonal D, and
+B is symmetric, the scores of a row f of F are f B W^T D: two sparse products with short rows
+instead of one with long ones. With k2 = 1, F is A, and the scores are f A^T.
 
 Shapes: p rows of the pool, q of them queried, s entries of a list, k neighbours.
 """
@@ -22,15 +22,15 @@ from conr_ray.method.neighbors import compiled
 from conr_ray.method.neighbors import context_kernels as kernels
 from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
 
-# torch warns once in a process that CSR is in beta. This is when.
+# torch warns once per process that CSR is in beta: trigger that here, unseen.
 with warnings.catch_warnings(action="ignore"):
     torch.sparse_csr_tensor([0], [], [], (0, 0), check_invariants=False)
 
-# Up to this many rows other devices hold all features: fewer operations, and none that waits.
+# Up to this many rows, other devices use dense features: fewer operations, no host sync.
 _DENSE_ROWS = 1024
-# Elements of the dense block of scores that other devices hold at a time.
+# Maximum number of elements of a dense block of scores on other devices.
 _BLOCK_ELEMENTS = 2**27
-# Similarities below this count as 0, so that no product of weights vanishes.
+# Similarities below this count as 0, so that no product of weights underflows.
 _SMALLEST = 1e-30
 
 
@@ -46,8 +46,8 @@ def contextual_lists(
 ) -> tuple[Tensor, Tensor]:
     """The `width` best others of each queried row by contextual similarity.
 
-    Rows that share nothing with a query have similarity 0 and fill up its list; where fewer than
-    `width` others are live, it ends with EMPTY.
+    Rows that share nothing with a query have similarity 0 and fill up its list; if fewer than
+    `width` others are live, it is padded with EMPTY.
 
     Args:
         lists_ps: rank keys of the k1 - 1 nearest others of each row, best first.
@@ -56,7 +56,7 @@ def contextual_lists(
         queries_q: the queried rows, live.
         k2: rows whose contexts are averaged, 1 <= k2 <= k1.
         width: entries of the lists that are returned.
-        order_p: all rows, such that similar ones are near one another: the better, the faster.
+        order_p: all rows, similar ones close together, for speed.
 
     Returns:
         Rank keys (q, width) and the contextual similarity of each query with itself, float32 (q,).
@@ -82,7 +82,7 @@ def _compiled_lists(
     width: int,
     order_p: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """For CPUs: compiled loops over rows, in an order in which they share what is in the cache."""
+    """For CPUs: compiled loops over rows, in an order that reuses the cache."""
     near, queries, k2 = near_pk.numpy().astype(np.int32), queries_q.numpy(), weights_pk.shape[1]
     order = kernels.visiting_order(near) if order_p is None else order_p.numpy()
     places = np.empty_like(order)
@@ -123,7 +123,7 @@ def _compiled_lists(
 def _dense_scores(near_pk: Tensor, weights_pk: Tensor, queries_q: Tensor) -> Tensor:
     """Contextual similarities (q, p) float32 by the dense formulas."""
     num_rows, k2 = weights_pk.shape
-    # An entry that is not there is a 0 in an additional column.
+    # Missing entries go to an additional column, which is cut off.
     near_pk = torch.where(near_pk >= 0, near_pk, num_rows)
     empty = weights_pk.new_zeros(num_rows, num_rows + 1)
     features_pp = empty.scatter(1, near_pk, 1.0)[:, :num_rows]
@@ -181,7 +181,7 @@ def _matrix(columns_pk: Tensor, values_pk: Tensor) -> Tensor:
 
 
 def _spread(near_pk: Tensor, weights_pk: Tensor, matrix: Tensor) -> Tensor:
-    """Rows sum_t weights[i, t] matrix[near[i, t]] to unit length."""
+    """Rows sum_t weights[i, t] matrix[near[i, t]], scaled to unit length."""
     num_rows = len(near_pk)
     counts_p = torch.bincount(matrix.indices()[0], minlength=num_rows)
     starts_p = counts_p.cumsum(0) - counts_p

@@ -1,4 +1,4 @@
-"""What the workers of a sharded bank give each other: entries of neighbour lists.
+"""Exchange of neighbour-list entries between the workers of a sharded bank.
 
 Shapes: a rows, s entries of a list, e entries of many lists.
 """
@@ -27,7 +27,7 @@ def best_lists(lists: Sequence[Tensor]) -> list[Tensor]:
 def entries_of_others(
     found: Sequence[tuple[Tensor, Tensor]], shard: Shard
 ) -> list[tuple[Tensor, Tensor]]:
-    """Of each search the entries that the other workers have found: slots (e,) and keys (e,).
+    """For each search, the entries found by the other workers: slots (e,) and keys (e,).
 
     Args:
         found: what this worker has found, in the same form.

@@ -15,13 +15,13 @@ from conr_ray.method.neighbors.shard import Shard
 
 
 class Graph:
-    """For each row of the bank the best of the others, as an exact prefix of their order.
+    """For each row of the bank, the nearest others, as an exact prefix of their ranking.
 
     All workers hold the whole graph.
 
     Attributes:
         lists: the list of each slot, (m, s).
-        num_searched_anew: lists that were made from scratch so far.
+        num_searched_anew: number of lists made from scratch so far.
     """
 
     def __init__(self, size: int, width: int, batch_size: int, device: torch.device) -> None:
@@ -35,19 +35,19 @@ class Graph:
         return self.lists.keys_as.shape[1]
 
     def drop(self, gone_m: Tensor) -> None:
-        """Empty the lists of the marked slots, and take their rows out of all others."""
+        """Empty the lists of the marked slots, and remove their rows from all others."""
         self.lists.keys_as[gone_m] = EMPTY
         self.lists.floors_a[gone_m] = EMPTY
         batch_n = torch.zeros(self._batch_size, dtype=torch.bool, device=gone_m.device)
         self.lists.drop(torch.cat([batch_n, gone_m]))
 
     def put(self, slots_r: Tensor, keys_rs: Tensor) -> None:
-        """Put in the lists of rows that are enqueued."""
+        """Store the lists of enqueued rows."""
         self.lists.keys_as[slots_r] = keys_rs
         self.lists.raise_floors()
 
     def search_short(self, num_needed: int, numbers_m: Tensor, shard: Shard) -> None:
-        """Search for the neighbours of rows whose list may no longer hold all that are needed.
+        """Remake the lists that may no longer hold all needed neighbours.
 
         Args:
             num_needed: entries that each list must hold.

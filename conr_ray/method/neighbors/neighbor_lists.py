@@ -2,8 +2,8 @@
 
 Shapes: a and b rows, d width, s entries of a list.
 
-On a CPU compiled loops read each block of similarities once for both sides. On other devices the
-same is done with torch's operations, a side at a time.
+On a CPU, compiled loops read each block of similarities once for both sides. On other devices,
+torch operations do the same, one side at a time.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from conr_ray.method.neighbors.rough_products import (
     rough_products,
 )
 
-# Rows of either side of a block of similarities: on a CPU it has to stay in the cache.
+# Rows per side of a block of similarities; on a CPU, the block must fit in the cache.
 _CPU_BLOCK = (512, 1024)
 _DEVICE_BLOCK = (1024, 65536)
-# Candidates beyond the list's width that torch's search scores exactly.
+# Candidates beyond the list's width that the torch search scores exactly.
 _SLACK = 8
 
 
 @dataclass(frozen=True)
 class NeighborLists:
-    """For each of `a` rows the best of the rows that were offered to it.
+    """For each of `a` rows, the best of the rows offered to it.
 
     Attributes:
-        keys_as: rank keys, best first, filled up with EMPTY. Contiguous.
-        floors_a: the lowest key that each list takes. All rows that were ever offered and have a
-            key of at least the floor are in the list, but those that were dropped.
+        keys_as: rank keys, best first, padded with EMPTY. Contiguous.
+        floors_a: the lowest key that each list accepts. Every row ever offered with a key of at
+            least the floor is in the list, unless it was dropped.
     """
 
     keys_as: Tensor
@@ -47,7 +47,7 @@ class NeighborLists:
 
     @classmethod
     def empty(cls, num_rows: int, width: int, device: torch.device) -> NeighborLists:
-        """Lists that hold nothing yet and take everything."""
+        """Empty lists that accept everything."""
         keys_as = torch.full((num_rows, width), EMPTY, device=device)
         return cls(keys_as, torch.full((num_rows,), EMPTY, device=device))
 
@@ -55,7 +55,7 @@ class NeighborLists:
         return NeighborLists(self.keys_as[rows], self.floors_a[rows])
 
     def drop(self, gone_p: Tensor) -> None:
-        """Take the rows marked in `gone_p`, by their number, out of all lists."""
+        """Remove the rows marked in `gone_p`, by their number, from all lists."""
         if compiled.serves(self.keys_as.device):
             arrays = self.keys_as.numpy(), gone_p.numpy()
             compiled.over_threads(search_kernels.drop, len(self.keys_as), *arrays)
@@ -83,7 +83,7 @@ class NeighborLists:
         self.keys_as[rows_r] = best_of(self.keys_as[rows_r], new_rc)
 
     def raise_floors(self) -> None:
-        """A full list takes nothing below its last entry from now on, not even after a drop."""
+        """Make full lists refuse keys below their last entry, even after a later drop."""
         if self.keys_as.shape[1]:
             torch.maximum(self.floors_a, self.keys_as[:, -1], out=self.floors_a)
 
@@ -95,7 +95,7 @@ class Side:
     Attributes:
         rows_ad: unit length, any float.
         numbers_a: row number of each, int64; -1 takes no part.
-        lists: their lists, or None where they only offer themselves to the other side.
+        lists: their lists, or None if they are only offered to the other side.
     """
 
     rows_ad: Tensor
@@ -109,7 +109,7 @@ class Side:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some rows of a side, as they are compared."""
+    """Some rows of a side, prepared for comparison."""
 
     rows: RoughRows
     numbers_a: Tensor
@@ -122,7 +122,7 @@ def compare(left: Side, right: Side) -> None:
 
 
 def compare_all(lefts: Sequence[Side], rights: Sequence[Side]) -> None:
-    """`compare` each left side with its right one; the right sides are of the same rows."""
+    """`compare` each left side with its right side; all right sides have the same rows."""
     device = rights[0].rows_ad.device
     left_size, right_size = _block_sizes(device)
     with full_precision(device):
@@ -161,15 +161,15 @@ def _block(side: Side, rows: RoughRows | None = None) -> _Block:
 
 
 def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> NeighborLists:
-    """The `width` nearest others of every row by cosine, exact.
+    """The `width` nearest others of every row by cosine, found exactly.
 
-    Time is O(n^2 d), memory O(n width) beside the input.
+    Time is O(n^2 d), memory O(n width) besides the input.
 
     Args:
         unit_nd: all rows, unit length, float32.
         width: entries of a list.
-        local: where all workers of a process group call this, the rows that this one searches
-            for: its `collectives.share`. The lists are then gathered.
+        local: if all workers of a process group call this, the rows that this one searches for:
+            its `collectives.share`. The lists are then gathered.
     """
     num_rows, device = len(unit_nd), unit_nd.device
     lists = NeighborLists.empty(num_rows, width, device)
@@ -199,7 +199,7 @@ def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
         if right.lists is not None:
             _offer_columns(rough_ab.T, right, left, right.lists, margin)
         return
-    # As bits, which the loops compare; numpy knows no bfloat16.
+    # The loops compare bits, since numpy has no bfloat16.
     bits_ab = rough_ab.view(torch.int16 if rough_ab.dtype == torch.bfloat16 else torch.int32)
     sides = left.rows.exact_ad, right.rows.exact_ad, left.numbers_a, right.numbers_a
     arrays = [x.numpy() for x in (bits_ab, *sides)]
@@ -215,7 +215,7 @@ def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
 def _offer_columns(
     rough_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists, margin: float
 ) -> None:
-    """Offer one side to the lists of the other: the rough products propose, exact ones decide."""
+    """Offer one side to the lists of the other: rough products propose, exact ones decide."""
     width = lists.keys_as.shape[1]
     if not width:
         return
@@ -233,7 +233,7 @@ def _offer_columns(
     every_a = torch.arange(len(rough_ab), device=rough_ab.device)
     merged_as = best_of(lists.keys_as, exact_keys(every_a, columns_as, rough_as))
     if num_candidates < rough_ab.shape[1]:
-        # Where a row that was not proposed may belong to the list (ties, as a rule), all may.
+        # If a row that was not proposed may belong to the list (mostly ties), score all rows.
         lowest_a = torch.maximum(merged_as[:, -1], lists.floors_a)
         last_a = rough_as[:, -1]
         unsure_a = (similarities_of(lowest_a) <= last_a + margin) & (last_a > -torch.inf)

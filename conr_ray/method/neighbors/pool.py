@@ -1,4 +1,4 @@
-"""What is found in the pool, and the search for it.
+"""The search in the neighbour pool, and its results.
 
 Shapes: n rows of the global batch, b of this worker, m slots of the bank, d width, k neighbours.
 """
@@ -28,9 +28,9 @@ class Neighborhood:
 
     Attributes:
         kind: 'contextual', or 'euclidean', which uses k alone.
-        k1: neighbours that make a row's context.
+        k1: neighbours that form a row's context.
         k2: neighbours over which contexts are averaged, at most k1.
-        k: neighbours that are found, the row itself included.
+        k: neighbours that are found, including the row itself.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Neighborhood:
 
     @property
     def graph_width(self) -> int:
-        """Entries of a bank row's list: its context, and as many again for those that leave."""
+        """Entries of a bank row's list: its context, and as many spare ones for rows that leave."""
         return 2 * self.k1 if self.kind == "contextual" and self.k1 > 1 else 0
 
 
@@ -49,9 +49,9 @@ class Neighbors:
     """The neighbours of this worker's rows.
 
     Attributes:
-        numbers_bk: row numbers in the pool, best first, the row itself before all others; -1 where
-            the pool has fewer than k rows.
-        sample_ids_bk: ids of their samples, -1 where there is none.
+        numbers_bk: row numbers in the pool, best first, the row itself before all others; -1 if the
+            pool has fewer than k rows.
+        sample_ids_bk: ids of their samples, -1 if there is none.
         ages_bk: steps since they were enqueued, 0 for rows of the batch.
         mean_keys_bd: mean of their keys.
     """
@@ -66,8 +66,8 @@ class Neighbors:
 class Search:
     """Keys of a batch that are compared with the bank and with one another.
 
-    `lists_n` are the keys' own lists, `lists_m` those of the bank's rows; what has the number -1
-    takes no part.
+    `lists_n` are the keys' own lists, `lists_m` those of the bank's rows; rows with number -1
+    are left out.
     """
 
     keys_nd: Tensor
@@ -82,7 +82,7 @@ class Search:
         return Side(self.keys_nd, self.numbers_n, self.lists_n)
 
     def bank(self, shard: Shard) -> Side:
-        """The rows of a shard, with their lists: without a copy where it holds all."""
+        """The rows of a shard, with their lists; no copy if it holds all."""
         lists = NeighborLists(
             self.lists_m.keys_as[shard.slots].contiguous(),
             self.lists_m.floors_a[shard.slots].contiguous(),
@@ -99,7 +99,7 @@ def run_searches(searches: Sequence[Search], shard: Shard) -> None:
         return
     in_batch = [search.lists_n.keys_as.clone() for search in searches]
     for search in searches:
-        # Of the bank only what is better than the batch is of interest.
+        # From the bank, only rows better than those of the batch matter.
         search.lists_n.raise_floors()
         search.lists_n.keys_as.fill_(EMPTY)
     rights = [search.bank(shard) for search in searches]
@@ -114,10 +114,9 @@ def run_searches(searches: Sequence[Search], shard: Shard) -> None:
 
 
 def _exchange(searches: Sequence[Search], shard: Shard) -> None:
-    """Give all workers what each one has found in its shard.
+    """Send all workers what each one has found in its shard.
 
-    For the keys, that are lists of which the best entries count; for the bank's rows, the
-    entries that are new.
+    For the keys, this is the best entries of all lists; for the bank's rows, the new entries.
     """
     if not any(search.lists_n.keys_as.shape[1] for search in searches):
         return

@@ -1,10 +1,9 @@
-"""Rank keys: a similarity and a row number in one integer, whose order is that of neighbours.
+"""Rank keys: a similarity and a row number in one integer that sorts neighbours.
 
-The one rule by which neighbours are ordered, everywhere: by falling similarity, equal similarities
-by rising row number. (A row itself comes before all others; it is never part of its own list.)
-Similarities are sums in float64 that are rounded to float32 before they are compared. So what is
-equal in the formula is equal here, and the order depends neither on block sizes nor on the device
-or the number of workers.
+Neighbours are ordered everywhere by descending similarity, ties by ascending row number. (A row
+itself comes before all others; it is never part of its own list.) Similarities are float64 sums,
+rounded to float32 before they are compared. So similarities that are equal by formula are equal
+here, and the order does not depend on block sizes, the device or the number of workers.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Stands where there is no neighbour; below every key.
+# Marks a missing neighbour; below every key.
 EMPTY = torch.iinfo(torch.int64).min
 
 
 def rank_keys(similarities: Tensor, numbers: Tensor) -> Tensor:
     """Keys, int64, of float32 similarities and row numbers below 2^32, of shapes that broadcast."""
-    # Adding 0 makes -0 equal to 0; the bits of negative floats are made to rise with their value.
+    # Adding 0 makes -0 equal to 0; the bits of negative floats are flipped to rise with the value.
     bits = (similarities + 0.0).view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (bits.long() << 32) | (0xFFFFFFFF - numbers)

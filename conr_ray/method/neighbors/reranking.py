@@ -1,7 +1,7 @@
 """Neighbours by cosine similarity and by context (paper section 3.2).
 
-For embeddings of any origin; nothing here knows how they were trained. A row itself comes first
-among its neighbours, the others in the order of `rank_keys`.
+For embeddings from any model. A row itself comes first among its neighbours, the others in the
+order of `rank_keys`.
 
 Shapes: n rows, b of them this worker's, d width, k neighbours.
 """
@@ -18,7 +18,7 @@ from conr_ray.method.neighbors.contexts import contextual_lists
 from conr_ray.method.neighbors.neighbor_lists import nearest_lists
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of
 
-# Rows that are held in float64 at a time.
+# Rows held in float64 at a time.
 _BLOCK = 65536
 _ROWS_PER_PIVOT, _PIVOTS_PER_PIVOT = 150, 12
 
@@ -30,20 +30,20 @@ def contextual_neighbors(
 
     A is the n x n binary matrix of each row's `k1` nearest rows by cosine (itself included) and S
     their similarities. Unless `k2` is 1, twice: A <- A + A^T, then
-    A_i <- sum over the k2 nearest j of i of S_ij^2 A_j, then rows to unit length. The contextual
-    similarity of i and j is A_i . A_j. With `k2` = 1 A stays binary, as published, and it is the
+    A_i <- sum over the k2 nearest j of i of S_ij^2 A_j, scaled to unit length. The contextual
+    similarity of i and j is A_i . A_j. With `k2` = 1, A stays binary, as published, and it is the
     number of neighbours that i and j share. Rows that share nothing have similarity 0 and fill up
-    a list that would else be shorter than k.
+    lists that would otherwise be shorter than k.
 
-    The k1 nearest rows are found by exact search, in time O(n^2 d); what follows is near-linear.
+    The k1 nearest rows are found by exact search, in time O(n^2 d); the rest is near-linear.
 
     Args:
-        embeddings: (n, d) floats of any length but 0; CPU or GPU.
+        embeddings: (n, d) floats of any non-zero length; CPU or GPU.
         k1: size of a row's context, k1 <= n.
         k2: rows whose contexts are averaged, 1 <= k2 <= k1.
         k: rows returned, k <= n.
-        num_rows: n, where the rows are spread over the workers of a process group. `embeddings`
-            are then this worker's `collectives.share` of them, (b, d), and so are the results.
+        num_rows: n, if the rows are split over the workers of a process group. `embeddings` are
+            then this worker's `collectives.share` of them, (b, d), and so are the results.
             Each worker holds all n embeddings for the search, and does its share of the work.
 
     Returns:
@@ -51,7 +51,7 @@ def contextual_neighbors(
         all others.
 
     Raises:
-        ValueError: a bound above is broken, or an embedding is not finite or has length 0.
+        ValueError: a bound above is violated, or an embedding is not finite or has length 0.
     """
     unit_nd, local = _checked(embeddings, num_rows, k1=k1, k=k)
     if not 1 <= k2 <= k1:
@@ -74,7 +74,7 @@ def contextual_neighbors(
 def euclidean_neighbors(
     embeddings: Tensor, *, k: int, num_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of every row by cosine, which on unit length is also by distance.
+    """The k nearest rows of every row by cosine, equivalent to distance at unit length.
 
     Arguments, order, results and errors are those of `contextual_neighbors`.
     """
@@ -85,7 +85,7 @@ def euclidean_neighbors(
 
 
 def _similar_together(unit_nd: Tensor) -> Tensor:
-    """All rows by their nearest pivot, and these by theirs; in a hundredth of the search's time."""
+    """All rows, sorted by nearest pivot, and pivots by theirs; takes 1% of the search's time."""
     pivots_xd = unit_nd[::_ROWS_PER_PIVOT]
     parts = torch.split(unit_nd, _BLOCK // 32)
     nearest_n = torch.cat([(part @ pivots_xd.T).argmax(1) for part in parts])
@@ -109,7 +109,7 @@ def _with_self(keys_bk: Tensor, own_b: Tensor, rows_b: Tensor) -> tuple[Tensor, 
 
 
 def _checked(embeddings: Tensor, num_rows: int | None, **counts: int) -> tuple[Tensor, slice]:
-    """All rows to unit length, and which of them this worker answers for."""
+    """All rows at unit length, and the slice of them that this worker handles."""
     if embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise ValueError(
             f"embeddings must be (n, d) floats, got {tuple(embeddings.shape)} {embeddings.dtype}"

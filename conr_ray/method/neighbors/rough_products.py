@@ -1,6 +1,6 @@
-"""Similarities that are off by less than a known margin, as fast as the machine makes them.
+"""Fast similarities with an error below a known margin.
 
-They only propose what is then computed exactly, so the choice of arithmetic changes no result.
+They only propose candidates that are then computed exactly, so the arithmetic changes no result.
 
 Shapes: a and b rows, d width.
 """
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A float32 dot product of unit vectors is off by less than this times their width.
+# The error of a float32 dot product of unit vectors is less than this times their width.
 _FLOAT32_ROUNDING = 2.0**-22
-# A number of about 1 is off by at most this once it is rounded to bfloat16.
+# Maximum error of a number of about 1 rounded to bfloat16.
 _BFLOAT16_ROUNDING = 2.0**-8 * 1.02
 
 
 @dataclass(frozen=True)
 class RoughRows:
-    """Rows of about unit length with a form of them for products.
+    """Rows of about unit length, with a form of them for rough products.
 
     Attributes:
         exact_ad: float32.
@@ -38,7 +38,7 @@ class RoughRows:
 
     @classmethod
     def of(cls, rows_ad: Tensor) -> RoughRows:
-        """Of rows of any float."""
+        """From rows of any float dtype."""
         exact_ad = rows_ad.float().contiguous()
         rough_type = _rough_type(rows_ad.device)
         if rough_type == torch.float32 or not len(rows_ad):
@@ -50,7 +50,7 @@ class RoughRows:
 
 
 def rough_products(left: RoughRows, right: RoughRows, room: Tensor) -> tuple[Tensor, float]:
-    """Similarities (a, b) in the memory `room`, and by how much they may be off."""
+    """Similarities (a, b), stored in `room`, and a bound on their error."""
     shape = len(left.exact_ad), len(right.exact_ad)
     rough_ab = room[: shape[0] * shape[1]].view(shape)
     torch.mm(left.rough_ad, right.rough_ad.T, out=rough_ab)
@@ -61,13 +61,13 @@ def rough_products(left: RoughRows, right: RoughRows, room: Tensor) -> tuple[Ten
 
 
 def room_for(num_elements: int, device: torch.device) -> Tensor:
-    """Memory for products."""
+    """Memory for rough products."""
     return torch.empty(num_elements, dtype=_rough_type(device), device=device)
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products whose error the margins allow for, whatever the caller has set."""
+    """Products within the margins of error, whatever precision the caller has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -86,7 +86,7 @@ def _rough_type(device: torch.device) -> torch.dtype:
 
 @functools.cache
 def _bfloat16_is_faster() -> bool:
-    """Whether this processor multiplies bfloat16 faster: some are slower by far. Tried once."""
+    """Whether bfloat16 is faster on this processor, measured once: on some it is far slower."""
 
     def seconds(dtype: torch.dtype) -> float:
         rows_ad = torch.ones(512, 256, dtype=dtype)

@@ -1,7 +1,7 @@
 """Loops over blocks of similarities and over neighbour lists, compiled for CPUs.
 
-A neighbour list is a row of rank keys (`rank_keys`), best first, filled up with EMPTY; its row's
-floor is the lowest key that it takes.
+A neighbour list is a row of rank keys (`rank_keys`), best first, padded with EMPTY; its row's floor
+is the lowest key that it accepts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from conr_ray.method.neighbors.rank_keys import EMPTY as _EMPTY
 
 Array = Any
 EMPTY = np.int64(_EMPTY)
-# Similarities that are compared at once before any of them is looked at.
+# Similarities that are compared in bulk before single ones are examined.
 _CHUNK = 64
 
 
@@ -57,7 +57,7 @@ def similarity_of(key: Any) -> Any:
 
 @compiled
 def insert(entries: Array, key: Any) -> None:
-    """Put a key above the last one into a falling list, which loses its last."""
+    """Insert a key above the last entry into a descending list, which drops its last entry."""
     place = entries.shape[0] - 1
     while place > 0 and entries[place - 1] < key:
         entries[place] = entries[place - 1]
@@ -69,8 +69,8 @@ def insert(entries: Array, key: Any) -> None:
 def _limit(similarity: Any, bits: Array) -> Any:
     """The lowest entry of `bits` that may stand for at least this similarity.
 
-    Floats that are not negative are ordered as their bits are. Negative similarities, which hardly
-    ever limit a list, let everything pass.
+    Non-negative floats are ordered like their bits. Negative similarities, which rarely limit a
+    list, let everything pass.
     """
     similarity = np.float32(similarity)
     if not similarity > 0:
@@ -101,9 +101,9 @@ def offer_columns(
 ) -> None:
     """Offer the right rows to the lists of the left rows from `first` to `last`.
 
-    `bits`, left x right, are those of similarities that are off by less than `margin`, float32 or
-    bfloat16; whatever may belong to a list is computed exactly. Rows whose number is -1 neither
-    offer nor take.
+    `bits`, left x right, are those of similarities with an error below `margin`, float32 or
+    bfloat16; whatever may belong to a list is computed exactly. Rows with number -1 are skipped on
+    both sides.
     """
     width = lists.shape[1]
     best = np.empty(width, bits.dtype)
@@ -113,7 +113,7 @@ def offer_columns(
         entries, vector = lists[i], left[i]
         threshold = similarity_of(max(floors[i], entries[width - 1])) - margin
         if entries[width - 1] == EMPTY:
-            # What is not among the best here, as far as can be told, is not among them at all.
+            # Rows that are surely not among the best of this block are not among the best at all.
             best[:] = _limit(threshold, bits)
             for j in range(bits.shape[1]):
                 usable = right_numbers[j] >= 0 and right_numbers[j] != left_numbers[i]
@@ -193,7 +193,7 @@ def insert_all(rows: Array, keys: Array, lists: Array, floors: Array) -> None:
 
 @compiled
 def drop(first: int, last: int, lists: Array, gone: Array) -> None:
-    """Take the rows marked in `gone`, by their number, out of the lists from `first` to `last`."""
+    """Remove the rows marked in `gone`, by number, from the lists from `first` to `last`."""
     width = lists.shape[1]
     for i in range(first, last):
         entries = lists[i]

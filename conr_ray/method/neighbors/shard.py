@@ -1,6 +1,6 @@
 """The bank's rows that one worker keeps.
 
-Slot i belongs to shard i modulo the number of shards, so that shards are equally full at any time.
+Slot i belongs to shard i modulo the number of shards, so that shards are always equally full.
 
 Shapes: n rows of the global batch, b of this worker, m slots of the bank, l of them in this
 worker's shard, r slots that are asked for, d width, k neighbours, s entries of a list.
@@ -24,11 +24,11 @@ from conr_ray.method.neighbors.rank_keys import numbers_of
 
 
 class Shard:
-    """This worker's rows, and which slots they are.
+    """This worker's rows and their slots.
 
     Attributes:
         size: slots of the whole bank, m.
-        num_shards: 1 where each worker keeps all rows.
+        num_shards: 1 if each worker keeps all rows.
         slots: those of this shard.
         rows_ld: the row in each of them.
     """
@@ -43,17 +43,17 @@ class Shard:
         self.rows_ld = torch.zeros(num_local, width, dtype=dtype, device=device)
 
     def holds(self, slots: Tensor) -> Tensor:
-        """Which slots are of this shard, bool."""
+        """Which slots belong to this shard, bool."""
         return slots % self.num_shards == self._first
 
     def put(self, slots_r: Tensor, rows_rd: Tensor) -> None:
-        """Keep those of the rows whose slots are of this shard."""
+        """Store the rows whose slots belong to this shard."""
         mine_r = self.holds(slots_r)
         kept_rd = rows_rd[mine_r].to(self.rows_ld.dtype)
         self.rows_ld[slots_r[mine_r] // self.num_shards] = kept_rd
 
     def take(self, slots_r: Tensor) -> Tensor:
-        """Rows of any shards, (r, d) float32, for all workers."""
+        """Rows of any shards, (r, d) float32, on all workers."""
         rows_rd = self.rows_ld.new_zeros((len(slots_r), self.rows_ld.shape[1])).float()
         mine_r = self.holds(slots_r)
         rows_rd[mine_r] = self.rows_ld[slots_r[mine_r] // self.num_shards].float()
@@ -62,20 +62,20 @@ class Shard:
     def entries_of(
         self, keys_ms: Tensor, numbers_n: Tensor, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """Slots and keys of the entries in this shard's lists that show one of `numbers_n`."""
+        """Slots and keys of the entries in this shard's lists that refer to one of `numbers_n`."""
         num_pool = batch_size + self.size
         new_p = torch.zeros(num_pool + 1, dtype=torch.bool, device=keys_ms.device)
         new_p[numbers_n] = True
-        # Here stands what has the number -1.
+        # The last place is for the number -1.
         new_p[-1] = False
         keys_ls = keys_ms[self.slots]
         rows_e, entries_e = new_p[numbers_of(keys_ls)].nonzero(as_tuple=True)
         return rows_e * self.num_shards + self._first, keys_ls[rows_e, entries_e]
 
     def sums(self, slots_bk: Tensor, batch_size: int) -> Tensor:
-        """Sum over k of the rows in `slots_bk`, (b, d) float32; negative slots count nothing.
+        """Sum over k of the rows in `slots_bk`, (b, d) float32; negative slots are skipped.
 
-        Each worker asks for its own part of the batch; rows are summed where they are.
+        Each worker passes its own part of the batch; rows are summed by their holders.
         """
         spread = self.num_shards > 1
         slots_nk = all_gather_rows(slots_bk, batch_size) if spread else slots_bk
@@ -96,7 +96,7 @@ class Shard:
         return rows_md
 
     def load(self, rows_md: Tensor) -> None:
-        """Keep this shard's part of all rows."""
+        """Store this shard's part of all rows."""
         self.rows_ld.copy_(rows_md[self.slots])
 
 

@@ -1,1 +1,1 @@
-"""The two stages of CoNR: what a step of each makes small."""
+"""The two stages of CoNR and their losses."""

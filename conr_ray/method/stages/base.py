@@ -1,4 +1,4 @@
-"""What a stage of a run is to the training loop."""
+"""The interface of stages to the training loop."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 
-# Parts and wholes, (2,) each, that are summed over steps and workers.
+# Shares by name: part and whole, (2,), each summed over steps and workers.
 Figures = dict[str, Tensor]
 
 
 class Stage(ABC):
-    """Some epochs of a run, with a loss of their own.
+    """A range of epochs of a run, with its own loss.
 
     Attributes:
-        name: in the metrics, and in the marks of the fields that it alone reads.
-        mild_views: whether views are those of the group stage, which change images less.
+        name: used in the metrics, and in the marks of fields that only this stage reads.
+        mild_views: whether views use the milder settings of the group stage.
     """
 
     name: ClassVar[str]
@@ -36,6 +36,6 @@ class Stage(ABC):
 
 
 def with_scatter(loss: Tensor, framework: Framework[Any], outputs: Outputs, step: Step) -> Tensor:
-    """`loss`, and what the framework adds to it in every stage."""
+    """`loss` plus the additional loss of the framework, if it has one."""
     more = framework.scatter(outputs, step)
     return loss if more is None else loss + more

@@ -12,9 +12,9 @@ from torch import Tensor
 def boundary_ratio(keys_nd: Tensor, labels_n: Tensor, centers_cd: Tensor) -> Tensor:
     """Distance to the own centre over the distance to the nearest other one, (n,) in [0, inf).
 
-    About 0 at a centre, 1 on a boundary, above 1 where another centre is nearer. Keys and centres
-    are of unit length; distances are Euclidean. A key that lies on another centre gives inf, or 1
-    where it lies on its own as well.
+    About 0 at a centre, 1 on a boundary, above 1 if another centre is nearer. Keys and centres have
+    unit length; distances are Euclidean. A key that lies on another centre gives inf, or 1 if it
+    lies on its own as well.
     """
     distances_nc = torch.cdist(keys_nd, centers_cd, compute_mode="donot_use_mm_for_euclid_dist")
     own_n1 = labels_n[:, None]

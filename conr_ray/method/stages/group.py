@@ -1,4 +1,4 @@
-"""The group stage: keys to neighbours, kept rows and loss (paper section 3).
+"""The group stage: neighbours, kept rows and loss (paper section 3).
 
 Change the objective here; the loop calls `GroupStage.loss` once a step.
 
@@ -30,10 +30,10 @@ class GroupStage(Stage):
     def __init__(
         self, bank: MemoryBank, weight: float = 1.0, classes: Tensor | None = None
     ) -> None:
-        """Over a neighbour pool.
+        """Use a neighbour pool.
 
         Args:
-            bank: the pool, which finds the neighbours, and in which each batch is enqueued.
+            bank: the pool, which finds the neighbours and enqueues each batch.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
         """
@@ -48,9 +48,9 @@ class GroupStage(Stage):
     ) -> tuple[Tensor, Figures]:
         """The mean of both directions, and figures as shares.
 
-        Figures: `neighbor_purity` (where classes are given), `bank_share` (of the neighbours but
+        Figures: `neighbor_purity` (if classes are given), `bank_share` (of the neighbours without
         the row itself), `neighbor_age` (steps, of those from the bank), `kept` and
-        `discovery_time_s` (a step's, of which the whole counts the steps).
+        `discovery_time_s` (per step: the whole counts steps).
         """
         assert step.pseudo_labels_n is not None and step.centers_cd is not None
         local = share(step.num_global)

@@ -16,7 +16,7 @@ class InstanceStage(Stage):
     name = "instance"
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
-        """Where the framework does."""
+        """If the framework does."""
         return framework.needs_clusters(epoch)
 
     def loss(
