@@ -1,5 +1,5 @@
 # make demo   a search on real images, on this machine, with no download and no account
-# make test   all tests; make test-fast leaves the slow ones out
+# make test   all tests; make test-fast leaves the slow ones out, make test-long runs longer ones
 # make lint   format, lint, types, import contracts
 # Each sets up the environment in .venv first, where that is not done yet.
 
@@ -7,16 +7,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint format docs clean
+.PHONY: demo test test-fast test-long lint format docs clean
 
 demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
 
-test: test-fast
-	$(BIN)/pytest -q -m slow -n 2 --timeout=600
+test: $(READY)
+	$(BIN)/pytest -q -m "not long" -n 2 --timeout=600 --durations=30
 
 test-fast: $(READY)
 	$(BIN)/pytest -q -m "not slow" -n 2
+
+test-long: $(READY)
+	$(BIN)/pytest -q -m long --timeout=1800
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -20,16 +20,27 @@ from tests.gloo_workers import start_server
 
 # Where several processes run tests, those of a file are run by one of them, but for these.
 #
-# Each of these makes all that it needs, and takes long.
+# Each test of these makes all that it needs, and takes long.
 _APART = ("scaling/test_nodes.py", "search/test_killed_searches.py")
 # Those of a folder share what takes long to make, runs and a browser, or bring up clusters of many
 # processes, which are not to be beside each other.
 _TOGETHER = ("clusters", "reporting")
+# In these, files whose tests share one server and one pool of workers.
+_GLOO = ("engine", "frameworks", "method")
+# Begun first.
+_FIRST = (
+    "clusters",
+    "search/test_search.py",
+    "tests/search/test_killed_searches.py",
+    "tests/scaling/test_nodes.py",
+    "scaling",
+    "reporting",
+)
 _HERE = Path(__file__).parent
 
 
 class _Scheduling(LoadScopeScheduling):
-    """Who runs what, large groups first. Of pytest-xdist, groups do not work with pytest 9.2."""
+    """Who runs what, in the order of the tests. xdist's own groups fail with pytest 9.2."""
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid if (name := group(nodeid)) is None else name
@@ -41,18 +52,25 @@ def group(nodeid: str) -> str | None:
     file = (_HERE.parent / nodeid.partition("::")[0]).relative_to(_HERE)
     if file.as_posix() in _APART:
         return None
-    if "from tests.gloo_workers import" in (_HERE / file).read_text():
-        # They share one server and one pool of workers.
+    if file.parts[0] in _GLOO and "from tests.gloo_workers import" in (_HERE / file).read_text():
         return "gloo"
     return file.parts[0] if file.parts[0] in _TOGETHER else file.as_posix()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest of those alone begins first, or all others would wait for it at the end.
-    items.sort(key=lambda item: "test_killed_searches" not in item.nodeid)
+    # What takes longest begins first: what is left at the end is short, for one process or two.
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    name = group(item.nodeid) or item.nodeid
+    turns = [turn for turn, begin in enumerate(_FIRST) if name.startswith(begin)]
+    slow = item.get_closest_marker("slow") is not None
+    return turns[0] if turns else len(_FIRST) + (not slow)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
     return _Scheduling(config, log)
 
 
@@ -68,6 +86,8 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("CONR_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's processes get as much of the cores as the tests that run beside them.
+        patch.setenv("RAY_worker_niceness", "0")
         yield
 
 

@@ -130,6 +130,8 @@ class Sandbox:
             variables: environment of whoever logs in.
         """
         self._num_hosts += 1
+        # A worker gets as much of the cores as the tests that run beside it.
+        variables = {"RAY_worker_niceness": "0", **variables}
         return Host(self, f"host{self._num_hosts}", addresses, authorized_keys, variables)
 
     def _enter(self, cwd: Path = Path("/")) -> list[str]:

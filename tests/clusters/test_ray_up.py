@@ -46,19 +46,18 @@ pytestmark = [
 BUCKET = "conr-ray-test"
 ACCOUNT = str(ROOT / "clusters" / "aws_account.py")
 WANDB_KEY = secrets.token_hex(20)
-# What is submitted: a search, each trial on two nodes, and a run on two nodes. Neither says where
-# its results go.
+# What is submitted: a search, its trial on two nodes, and a run. Neither says where its results go.
 SEARCH = [
     *("python", "-m", "conr_ray.tune", "--address", "auto", "--space", "tiny.yaml"),
     *("--workers-per-trial", "2", "--gpus-per-worker", "0", "--name", "first"),
 ]
 RUN = [
     *("python", "-m", "conr_ray.train", "--address", "auto", "--preset", "digits"),
-    *("--workers", "2", "--cpus-per-worker", "1", "--gpus-per-worker", "0"),
+    *("--cpus-per-worker", "1", "--gpus-per-worker", "0"),
 ]
 SPACE = {
     "preset": "digits",
-    "trials": 2,
+    "trials": 1,
     "scheduler": None,
     "fixed": TINY,
     "search": {"neighborhood.k1": {"int": [5, 20]}},
@@ -193,13 +192,6 @@ def test_a_key_of_wandb_reaches_the_job_and_no_file(caller: AwsCaller, job_api: 
     assert found.stdout == ""
 
 
-def test_a_run_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
-    began = time.monotonic()
-    _submit(caller, job_api, [*RUN, "--name", "one", *as_settings(TINY)])
-    print(f"run: {time.monotonic() - began:.0f} s")
-    assert _epochs(caller, "one") == list(range(TINY["schedule.epochs"]))
-
-
 def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, job_api: str) -> None:
     folder = caller.sandbox.folder / "space"
     folder.mkdir()
@@ -208,12 +200,12 @@ def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, jo
     _submit(caller, job_api, SEARCH, working_directory=folder)
     print(f"search: {time.monotonic() - began:.0f} s")
     table = pyarrow.parquet.read_table(io.BytesIO(_stored(caller, "runs/first/trials.parquet")))
-    assert [trial["state"] for trial in table.to_pylist()] == ["complete", "complete"]
+    assert [trial["state"] for trial in table.to_pylist()] == ["complete"]
     best = yaml.safe_load(_stored(caller, "runs/first/best.yaml"))
     assert best["data"]["limit"] == TINY["data.limit"]
 
 
-def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
+def test_a_run_replaces_a_spot_node_that_is_taken_back_and_ends_with_its_results_in_s3(
     caller: AwsCaller, job_api: str
 ) -> None:
     # A worker on each of three nodes, and no node besides, so that the run needs a new one.
@@ -232,7 +224,7 @@ def test_a_spot_node_that_is_taken_back_is_replaced_in_mid_run(
         caller.ec2.client("ec2").terminate_instances(InstanceIds=[taken.split()[1]])
         until(lambda: taken not in caller.nodes(), timeout_s=20)
         began, seen = time.monotonic(), len(_epochs(caller, "lost"))
-        until(lambda: len(_epochs(caller, "lost")) > seen + 1, timeout_s=90)
+        until(lambda: len(_epochs(caller, "lost")) > seen + 1, timeout_s=240)
         print(f"trains on after {time.monotonic() - began:.0f} s")
         assert caller.nodes().keys() - before.keys()
         submitted.result()

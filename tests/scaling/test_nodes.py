@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from tests.clusters import namespaces
 from tests.clusters.caller import ROOT, until
 from tests.clusters.namespaces import Host, Sandbox
-from tests.tiny_runs import TINY, as_settings, without_times
+from tests.gloo_workers import run_workers
+from tests.tiny_runs import TINY, as_settings, run_here, without_times
 
 pytestmark = [
     pytest.mark.slow,
@@ -104,20 +106,21 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         yield Nodes(sandbox)
 
 
-def test_one_node_of_two_workers_and_two_of_one_give_the_same_run(tmp_path: Path) -> None:
-    found = []
-    for name, cores in (("one", [0, 2]), ("two", [0, 1, 1])):
-        folder = tmp_path / f"nodes-{name}"
-        folder.mkdir()
-        with Sandbox(folder) as sandbox:
-            nodes = Nodes(sandbox)
-            for count in cores:
-                nodes.add(count)
-            done = nodes.hosts[0].run(nodes.train(tmp_path, name, RUN), timeout_s=300)
-            assert done.returncode == 0, done.stdout + done.stderr
-        found.append(without_times(RunDirectory(tmp_path / name).metric_rows()))
-    assert found[0] == found[1]
-    assert len(found[0]) == 4
+def _train(folder: str) -> None:
+    run_here(load_preset("digits", RUN), Path(folder))
+
+
+def test_workers_on_two_nodes_train_as_workers_of_one_machine_without_ray(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    for num_cpus in (0, 1, 1):
+        nodes.add(num_cpus)
+    done = nodes.hosts[0].run(nodes.train(tmp_path, "nodes", RUN), timeout_s=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_workers(_train, 2, str(tmp_path / "here"))
+    found, here = (RunDirectory(tmp_path / name).metric_rows() for name in ("nodes", "here"))
+    assert without_times(found) == without_times(here)
+    assert len(found) == 4
 
 
 def test_a_run_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None:

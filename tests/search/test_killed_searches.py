@@ -31,20 +31,21 @@ from tests.tiny_runs import TINY
 from tests.tracking import offline_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-EPOCHS, TRIALS = 60, 4
+EPOCHS = 60
 KEY = "0123456789abcdef" * 3
+LONG = pytest.mark.long
 
 
 class Search:
     """A `tune` command that is started anew, with --resume, whenever its driver was killed."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, trials: int) -> None:
         fixed = {**TINY, "schedule.epochs": EPOCHS, "evaluation.neighbors": False}
         del fixed["schedule.group_start"]
         space = {
             "preset": "digits",
             "metric": "nmi",
-            "trials": TRIALS,
+            "trials": trials,
             "scheduler": None,
             "fixed": fixed,
             "search": {
@@ -113,10 +114,10 @@ class Search:
         assert self._process.wait(timeout=400) == 0
 
 
-def check_ended_well(folder: Path) -> None:
+def check_ended_well(folder: Path, trials: int) -> None:
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.load_study(study_name="search", storage=storage)
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * TRIALS
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * trials
     names = [t.user_attrs["trial_id"] for t in study.trials]
     assert sorted(names) == sorted(f.name for f in (folder / "trials").iterdir())
     for trial in study.trials:
@@ -126,12 +127,12 @@ def check_ended_well(folder: Path) -> None:
         values = {row["epoch"] + 1: row["nmi"] for row in rows}
         assert all(values[step] == value for step, value in trial.intermediate_values.items())
     table = pq.read_table(folder / "trials.parquet").to_pylist()
-    assert [row["state"] for row in table] == ["complete"] * TRIALS
+    assert [row["state"] for row in table] == ["complete"] * trials
     # Optuna alone names the same best trial.
     assert table[0]["trial_id"] == study.best_trial.user_attrs["trial_id"]
 
 
-def check_wandb(folder: Path) -> None:
+def check_wandb(folder: Path, trials: int) -> None:
     """W&B's files hold every trial once, every epoch once, figures, and the search itself."""
     for trial in (folder / "trials").iterdir():
         files = sorted(trial.glob(f"wandb/offline-run-*/run-{trial.name}.wandb"))
@@ -154,7 +155,7 @@ def check_wandb(folder: Path) -> None:
     assert (run.run_group, run.job_type) == ("search", "search")
     assert offline_file.config(file)["space"]["search"]["neighborhood.k1"] == {"int": [5, 20]}
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/search/trials_*.table.json")
-    assert len(json.loads(table.read_text())["data"]) == TRIALS
+    assert len(json.loads(table.read_text())["data"]) == trials
     secret = KEY.encode()
     assert not any(secret in p.read_bytes() for p in folder.glob("**/wandb/**/*") if p.is_file())
 
@@ -169,22 +170,26 @@ def another_cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("another_cluster")
 @pytest.mark.parametrize(
-    ("workers", "kills"),
+    ("workers", "trials", "kills"),
     [
-        (1, ["driver", "ImplicitFunc", "driver", "ImplicitFunc", "ImplicitFunc", "driver"]),
-        (2, ["RayTrainWorker", "driver", "ImplicitFunc", "RayTrainWorker"]),
+        (1, 3, ["ImplicitFunc", "driver"]),
+        (2, 1, ["RayTrainWorker", "driver", "ImplicitFunc"]),
+        pytest.param(1, 4, [*["driver", "ImplicitFunc"] * 2, "ImplicitFunc", "driver"], marks=LONG),
+        pytest.param(2, 4, ["RayTrainWorker", "driver"] * 2 + ["ImplicitFunc"], marks=LONG),
     ],
-    ids=["one worker a trial", "two workers a trial"],
 )
-def test_no_trial_is_lost_or_counted_twice(tmp_path: Path, workers: int, kills: list[str]) -> None:
-    search = Search(tmp_path, workers)
+def test_no_trial_is_lost_or_counted_twice(
+    tmp_path: Path, workers: int, trials: int, kills: list[str]
+) -> None:
+    search = Search(tmp_path, workers, trials)
     search.start()
     try:
         for what in kills:
-            assert search.train_for(random.randrange(1, 25)), "it ended before the last kill"
+            most = 20 * trials // len(kills)
+            assert search.train_for(random.randrange(1, most)), "it ended before the last kill"
             search.kill(what)
         search.finish()
     finally:
         search.end()
-    check_ended_well(search.folder)
-    check_wandb(search.folder)
+    check_ended_well(search.folder, trials)
+    check_wandb(search.folder, trials)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
-from conr_ray.config import load_config
+from conr_ray.config import from_yaml, load_config
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -40,6 +41,7 @@ from conr_ray.search.wandb_search import log_search
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import history
 from conr_ray.tracking.wandb_settings import WandbSettings
+from tests.gloo_workers import run_workers
 from tests.tiny_runs import TINY, run_here, without_times
 from tests.tracking import offline_file
 
@@ -130,20 +132,17 @@ def test_a_search_ends_with_a_table_and_a_best_config_that_trains_alike(tmp_path
     assert len(set(points)) > 3
 
 
-@pytest.mark.parametrize(("workers", "num_trials"), [(1, 3), (2, 2)])
-def test_trials_that_share_a_trunk_are_those_that_do_not(
-    tmp_path: Path, workers: int, num_trials: int
-) -> None:
+def test_trials_that_share_a_trunk_are_those_that_do_not(tmp_path: Path) -> None:
     space = load_space(space_file(tmp_path, scheduler=None, sampler="random"))
     results = {}
     for shared in (True, False):
         folder = tmp_path / f"shared {shared}"
-        trials, study, _ = search(folder, space, num_trials, workers, shared)
+        trials, study, _ = search(folder, space, 3, shared=shared)
         names = [trial.user_attrs["trial_id"] for trial in study.trials]
         rows = [RunDirectory(folder / "trials" / name).metric_rows() for name in names]
         results[shared] = [without_times(r) for r in rows], [t.params for t in study.trials]
         cost = Cost.of(trials)
-        assert cost.unshared_epochs == 4 * num_trials
+        assert cost.unshared_epochs == 12
         if shared:
             starts = [trial.params["schedule.group_start"] for trial in study.trials]
             assert cost.epochs == max(starts) + sum(4 - start for start in starts)
@@ -151,7 +150,7 @@ def test_trials_that_share_a_trunk_are_those_that_do_not(
                 path.name for path in (folder / "trunks").iterdir() if path.is_dir()
             }
         else:
-            assert cost.epochs == 4 * num_trials
+            assert cost.epochs == 12
     assert results[True] == results[False]
 
 
@@ -236,7 +235,12 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("kind", "size", "workers", "exchanges"), [("pbt", 4, 1, 2), ("pb2", 4, 1, 2), ("pbt", 2, 2, 1)]
+    ("kind", "size", "workers", "exchanges"),
+    [
+        ("pbt", 4, 1, 2),
+        ("pb2", 4, 1, 2),
+        pytest.param("pbt", 2, 2, 1, marks=pytest.mark.long),
+    ],
 )
 def test_a_population_hands_states_on(
     tmp_path: Path, kind: str, size: int, workers: int, exchanges: int
@@ -289,7 +293,11 @@ def test_a_population_hands_states_on(
     assert repeated == trials
 
 
-def test_a_cifar20_trial_of_two_workers_runs_on_real_images(
+def _train(text: str, folder: str) -> None:
+    run_here(from_yaml(text, "the trial's config"), Path(folder))
+
+
+def test_trials_of_two_workers_share_a_trunk_of_real_images_and_are_those_that_do_not(
     tmp_path: Path, shared_data: Path
 ) -> None:
     space = load_space(
@@ -304,25 +312,29 @@ def test_a_cifar20_trial_of_two_workers_runs_on_real_images(
                 "model.widths": [8, 16],
                 "model.head_hidden_dim": 64,
                 "model.embedding_dim": 32,
-                "schedule.epochs": 2,
+                "schedule.epochs": 3,
                 "schedule.warmup_epochs": 0,
                 "schedule.relax_epochs": 0,
-                "schedule.group_start": 1,
                 "evaluation.every": 1,
             },
-            search={"neighborhood.k1": {"int": [5, 20]}, "neighborhood.k2": {"int": [1, 3]}},
-            first=None,
+            search={**K_FIELDS, "schedule.group_start": {"int": [1, 2]}},
+            first=[{"schedule.group_start": 1}, {"schedule.group_start": 2}],
+            scheduler=None,
         )
     )
-    trials, _, directory = search(tmp_path / "search", space, 1, workers=2)
-    assert [t.epochs for t in trials if t.state == "complete"]
-    assert all(0 < (t.figures["nmi"] or 0) < 1 for t in trials)
-    run = RunDirectory(Path(directory.uri) / "trials" / trials[0].trial_id)
-    assert [row["stage"] for row in run.metric_rows()] == ["instance", "group"]
-    summary = next(
-        (Path(directory.uri) / "trials").glob("*/checkpoints/*/summary.json")
-    ).read_text()
-    assert '"workers": 2' in summary
+    trials, study, directory = search(tmp_path / "search", space, 2, workers=2, shared=True)
+    assert [trial.state for trial in trials] == ["complete"] * 2
+    assert all(0 < (trial.figures["nmi"] or 0) < 1 for trial in trials)
+    # The trunk's two epochs, two after the first and one after the second.
+    assert Cost.of(trials).epochs == 5
+    last = study.trials[1]
+    run = RunDirectory(Path(directory.uri) / "trials" / last.user_attrs["trial_id"])
+    assert [row["stage"] for row in run.metric_rows()] == ["instance", "instance", "group"]
+    summary = run.read_text(f"{run.checkpoint_name(3)}/summary.json")
+    assert json.loads(summary or "")["workers"] == 2
+    run_workers(_train, 2, space.config(last.params).to_yaml(), str(tmp_path / "here"))
+    here = RunDirectory(tmp_path / "here").metric_rows()
+    assert without_times(run.metric_rows()) == without_times(here)
 
 
 def start_search_and_stop(command: list[str], folder: Path, how: signal.Signals) -> int:
