@@ -1,6 +1,6 @@
 """CoNR deep clustering on Ray: training, search and evaluation.
 
-What is offered here is imported when it is first used: the package itself loads nothing.
+Public names are imported on first use: importing the package alone loads nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the commands share: arguments, and how errors reach the user.
+"""Arguments and error reporting that the commands share.
 
-A command imports what it needs once its arguments are read: help and wrong arguments are told at
-once.
+A command imports what it needs after parsing its arguments, so that help and errors in arguments
+appear at once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_options(args: argparse.Namespace) -> ClusterOptions:
-    """What the arguments of `add_cluster_options` say."""
+    """The values of the arguments that `add_cluster_options` adds."""
     from conr_ray.scaling.resources import ClusterOptions
 
     return ClusterOptions(
@@ -144,7 +144,7 @@ def resumable(uri: str) -> Iterator[None]:
 
 
 def check_run(config: RunConfig, data: Counted, workers: int) -> None:
-    """Raise UserError if `config` cannot run on `data` with as many workers as --workers says."""
+    """Raise UserError if `config` cannot run on `data` with `workers`, the value of --workers."""
     from conr_ray.engine.data_checks import check_data
 
     try:

@@ -1,4 +1,4 @@
-"""`python -m conr_ray.config_reference` prints docs/config.md: what each field of a run can be."""
+"""`python -m conr_ray.config_reference` prints docs/config.md: the fields of a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _row(name: str, leaf: str, schema: Mapping[str, Any], trees: Mapping[str, An
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """The values that a JSON schema lets through, in words."""
+    """The values that a JSON schema allows, in words."""
     if "anyOf" in schema:
         return " or ".join(_values(member) for member in schema["anyOf"])
     if "enum" in schema:
@@ -65,7 +65,7 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 
 def _range(schema: Mapping[str, Any]) -> str:
-    """Bounds of a number; without an upper one, there is a lower one or none."""
+    """The bounds of a number: both, only a lower one, or none."""
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     if low is None:
@@ -77,7 +77,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """`value` as it is written in a file, floats to 4 digits."""
+    """`value` as YAML, floats to 4 significant digits."""
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, float):

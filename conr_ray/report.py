@@ -22,14 +22,14 @@ _HEEDED = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, draw, print the place of the result."""
+    """Parse the arguments, write the report, print where it is."""
     args = _parser().parse_args(arguments)
     way = _way(args)
     make_console().print(_drawn(way, args), soft_wrap=True)
 
 
 def _drawn(way: str, args: argparse.Namespace) -> str:
-    """Draw, and say where."""
+    """Write the output; return a line that says where it is."""
     if way == "--wandb":
         return f"view: {_save_view(args.wandb, args.search)}"
     from conr_ray.reporting.report_file import write_comparison, write_report, write_static

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
-    """Parse, then check, or train and print the result."""
+    """Parse the arguments, then check, or train and print the result."""
     args = _parser().parse_args(arguments)
     if args.local and (args.address or args.check):
         raise UserError("--local trains without Ray: leave out --address and --check")
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Print what was found; raise RunFailed where a run would fail."""
+    """Print the findings; raise RunFailed if a run would fail."""
     from rich.table import Table
 
     from conr_ray.scaling.cluster import connect

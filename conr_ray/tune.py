@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @folder_option("--storage")
 def main(arguments: Sequence[str]) -> None:
-    """Parse, then plan, or search and print the table."""
+    """Parse the arguments, then plan, or search and print the result."""
     args = _parser().parse_args(arguments)
     if sent_to_head("conr_ray.tune", arguments, args):
         return
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
-    """The space with what the arguments fix, and how many trials are asked for."""
+    """The space with the fields that the arguments fix, and the number of trials."""
     from conr_ray.config import parse_overrides
     from conr_ray.search.space_file import load_space
 
@@ -85,7 +85,7 @@ def _checked(
     """The space with a metric that runs on `images` report.
 
     Raises:
-        UserError: not all of its points can run on them, or another search is in the directory.
+        UserError: some of its points cannot run on them, or the directory holds another search.
     """
     from conr_ray.search.known_data import with_metric
     from conr_ray.search.space_file import check_points
@@ -112,7 +112,7 @@ def _trunks(
 def _plan(
     args: argparse.Namespace, space: SearchSpace, num_trials: int, directory: SearchDirectory
 ) -> None:
-    """Print what the search will cost. Only a cluster that is named is asked for its room."""
+    """Print what the search will cost. Connects to a cluster only if --address is given."""
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.resources import local_nodes, local_resources
     from conr_ray.search.known_data import known_data
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_cluster_options(parser)
     parser.add_argument(
-        "--max-concurrent", type=int, help="most trials at once (default: as many as fit)"
+        "--max-concurrent", type=int, help="maximum trials at once (default: as many as fit)"
     )
     parser.add_argument(
         "--study",

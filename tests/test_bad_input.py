@@ -167,11 +167,11 @@ def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool
     ("arguments", "message"),
     [
         # Port 1 is one that nobody listens at.
-        ("--address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster there: "),
-        ("--address=ray://127.0.0.1:1", "--address ray://127.0.0.1:1: no Ray cluster there: "),
-        ("--autoscaling", "--autoscaling needs a cluster: give its --address"),
-        ("--cpus-per-worker 0", "--cpus-per-worker 0: give 1 or more"),
-        ("--gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
+        ("--address 127.0.0.1:1", "address=127.0.0.1:1: no Ray cluster there: "),
+        ("--address=ray://127.0.0.1:1", "address=ray://127.0.0.1:1: no Ray cluster there: "),
+        ("--autoscaling", "autoscaling needs a cluster: give its address"),
+        ("--cpus-per-worker 0", "cpus_per_worker=0: give 1 or more"),
+        ("--gpus-per-worker -1", "gpus_per_worker=-1: give 0 or more"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_at_once(
@@ -185,8 +185,8 @@ def test_a_cluster_that_cannot_be_is_refused_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--autoscaling", "--autoscaling needs a cluster: give its --address"),
-        ("--gpus-per-worker 99", "--workers 1 needs 1 x (1 CPU, 99 GPU), the cluster's nodes hav"),
+        ("--autoscaling", "autoscaling needs a cluster: give its address"),
+        ("--gpus-per-worker 99", "workers=1 needs 1 x (1 CPU, 99 GPU), the cluster's nodes hav"),
         ("--workers 65", "--workers 65 is not between 1 and 64"),
         ("--set data.limit=1798", "data.limit=1798: there are 1797 images"),
         ("--set data.limit=100", "optim.batch_size=128 exceeds the 100 images"),
@@ -317,7 +317,7 @@ def test_train_refuses_to_resume_what_is_not_there(refuse: Refuse, claimed: Path
 
 def test_tune_refuses_to_resume_what_is_not_there(refuse: Refuse, storage: Path) -> None:
     told = refuse(conr_ray.tune, "--space", str(DIGITS_SPACE), "--name", "frist", "--resume")
-    assert told == f"--resume: {storage}/frist holds no search: check --storage, --name"
+    assert told == f"{storage}/frist holds no search to resume: check the folder and name"
 
 
 def test_another_search_is_not_resumed(refuse: Refuse, storage: Path, tmp_path: Path) -> None:
@@ -403,13 +403,13 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
     ("arguments", "message"),
     [
         ("", "the following arguments are required: --space; see --help"),
-        ("--space /nowhere.yaml", "--space /nowhere.yaml: No such file or directory; see search"),
+        ("--space /nowhere.yaml", "space /nowhere.yaml: No such file or directory; see search"),
         ("--space {space} --set seeed=1", "seeed: no such field; did you mean seed?"),
         ("--space {space} --set neighborhood.k1=5", "neighborhood.k1 is both fixed (5) and searc"),
         ("--space {space} --preset digts", "preset digts: no such preset; did you mean digits?"),
         ("--space {space} --max-concurrent 0", "--max-concurrent 0: give 1 or more"),
-        ("--space {space} --gpus-per-worker -1", "--gpus-per-worker -1: give 0 or more"),
-        ("--space {space} --study nonsense://x", "--study cannot be read: "),
+        ("--space {space} --gpus-per-worker -1", "gpus_per_worker=-1: give 0 or more"),
+        ("--space {space} --study nonsense://x", "the study database cannot be read: "),
         ("--space {space} --trunks ftp://x/y", "--trunks: ftp://x/y cannot be opened: "),
         (
             "--space {space} --trunks {space}",
@@ -432,10 +432,10 @@ def test_a_study_in_a_database_is_not_forgotten(refuse: Refuse, storage: Path) -
     directory.claim(load_space(DIGITS_SPACE), resume=False)
     (Path(directory.uri) / "trials").mkdir()
     told = refuse(conr_ray.tune, *arguments)
-    assert told == "--resume: the study of this search is in a database: give its --study"
+    assert told == f"{directory.uri}: its study is in a database: give the study's URL"
     (Path(directory.uri) / "study.journal").touch()
     told = refuse(conr_ray.tune, *arguments, "--study", "sqlite:///nowhere.db")
-    assert told.startswith(f"--study: the study of this search is {directory.uri}/study.journal")
+    assert told.startswith(f"the study of this search is {directory.uri}/study.journal")
 
 
 def test_a_study_of_the_same_name_is_not_taken_over(
@@ -446,7 +446,7 @@ def test_a_study_of_the_same_name_is_not_taken_over(
     SearchDirectory(Folder(tmp_path / "elsewhere" / "first"), url).open_study(space)
     arguments = ["--space", str(DIGITS_SPACE), "--name", "first", "--study", url]
     told = refuse(conr_ray.tune, *arguments)
-    assert told == "--study has a search called first already: choose another --name"
+    assert told == "the study database has a search called first already: choose another name"
     # Nothing that is refused leaves a study behind.
     refuse(conr_ray.tune, *arguments, "--name", "second", "--trunks", "ftp://x/y")
     assert optuna.get_all_study_names(url) == ["first"]
@@ -465,7 +465,7 @@ def test_a_metric_of_labels_needs_labels(
     fixed = {"data.source": "parquet", "data.path": files["unlabelled"]}
     tree = {"preset": "digits", "metric": metric, "fixed": fixed, "search": SEARCH}
     told = refuse(conr_ray.tune, *space_file(tmp_path, tree))
-    expected = f"metric={metric} needs labels and the images have none: set metric: "
+    expected = f"metric={metric} needs labels and the data have none: set metric: "
     assert told == expected + "neighbor_consistency"
 
 

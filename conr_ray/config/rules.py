@@ -58,8 +58,8 @@ def _data(config: RunSections) -> Iterator[str]:
     if data.source == "torchvision" and data.name is None:
         yield "data.name is not set: data.source=torchvision needs a name such as cifar10"
     if data.source != "digits" and data.path is None:
-        what = "folder that torchvision reads" if data.source == "torchvision" else data.source
-        yield f"data.path is not set: data.source={data.source} needs the path of the {what}"
+        what = "file" if data.source in ("parquet", "vectors") else "folder"
+        yield f"data.path is not set: data.source={data.source} needs the path of its {what}"
     if (data.source == "vectors") != (backbone in _OF_VECTORS):
         takes, other = ("vectors", "images") if backbone in _OF_VECTORS else ("images", "vectors")
         remedy = "resnet18 or convnet" if takes == "vectors" else "identity or mlp"

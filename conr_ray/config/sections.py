@@ -130,7 +130,9 @@ class ModelConfig(Section):
     widths: Annotated[Counts, _backbone("convnet", "mlp")] = Field(
         (32, 64, 64, 128), description="channels of the convnet's layers, or widths of the mlp's"
     )
-    head_hidden_dim: Count = Field(4096, description="hidden width of projector and predictor")
+    head_hidden_dim: Count = Field(
+        4096, description="hidden width of projector and predictor, except SimSiam's predictor"
+    )
     embedding_dim: Count = Field(256, description="output width of projector and predictor")
 
 

@@ -68,7 +68,9 @@ class TrainedRun:
         fits = rows.shape[1:2] == shape[:1] and rows.ndim == len(shape) + 1
         if not fits:
             raise UserError(
-                f"samples of shape {_shown(rows.shape[1:])}: the run was trained on {_shown(shape)}"
+                f"samples of shape {_shown(rows.shape[1:])}, but the run was trained on "
+                f"{_shown(shape)}: convert them to {len(shape)} dimensions with {shape[0]} "
+                f"{'features' if len(shape) == 1 else 'channels first'}"
             )
         inputs = inputs_from_state(self.inputs_state, rows, self.device)
         precision = torch.autocast(self.device.type, enabled=False)

@@ -86,7 +86,7 @@ class View:
 class Chart:
     """A chart of one view, or of several to choose from; without a title below its section's.
 
-    One that can show the group stage alone does so first where `close` says so.
+    If `close`, a chart that can show the group stage alone does so at first.
     """
 
     kind: ClassVar[str] = "chart"

@@ -151,7 +151,7 @@ def label_free_agreement(data: SearchData) -> Chart | None:
 
 
 def variant_bands(data: SearchData) -> Chart | None:
-    """Each method that trials have: means over trials with their deviation."""
+    """Mean and deviation over the trials of each method."""
     if not {"schedule.group_start", "neighborhood.kind"} & set(data.space.search):
         return None
     names = ordered(set().union(*(metric_names(trial.rows) for trial in data.complete), set()))

@@ -39,7 +39,7 @@ def title(name: str) -> str:
 
 
 def titles(fields: Iterable[str]) -> dict[str, str]:
-    """How several dotted fields are written: in full where their last parts are equal."""
+    """Display names of several dotted fields: in full if their last parts are equal."""
     found = {name: title(name) for name in fields}
     words = list(found.values())
     return {name: name if words.count(word) > 1 else word for name, word in found.items()}
@@ -65,7 +65,7 @@ def number(value: Any) -> str:
 
 
 def precise(value: float) -> str:
-    """A metric to four places, where that is something."""
+    """A metric to four decimals, or as `number` writes it if it is very small or large."""
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else number(float(value))
 
 

@@ -22,7 +22,7 @@ FILE_NAME = "report.html"
 
 
 def is_search(directory: Folder) -> bool:
-    """Whether a search is in a directory, or else a run.
+    """Whether a directory holds a search; otherwise it holds a run.
 
     Raises:
         UserError: it holds neither.
@@ -60,7 +60,7 @@ def write_report(
     place = out or f"{directory.uri}/{FILE_NAME}"
     if is_search(directory):
         if baseline is not None:
-            raise UserError("--baseline is for a run, not for a search: leave it out")
+            raise UserError("the baseline is for a run, not for a search: leave it out")
         return write_search_report(SearchDirectory(directory, study_url), place)
     run = read_run(directory)
     extra = []
@@ -79,8 +79,8 @@ def write_search_report(directory: SearchDirectory, place: str, *, running: bool
 
 
 def write_static(directory: RunDirectory, out: str, study_url: str | None = None) -> list[str]:
-    """Write the figures of a run or search for papers into the folder `out`; their names."""
-    # With matplotlib, which a page needs none of.
+    """Write a run's or search's figures for papers into the folder `out`; return their names."""
+    # Imports matplotlib, which a page does not need.
     from conr_ray.reporting.static_figures import run_figures, search_figures, write_figures
 
     if is_search(directory):
@@ -95,7 +95,7 @@ def write_comparison(
 ) -> str:
     """Compare runs, and the best trials of searches, in a file; return its path."""
     if len(directories) < 2:
-        raise UserError("--compare: give two or more directories")
+        raise UserError("a comparison needs two or more directories: give another one")
     return write_page(comparison.comparison_page(read_all(directories, study_url)), out)
 
 
@@ -126,5 +126,5 @@ def write_page(page: Page, place: str) -> str:
     try:
         directory.write_text(name, html)
     except OSError as error:
-        raise UserError(f"cannot write {place} ({error}): give --out FILE") from None
+        raise UserError(f"cannot write {place} ({error}): choose another output file") from None
     return f"{directory.uri}/{name}"

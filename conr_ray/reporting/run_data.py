@@ -62,7 +62,7 @@ class RunData:
 
     @property
     def variant(self) -> str:
-        """The method that it is: CoNR, Euclidean neighbours or the framework alone."""
+        """Its method: CoNR, Euclidean neighbours or the framework alone."""
         return variant_of(self.config)
 
 
@@ -120,7 +120,7 @@ def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> R
         )
         return dataclasses.replace(data, problems=problems)
     tables = ("samples", "neighbors", "examples", "pictures")
-    # By its type they exist, but a file may have been deleted.
+    # Their types exclude None, but a file may have been deleted.
     missing = [name for name in tables if getattr(snapshot, name) is None]
     if missing:
         names = ", ".join(f"{name}.parquet" for name in missing)

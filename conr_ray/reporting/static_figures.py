@@ -52,13 +52,13 @@ Figures = dict[str, Figure]
 
 
 def write_figures(figures: Figures, out: Folder) -> list[str]:
-    """Write each figure as SVG and PNG into `out`; their names.
+    """Write each figure as SVG and PNG into `out`; return the names of the files.
 
     Raises:
         UserError: there is nothing to draw, or the folder cannot be written.
     """
     if not figures:
-        raise UserError("--figures: nothing to draw yet: wait until epochs have been trained")
+        raise UserError("nothing to draw yet: wait until an epoch has been trained")
     names = []
     for name, figure in figures.items():
         for kind in ("svg", "png"):
@@ -76,7 +76,7 @@ def write_figures(figures: Figures, out: Folder) -> list[str]:
                 out.write_bytes(f"{name}.{kind}", buffer.getvalue())
             except OSError as error:
                 raise UserError(
-                    f"--figures: cannot write {out.uri} ({os.strerror(error.errno or 0)}): "
+                    f"cannot write figures to {out.uri} ({os.strerror(error.errno or 0)}): "
                     "give another folder"
                 ) from None
             names.append(f"{name}.{kind}")

@@ -107,18 +107,18 @@ def space_of(entity: str, project: str, search_name: str) -> SearchSpace:
             if "not found" not in str(error):
                 raise
             raise UserError(
-                f"--search {search_name}: no such run in {entity}/{project}: check the project and "
+                f"search {search_name}: no such run in {entity}/{project}: check the project and "
                 "the search's name"
             ) from None
         tree = run.config.get("space")
     if tree is None:
-        raise UserError(f"--search {search_name}: this run is not a search: give a search")
+        raise UserError(f"search {search_name}: this run is not a search: give a search")
     try:
         return SearchSpace.model_validate(tree)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(
-            f"--search {search_name}: its space is from another version ({place}): use the "
+            f"search {search_name}: its space is from another version ({place}): use the "
             "version that ran the search"
         ) from None
 
@@ -228,7 +228,7 @@ def _without_symbols(text: str) -> str:
 @contextmanager
 def _told_in_one_line(entity: str, project: str) -> Iterator[None]:
     """Raise W&B's errors as UserErrors."""
-    place = f"--wandb {entity}/{project}"
+    place = f"project {entity}/{project}"
     try:
         # With silent set, the library does not prompt for a key.
         wandb.setup(wandb.Settings(silent=True))

@@ -22,9 +22,9 @@ _REPEATS = 5
 def time_all_reduce(directory: Folder, resources: WorkerResources) -> str:
     """Time an all-reduce among the workers of a run, spread over the nodes.
 
-    A single worker is started where nodes come for work: for its node.
+    A single worker is only started if nodes start on demand, so that its node starts.
     """
-    alone = "one worker has nobody to talk to: give --workers" if resources.workers == 1 else None
+    alone = "a single worker has no peers: use more workers" if resources.workers == 1 else None
     if alone and not resources.more_to_come:
         return alone
     backend = "nccl" if resources.gpus_per_worker else "gloo"

@@ -24,9 +24,9 @@ from conr_ray.scaling.resources import (
     local_resources,
 )
 
-# What Ray raises where there is no cluster to join, or none that lets this process in.
+# Raised by Ray if there is no cluster to join, or if it rejects this process.
 NOT_JOINED = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
-# Runs that fit on a cluster that starts an unknown number of nodes.
+# Assumed number of runs that fit on a cluster that starts an unknown number of nodes.
 _UNKNOWN = 10_000
 # Ray's settings, in the command and all processes that it starts.
 _SETTINGS = {
@@ -86,8 +86,8 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     Raises:
         UserError: this machine has too few GPUs for the run.
     """
-    # An address left over from a killed cluster would be tried first, for minutes; and what
-    # `ray up` sets for a node is not meant for another Ray on it.
+    # Ray would first try the address of a killed cluster, for minutes. The resources that
+    # `ray up` sets for a node are not those of another Ray on it.
     for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
         os.environ.pop(name, None)
     for name, value in _SETTINGS.items():
@@ -104,10 +104,10 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
 
 
 def room_for(resources: WorkerResources) -> int:
-    """How many runs of such workers the connected cluster holds at once, or could hold.
+    """Number of such runs that fit at once on the connected cluster, with nodes that it may start.
 
     Raises:
-        UserError: not even one.
+        UserError: not even one fits.
     """
     if resources.more_to_come and not grows():
         return _UNKNOWN
@@ -125,18 +125,18 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there: {error}") from None
+        raise UserError(f"address={address}: no Ray cluster there: {error}") from None
 
 
 def not_joined(address: str, error: Exception) -> UserError:
-    """One of NOT_JOINED as a UserError."""
+    """The UserError for an error in NOT_JOINED."""
     if isinstance(error, AuthenticationError):
         cause, _, _ = error.message.partition(". ")
         return UserError(
-            f"--address {address}: {cause}: copy the cluster's token to ~/.ray/auth_token "
+            f"address={address}: {cause}: copy the cluster's token to ~/.ray/auth_token "
             "(for a cluster that is not started yet: ray get-auth-token --generate)"
         )
-    return UserError(f"--address {address}: no Ray cluster there: {last_line(error)}")
+    return UserError(f"address={address}: no Ray cluster there: {last_line(error)}")
 
 
 def _join(address: str) -> None:
@@ -160,7 +160,7 @@ def _join(address: str) -> None:
 
 
 def _nodes(more_to_come: bool) -> Nodes:
-    """Of the connected cluster, those that are there or, of `ray up`'s, all that it can start."""
+    """Live nodes of the connected cluster; with `more_to_come`, all that `ray up` can start."""
     if not more_to_come:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return Nodes([node["Resources"] for node in nodes if node["Alive"]], [], 0)

@@ -34,7 +34,7 @@ def on_each(
     *args: Any,
     num_gpus: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Results of `function` by node, with an exception for a node that raises it or is silent.
+    """Results of `function` by node, with an exception for a node that fails or is silent.
 
     Nodes that leave the cluster meanwhile, such as idle ones under autoscaling, are left out.
     """

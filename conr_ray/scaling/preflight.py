@@ -1,4 +1,4 @@
-"""What has to be right before a run on a cluster: looked at, not assumed."""
+"""Checks of a cluster before a run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.shared_storage import exchange, is_for_one_node
 from conr_ray.storage.files import Folder
 
-# In which what a run had on the nodes is given back after its end.
+# Time in which the resources of a run that has ended become free.
 _RETURN_S = 5.0
 _MOST_SKEW_S = 1.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        subject: what it was.
-        detail: what was found, with the remedy where it is not well.
-        error: why a run cannot go on with it, None where it can.
+        subject: what was checked.
+        detail: what was found; for a failed check, with the remedy.
+        error: why a run would fail; None if it would not.
     """
 
     subject: str
@@ -43,13 +43,13 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether a run can go on with it."""
+        """Whether the check succeeded."""
         return self.error is None
 
 
 def preflight(directory: Folder, resources: WorkerResources) -> list[Finding]:
-    """Look at the connected cluster as a run of such workers would use it."""
-    # First, since this brings the nodes that the others look at, where they come for work.
+    """Check the connected cluster as a run with these resources would use it."""
+    # First: if nodes start on demand, this starts those that the other checks look at.
     reduced = _find("all-reduce", lambda: time_all_reduce(directory, resources))
     nodes = alive_nodes()
     return [
@@ -96,7 +96,8 @@ def _versions(nodes: Nodes) -> str:
         for what, version in there.items():
             if version != here[what]:
                 raise UserError(
-                    f"node {name} has {what} {version}, this process {here[what]}: install one"
+                    f"node {name} has {what} {version}, this process {here[what]}: install the "
+                    "same version"
                 )
     return ", ".join(f"{what} {version}" for what, version in here.items())
 
@@ -104,7 +105,7 @@ def _versions(nodes: Nodes) -> str:
 def _clocks(nodes: Nodes) -> str:
     worst = 0.0
     for name, node in nodes.items():
-        # The first answer has the start of a process in it.
+        # The first answer includes the start of a process.
         for _ in range(2):
             asked = time.time()
             told = all_well(on_each({name: node}, lambda: time.time())).get(name)
@@ -112,10 +113,10 @@ def _clocks(nodes: Nodes) -> str:
         if told is None:
             continue
         skew = abs(told - (asked + answered) / 2)
-        # What the answer took could all have been on one way.
+        # The time to answer may lie entirely before or after the reading of the clock.
         sure = max(0.0, skew - (answered - asked) / 2)
         if sure > _MOST_SKEW_S:
-            raise UserError(f"node {name} is {skew:.1f} s off: run a time service on all nodes")
+            raise UserError(f"node {name}: clock {skew:.1f} s off: run a time service on all nodes")
         worst = max(worst, skew)
     return f"at most {worst * 1000:.0f} ms apart"
 
@@ -133,7 +134,7 @@ def _gpus(nodes: Nodes) -> str:
     if not totals:
         return "none, runs use cores"
     available = _available_gpus({name: nodes[name] for name in totals})
-    # A worker can have whole ones and parts of one; devices are counted whole.
+    # A worker may use a fraction of a GPU; only whole devices are counted.
     free = {name: int(amount) for name, amount in available.items() if amount >= 1}
 
     def names() -> list[str]:
@@ -143,8 +144,7 @@ def _gpus(nodes: Nodes) -> str:
     for name, devices in found.items():
         if len(devices) != free[name]:
             raise UserError(
-                f"node {name} offers {free[name]} GPUs, torch sees {len(devices)}: look at its "
-                "driver"
+                f"node {name} offers {free[name]} GPUs, torch sees {len(devices)}: check its driver"
             )
     kinds = sorted({device for devices in found.values() for device in devices})
     told = [f"{sum(free.values())} x {', '.join(kinds)}"] if found else []
@@ -157,7 +157,7 @@ def _gpus(nodes: Nodes) -> str:
 
 
 def _available_gpus(nodes: Nodes) -> dict[str, float]:
-    """GPUs of each node that nobody has, or has given back within a moment."""
+    """Free GPUs of each node, after waiting for those that are about to become free."""
     deadline = time.monotonic() + _RETURN_S
     while True:
         by_id = available_resources_per_node()  # type: ignore[no-untyped-call]

@@ -20,17 +20,17 @@ from conr_ray.scaling.cluster import NOT_JOINED, check_reachable, not_joined
 
 # Options that name a file on the caller's machine.
 _FILES = ("--space", "--config")
-# Of connecting: the head forks a server for each client while its other threads are in gRPC, which
-# sometimes kills the new process (ray-project/ray#63202).
+# Attempts to connect: the head forks a server for each client while its other threads are in gRPC,
+# which sometimes kills the new process (ray-project/ray#63202).
 _TRIES = 4
-# Time that an interrupted command has for its last lines.
+# Time for an interrupted command to print its last lines.
 _LAST_LINES_S = 30
 
 
 def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     """Run `python -m module` with this package and these arguments on the head of a cluster.
 
-    Space and config files are sent along; other paths are the cluster's. The command's output is
+    Space and config files are sent along; other paths are on the cluster. The command's output is
     printed here. It ends with the connection.
 
     Raises:
@@ -84,7 +84,7 @@ def _read(path: str) -> bytes:
 
 
 class _Command:
-    """On the head: the command as a separate process, whose output goes to the caller."""
+    """Runs the command on the head, as a separate process whose output goes to the caller."""
 
     def __init__(
         self, module: str, arguments: list[str], files: dict[int, tuple[str, bytes]]

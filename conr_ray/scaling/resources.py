@@ -1,4 +1,4 @@
-"""What the workers of a run get, and how many runs fit on nodes; nothing here needs Ray."""
+"""Resources of a run's workers, and how many runs fit on nodes; does not use Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from conr_ray.errors import UserError
 
 # Where `ray up` leaves its cluster file on a head node.
 _CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
-# What drivers of GPUs make in /dev: NVIDIA's, on a board and in Windows' Linux too, and AMD's.
+# Device files of GPU drivers: NVIDIA's, also on embedded boards and in WSL, and AMD's.
 _GPU_DEVICES = ("nvidia*", "nvgpu", "nvhost-gpu", "dxg", "kfd")
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a cluster by what they have: some that are there, some of which `most` may come."""
+    """Resources of a cluster's nodes: those `there`; of those `to_come`, at most `most` start."""
 
     there: list[dict[str, float]]
     to_come: list[dict[str, float]]
@@ -35,19 +35,19 @@ class Nodes:
         return sum(map(on, self.there)) + sum(coming)
 
     def have(self, kind: str) -> bool:
-        """Whether any of them has some of it."""
+        """Whether any node has some of the resource `kind`."""
         return any(node.get(kind) for node in (*self.there, *self.to_come))
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What each worker of a run gets.
+    """Resources of each worker of a run.
 
     Attributes:
-        workers: of a run.
+        workers: number of workers.
         cpus_per_worker: cores of each.
         gpus_per_worker: GPUs of each.
-        more_to_come: the cluster starts nodes when there is work.
+        more_to_come: whether the cluster starts nodes on demand.
     """
 
     workers: int = 1
@@ -56,23 +56,23 @@ class WorkerResources:
     more_to_come: bool = False
 
     def bundle(self) -> dict[str, float]:
-        """One worker's resources in Ray's words."""
+        """One worker's resources by Ray's names."""
         bundle: dict[str, float] = {"CPU": self.cpus_per_worker}
         if self.gpus_per_worker:
             bundle["GPU"] = self.gpus_per_worker
         return bundle
 
     def fits_on(self, nodes: Nodes) -> int:
-        """How many runs of such workers the nodes hold at once.
+        """Number of such runs that fit on the nodes at once.
 
         Raises:
-            UserError: not even one.
+            UserError: not even one fits.
         """
         workers = nodes.hold(self.bundle())
         if workers < self.workers:
             each = ", ".join(f"{amount:g} {kind}" for kind, amount in self.bundle().items())
             raise UserError(
-                f"--workers {self.workers} needs {self.workers} x ({each}), the cluster's nodes "
+                f"workers={self.workers} needs {self.workers} x ({each}), the cluster's nodes "
                 f"have room for {workers}: ask for less"
             )
         return workers // self.workers
@@ -80,13 +80,13 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What a command was told of the cluster that it runs on.
+    """The cluster to run on, and what each worker gets.
 
     Attributes:
-        address: of a cluster to join; None starts one of the command's own.
-        autoscaling: it starts nodes when there is work.
-        cpus_per_worker: None leaves it to the command.
-        gpus_per_worker: None is one where there are any.
+        address: of a cluster to join; None starts one on this machine.
+        autoscaling: whether the cluster starts nodes on demand.
+        cpus_per_worker: None means the command's default.
+        gpus_per_worker: None means one if there are any, else none.
     """
 
     address: str | None = None
@@ -97,21 +97,23 @@ class ClusterOptions:
     def resources(
         self, workers: int, *, cpus_per_worker: int | None, num_cpus: int, has_gpus: bool
     ) -> WorkerResources:
-        """Of each of the workers, where there are `num_cpus` cores, by default all shared out.
+        """Resources of each worker.
+
+        Without a number of cores, it is one with GPUs, else an equal share of `num_cpus`.
 
         Raises:
-            UserError: an amount that cannot be.
+            UserError: an amount is out of range.
         """
         if workers < 1:
-            raise UserError(f"--workers {workers}: give 1 or more")
+            raise UserError(f"workers={workers}: give 1 or more")
         more_to_come = self.address is not None and (self.autoscaling or grows())
         gpus, cpus = self.gpus_per_worker, self.cpus_per_worker or cpus_per_worker
         if gpus is None:
             gpus = 1.0 if has_gpus else 0.0
         if gpus < 0:
-            raise UserError(f"--gpus-per-worker {gpus:g}: give 0 or more")
+            raise UserError(f"gpus_per_worker={gpus:g}: give 0 or more")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
-            raise UserError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more")
+            raise UserError(f"cpus_per_worker={self.cpus_per_worker}: give 1 or more")
         if cpus is None:
             cpus = 1 if gpus else max(1, num_cpus // workers)
         return WorkerResources(workers, cpus, gpus, more_to_come)
@@ -120,13 +122,13 @@ class ClusterOptions:
 def local_resources(
     options: ClusterOptions, workers: int, cpus_per_worker: int | None = None
 ) -> WorkerResources:
-    """Of workers on this machine.
+    """Resources of workers on this machine.
 
     Raises:
-        UserError: an amount that cannot be, or an option that is said of a cluster.
+        UserError: an amount is out of range, or an option needs a cluster.
     """
     if options.autoscaling:
-        raise UserError("--autoscaling needs a cluster: give its --address")
+        raise UserError("autoscaling needs a cluster: give its address")
     return options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,
@@ -136,12 +138,12 @@ def local_resources(
 
 
 def local_nodes(resources: WorkerResources) -> Nodes:
-    """This machine, as a Ray that a command starts for runs of such workers would have it."""
+    """This machine as the only node of a Ray that is started for such runs."""
     return Nodes([{"CPU": local_cores(resources), "GPU": local_gpus()}], [], 0)
 
 
 def local_cores(resources: WorkerResources) -> int:
-    """Cores of this machine, or as many as one run of such workers asks for."""
+    """Cores of this machine, or those that one run needs if that is more."""
     return max(os.cpu_count() or 1, resources.workers * resources.cpus_per_worker)
 
 
@@ -149,22 +151,23 @@ def local_gpus() -> int:
     """GPUs of this machine that torch can use."""
     if not any(next(Path("/dev").glob(name), None) for name in _GPU_DEVICES):
         return 0
-    # Torch knows best, and takes a second to import.
+    # Torch gives the exact answer, but takes a second to import.
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def grows() -> bool:
-    """Whether `ray up` has made this node the head of a cluster that starts others.
+    """Whether this node is the head of a cluster of `ray up` that starts other nodes.
 
-    Hosts of one's own are in the cluster all the time, and its file does not say what they have.
+    With the provider `local`, all hosts are always in the cluster, and its file does not list their
+    resources.
     """
     cluster = cluster_file()
     return cluster is not None and cluster["provider"]["type"] != "local"
 
 
 def cluster_file() -> dict[str, Any] | None:
-    """What `ray up` has left on this node, None where it did not make it a head."""
+    """The cluster file of `ray up` on this node; None if `ray up` did not make it a head."""
     file = _CLUSTER_FILE.expanduser()
     return yaml.safe_load(file.read_text()) if file.exists() else None

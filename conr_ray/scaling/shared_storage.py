@@ -40,7 +40,7 @@ def is_for_one_node(directory: Folder, nodes: Nodes, more_to_come: bool) -> bool
     if not directory.is_local or len(nodes) > 1:
         return False
     if more_to_come:
-        raise NotShared(f"{directory.uri} is on this node, others that come later would not see it")
+        raise NotShared(f"{directory.uri} is on this node, nodes that start later would not see it")
     return True
 
 
@@ -58,7 +58,7 @@ def exchange(directory: Folder, nodes: Nodes) -> None:
         others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         cause = found[failed[0]]
         if isinstance(cause, RayTaskError):
-            # Without the trace of that node's process.
+            # Without the traceback of that node's process.
             cause = cause.cause
         raise StorageError(
             f"node {failed[0]}{others} cannot use {directory.uri}: {last_line(cause)}"
@@ -66,20 +66,20 @@ def exchange(directory: Folder, nodes: Nodes) -> None:
     if blind := [name for name, (read, _) in found.items() if not read]:
         raise NotShared(f"node {', '.join(blind)} does not see {directory.uri}")
     if apart := [name for name, (_, written) in found.items() if not written]:
-        raise NotShared(f"what node {', '.join(apart)} writes to {directory.uri} does not arrive")
+        raise NotShared(f"files of node {', '.join(apart)} in {directory.uri} do not arrive here")
 
 
 def _read_and_written(directory: Folder, nodes: Nodes) -> dict[str, Any]:
     """For each node, whether it reads this process's file, and whether its own file arrives here.
 
-    An exception in place of the two for a node that raises it or does not answer.
+    For a node that fails or does not answer, an exception instead of the two.
     """
     name, token = f".seen-{secrets.token_hex(4)}", secrets.token_hex(8)
 
     def read_and_write(uri: str) -> bool:
         there = Folder(uri)
         if there.read_text(name) != token:
-            # Another folder, in which nothing is to be left.
+            # Not the shared folder: leave nothing in it.
             return False
         there.write_text(f"{name}-{ray.get_runtime_context().get_node_id()}", token)
         return True

@@ -85,7 +85,7 @@ def run_on_workers(
         max_failures: restarts of the worker group after dead processes or nodes.
 
     Raises:
-        UserError, RunFailed: raised by the loop, or Ray gave up the run.
+        UserError, RunFailed: raised by the loop, or Ray gave up on the run.
     """
     seen = (directory.checkpoint_epochs() or [0])[-1]
     if seen == (span.until or config.schedule.epochs):
@@ -132,7 +132,7 @@ def run_on_workers(
             time.sleep(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
-        raise RunFailed(f"Ray gave up the run: {last_line(errors[0])}") from errors[0]
+        raise RunFailed(f"Ray gave up on the run: {last_line(errors[0])}") from errors[0]
 
 
 def _trainer(

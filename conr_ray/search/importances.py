@@ -1,4 +1,4 @@
-"""What the metrics of a search depend on."""
+"""Which searched fields the metrics of a search depend on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FEWEST = 4
 def parameter_importances(space: SearchSpace, study: optuna.Study, metric: str) -> dict[str, float]:
     """Share of a metric's variance that each field explains, by Optuna; the largest first.
 
-    Empty where too few trials have ended well.
+    Empty if too few trials are complete.
     """
     place = space.metrics.index(metric)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(ended) < _FEWEST or len({trial.values[place] for trial in ended}) < 2:
         return {}
-    # With scikit-learn, and a second to import it: a search that has just begun needs neither.
+    # Imports scikit-learn, which takes a second and is not needed when a search has just begun.
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     evaluator = FanovaImportanceEvaluator(seed=space.seed)
@@ -30,5 +30,5 @@ def parameter_importances(space: SearchSpace, study: optuna.Study, metric: str) 
             )
         )
     except RuntimeError:
-        # Its trees found no split that explains anything.
+        # The trees of the evaluator found no split.
         return {}

@@ -1,7 +1,7 @@
-"""What a plan knows of the data of a search without fetching or decoding any.
+"""What a plan knows about the data of a search without fetching or decoding them.
 
-Images that are prepared tell it themselves; of others the numbers are published, or in their file
-or folder.
+Prepared data are described by their own files. For other data, the numbers are published, or read
+from the file or folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conr_ray.search.space import SearchSpace
 
 @dataclass(frozen=True)
 class _Published:
-    """Images of each split, classes, channels and side, as the makers of a data set tell them."""
+    """A data set's published numbers: images of each split, classes, channels and side length."""
 
     splits: dict[str, int]
     classes: int
@@ -46,14 +46,14 @@ _IMAGENET = {
 
 @dataclass(frozen=True)
 class KnownData:
-    """What a plan knows of the data.
+    """What a plan knows about the data.
 
     Attributes:
-        num_rows: of all splits that are read, up to `data.limit`.
-        row_shape: of a sample, (c, h, w) or (d,).
-        num_classes: None without labels.
-        fingerprint: of the prepared images, None where they are not prepared.
-        source: where this is known from, in words.
+        num_rows: rows of all splits that are read, at most `data.limit`.
+        row_shape: shape of a sample, (c, h, w) or (d,).
+        num_classes: number of classes; None without labels.
+        fingerprint: of the prepared data; None if they are not prepared.
+        source: where these facts come from, in words.
     """
 
     num_rows: int
@@ -69,13 +69,13 @@ class KnownData:
 
 
 def known_data(space: SearchSpace) -> KnownData:
-    """What is known of the data of the runs that `space` varies.
+    """What is known about the data of the runs of `space`.
 
     Raises:
-        UserError: the settings of the data do not fit one another, or nothing is known.
+        UserError: the settings of the data conflict, or nothing is known about the data.
     """
     config = space.config().data
-    # Refuses what `open_data` would refuse before it reads a file.
+    # Rejects settings that `open_data` would reject before reading a file.
     source = make_source(config)
     if (images := prepared_data(config)) is not None:
         return KnownData(
@@ -105,7 +105,7 @@ def known_data(space: SearchSpace) -> KnownData:
 
 
 def with_metric(space: SearchSpace, images: Counted) -> SearchSpace:
-    """The space with a metric that its runs on `images` report.
+    """The space with the metric auto replaced by one that runs on `images` report.
 
     Raises:
         UserError: its metric needs labels, and there are none.
@@ -115,7 +115,7 @@ def with_metric(space: SearchSpace, images: Counted) -> SearchSpace:
     for metric in metrics:
         if metric in LABELLED_METRICS and images.num_classes is None:
             raise UserError(
-                f"metric={metric} needs labels and the images have none: set metric: "
+                f"metric={metric} needs labels and the data have none: set metric: "
                 "neighbor_consistency"
             )
     return space.model_copy(update={"metrics": metrics})

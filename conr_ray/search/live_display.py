@@ -127,7 +127,7 @@ class LiveDisplay(Callback):
         return Group(*(Text(line) for line in lines))
 
     def _trunk_lines(self) -> list[str]:
-        """How far the trunks are that running trials wait for."""
+        """Progress of the trunks that running trials wait for."""
         wanted: dict[str, int] = {}
         for trial_id, state in list(self._states.items()):
             if self._trunks is not None and state == "running" and trial_id not in self._last:

@@ -15,20 +15,20 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.search.known_data import KnownData
 from conr_ray.search.space import SearchSpace
 
-# Weights behind the first convolution: known, so that nothing is built to count them.
+# Weights after the first convolution: constants, so that no network is built to count them.
 _RESNET_WEIGHTS = {"resnet18": 11_167_104, "resnet34": 21_275_264}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Expected epochs of a search, by the mean over its space, without early stopping.
+    """Expected epochs of a search, averaged over its space, without early stopping.
 
     Attributes:
         num_trials: trials of the search.
-        num_trunks: trunks that the trials share, 0 where they share none.
+        num_trunks: trunks that the trials share; 0 if they share none.
         num_checkpoints: checkpoints that each trunk keeps.
-        checkpoint_mib: size of one, about; None where the backbone's is not known.
-        unshared_epochs: epochs where each trial trains all of its own.
+        checkpoint_mib: approximate size of a checkpoint; None if the backbone's is unknown.
+        unshared_epochs: epochs if no trial shares a trunk.
         trunk_epochs: epochs of all trunks.
         fork_epochs: epochs of the trials after their trunks.
     """
@@ -43,7 +43,7 @@ class Plan:
 
     @classmethod
     def of(cls, space: SearchSpace, images: KnownData, num_trials: int, *, shared: bool) -> Plan:
-        """Of `num_trials` trials of `space`, with or without shared trunks."""
+        """The plan for `num_trials` trials of `space`, with or without shared trunks."""
         epochs = space.config().schedule.epochs
         starts = space.group_starts
         num_trunks = min(space.num_trunks or 0, num_trials) if shared and starts else 0
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def saving(self) -> float:
-        """Ratio of the epochs without trunks to those with."""
+        """Ratio of the epochs without shared trunks to those with them."""
         return self.unshared_epochs / self.epochs
 
 
@@ -86,7 +86,7 @@ def print_plan(
 ) -> None:
     """Print the space, trunks, epochs and resources.
 
-    `room` is the number of trials for which there are resources at once.
+    `room` is the number of trials that the resources allow at once.
     """
     plan = Plan.of(space, images, num_trials, shared=store is not None)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -119,7 +119,7 @@ def print_plan(
         f"epochs     about {plan.epochs:,} ({plan.trunk_epochs:,} of trunks, "
         f"{plan.fork_epochs:,} of trials) if none is stopped early; without trunks "
         f"{plan.unshared_epochs:,}, {plan.saving:.1f} times as many",
-        f"resources  {resources.workers} x ({need}) a trial; {concurrent} trials at once, there is "
+        f"resources  {resources.workers} x ({need}) per trial; {concurrent} trials at once, "
         f"room for {room}",
     ]
     console.print(Group(table, Text(), *(Text(line) for line in lines)), soft_wrap=True)
@@ -137,7 +137,7 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Kn
         size_mib = plan.num_trunks * plan.num_checkpoints * plan.checkpoint_mib
         text += f" of about {plan.checkpoint_mib:.1f} MiB, {size_mib:,.0f} MiB"
     text += f" in {store.uri}"
-    # Their names need torch.
+    # The names of trunks need torch.
     if images.fingerprint is None or store.is_empty():
         return text
     name = trunk_name(space.config(), images.fingerprint)
@@ -148,8 +148,8 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Kn
 def _checkpoint_mib(config: RunConfig, images: KnownData) -> float | None:
     """Size of a trunk's checkpoint: two networks, the optimiser's momentum and clusters.
 
-    Counted, not built: torch takes longer to import than a plan to print. What batch normalisation
-    keeps besides its weights, a thousandth, is left out.
+    Computed without building the networks: importing torch takes longer than printing a plan. The
+    running statistics of batch normalisation, about a thousandth, are left out.
     """
     model = config.model
     backbone = _backbone_weights(model, images.row_shape[0])
@@ -167,7 +167,7 @@ def _checkpoint_mib(config: RunConfig, images: KnownData) -> float | None:
 
 
 def _backbone_weights(model: ModelConfig, channels: int) -> tuple[int, int] | None:
-    """Width of the backbone's features, and its number of weights; None for one not known here."""
+    """Width of the backbone's features, and its number of weights; None if unknown."""
     if model.backbone == "convnet":
         inputs = (channels, *model.widths)
         layers = zip(inputs, model.widths, strict=False)

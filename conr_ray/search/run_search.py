@@ -1,4 +1,4 @@
-"""Running a search: Ray Tune runs the trials, Optuna draws them."""
+"""Run a search: Optuna draws the trials, Ray Tune runs them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
 from conr_ray.tracking.wandb_settings import WandbSettings
 
-# Key of what the study knows of the images: their fingerprint.
+# Study attribute that holds the fingerprint of the images.
 _IMAGES = "images"
-# Deaths of a trial's processes; it goes on from its checkpoint each time.
+# How often a trial whose processes die is resumed from its checkpoint.
 _MAX_FAILURES = 5
 
 
@@ -40,7 +40,7 @@ def run_search(
     max_concurrent: int | None = None,
     on_news: Callable[[], None] | None = None,
 ) -> list[Trial]:
-    """Run the trials that are not run yet, and write the table and the best config.
+    """Run the remaining trials, then write the table and the best config.
 
     Needs a connected Ray cluster. Returns all trials, the best first.
 
@@ -48,29 +48,28 @@ def run_search(
         space: checked and claimed for the directory.
         directory: where everything is written.
         resources: of each trial.
-        wandb: mode of logging; each trial gets a run of its own.
+        wandb: mode of logging; each trial gets its own run.
         console: for the live display.
-        num_trials: of the whole search, those of earlier calls included.
+        num_trials: of the whole search, including those of earlier calls.
         fingerprint: of the images.
-        trunks: where trials find, or leave, the instance stages that they share.
-        max_concurrent: trials at once; as many as fit where None.
+        trunks: where trials load and store the instance stages that they share.
+        max_concurrent: maximum trials at once; None means as many as fit.
         on_news: called, in this process, after each report and at the end of each trial.
 
     Raises:
         UserError: earlier trials were trained on other images.
         RunFailed: no trial trained all its epochs.
-        KeyboardInterrupt: the user stopped it; called again, it goes on.
+        KeyboardInterrupt: the user stopped the search; another call continues it.
     """
     study = directory.open_study(space)
     if study.user_attrs.get(_IMAGES, fingerprint) != fingerprint:
         raise UserError(
-            f"{directory.uri} is a search on other images: look at data.path, or choose another "
-            "--name"
+            f"{directory.uri} is a search on other images: check data.path, or choose another name"
         )
     study.set_user_attr(_IMAGES, fingerprint)
     if (remaining := num_left(space, study, num_trials)) > 0:
         runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
-        # Behind Ray Train one more waits for cores, so that its start costs no time.
+        # With Ray Train, one more trial waits for cores, so that it starts without delay.
         ready = room_for(resources) + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
         display = LiveDisplay(space, remaining, console, trunks, fingerprint, on_news)
@@ -97,7 +96,7 @@ def _run_trials(
     """Have Tune run `count` trials; returns early, like Tune, after Ctrl-C."""
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
-    # All that has to last is in the search's directory.
+    # Everything that must be kept is in the search's directory.
     scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
@@ -106,7 +105,7 @@ def _run_trials(
             search_alg=searcher,
             scheduler=StudyScheduler(searcher),
             max_concurrent_trials=concurrent,
-            # A trial through Ray Train leaves a waiting thread behind when it is stopped.
+            # A trial that uses Ray Train leaves a waiting thread behind when it is stopped.
             reuse_actors=resources.workers == 1,
             trial_dirname_creator=_trial_folder,
         ),
@@ -128,7 +127,7 @@ def _run_trials(
 def write_results(
     space: SearchSpace, study: optuna.Study, directory: SearchDirectory
 ) -> list[Trial]:
-    """Write trials.parquet, and best.yaml where a trial is complete; all trials, the best first."""
+    """Write trials.parquet and, if a trial is complete, best.yaml; return trials, best first."""
     trials, files = read_trials(study, space, directory.uri), directory.files
     files.write_table("trials.parquet", to_arrow(trials, space))
     if best := best_trial(trials):
@@ -143,7 +142,7 @@ def write_results(
 
 
 def _trial_bundle(resources: WorkerResources) -> dict[str, float]:
-    """What the actor of a trial holds: the worker's share, or next to nothing if it only waits."""
+    """Resources of a trial's actor: those of its worker, or almost none if it only waits."""
     if resources.workers == 1:
         return resources.bundle()
     # Ray refuses an empty bundle, and any share of a CPU would displace a worker.

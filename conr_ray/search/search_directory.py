@@ -1,7 +1,7 @@
-"""The files of a search, for those who run it and those who look at it.
+"""The files of a search, for running it and for reading its results.
 
-space.yaml          the space as it was read, with what the command line fixed
-study.journal       the Optuna study; in a bucket a folder of pieces
+space.yaml          the space as read, with the fields fixed by the command line
+study.journal       the Optuna study; in a bucket, a folder of pieces
 search.lock         held by the process that runs the search
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
-from conr_ray.errors import UserError, last_line
+from conr_ray.errors import FolderTaken, StorageError, UserError, last_line
 from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.space import SearchSpace
 from conr_ray.storage.files import Folder
@@ -34,7 +34,7 @@ _JOURNAL = "study.journal"
 
 @dataclass(frozen=True)
 class SearchDirectory:
-    """The files of a search, on any file system; the study may lie in a database instead."""
+    """The files of a search, on any file system; the study may be in a database instead."""
 
     files: Folder
     study_url: str | None = None
@@ -50,47 +50,56 @@ class SearchDirectory:
         return self.uri.rpartition("/")[2]
 
     def check(self, space: SearchSpace, *, resume: bool) -> None:
-        """Raise UserError where another search is here, or `resume` does not fit what is here."""
+        """Check that `space` can be searched here.
+
+        Raises:
+            FolderTaken: the folder holds another search, or this one and `resume` is false.
+            UserError: there is no search to resume, or `study_url` does not fit the search.
+        """
         text = self.files.read_text("space.yaml")
         if text is None:
             if resume:
-                raise UserError(f"--resume: {self.uri} holds no search: check --storage, --name")
+                raise UserError(f"{self.uri} holds no search to resume: check the folder and name")
             if self.study_url is not None and self.name in self._open_storage()[1]:
                 raise UserError(
-                    f"--study has a search called {self.name} already: choose another --name"
+                    f"the study database has a search called {self.name} already: choose another "
+                    "name"
                 )
             return
-        # Where the images lie may have changed.
+        # The path of the images may have changed.
         old, new = map(_without_data_path, (yaml.safe_load(text), as_tree(space)))
         # More trials may be added, unless they are a population.
         free = () if space.exchanges else ("trials",)
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
         if changed:
-            raise UserError(
-                f"{self.uri} holds another search ({changed[0]} differs): choose another --name"
-            )
+            raise FolderTaken(f"{self.uri} holds another search ({changed[0]} differs)")
         if not resume:
-            raise UserError(f"{self.uri} holds this search: add --resume, or choose another --name")
+            raise FolderTaken(f"{self.uri} holds this search", same_run=True)
         has_journal = self.files.has(_JOURNAL)
         if self.study_url is None and self.files.has("trials") and not has_journal:
-            raise UserError("--resume: the study of this search is in a database: give its --study")
+            raise UserError(f"{self.uri}: its study is in a database: give the study's URL")
         if self.study_url is not None and has_journal:
             raise UserError(
-                f"--study: the study of this search is {self.uri}/{_JOURNAL}: leave it out"
+                f"the study of this search is {self.uri}/{_JOURNAL}: leave out the study's URL"
             )
 
     def claim(self, space: SearchSpace, *, resume: bool) -> None:
-        """`check`, then write space.yaml."""
+        """`check`, then write space.yaml.
+
+        Raises:
+            FolderTaken, UserError: as in `check`.
+            StorageError: it cannot be written.
+        """
         self.check(space, resume=resume)
         text = yaml.safe_dump(as_tree(space), sort_keys=False)
         try:
             self.files.write_text("space.yaml", text)
         except OSError as error:
-            raise UserError(f"--storage: {self.uri} cannot be written: {error}") from None
+            raise StorageError(f"{self.uri} cannot be written: {error}") from None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other process runs this search; one in a bucket is stopped by its journal.
+        """Keep other processes from running this search; in a bucket, only the journal does so.
 
         Raises:
             UserError: another process runs it.
@@ -102,14 +111,14 @@ class SearchDirectory:
 
     def open_study(self, space: SearchSpace) -> optuna.Study:
         """The search's study."""
-        # Samplers and the seeds that they get need torch; who only reads a study needs none of it.
+        # Samplers and their seeds need torch, which is not needed to read a study.
         from conr_ray.search.study import open_study
 
         storage, names = self._open_storage()
         return open_study(space, storage, self._study_name(names))
 
     def read_space(self) -> SearchSpace | None:
-        """The space of the search that is here, None where there is none."""
+        """The space of the search, None if there is no search."""
         text = self.files.read_text("space.yaml")
         if text is None:
             return None
@@ -118,27 +127,28 @@ class SearchDirectory:
             return SearchSpace.model_validate(parse_yaml(text, source))
         except ValidationError as error:
             raise UserError(
-                f"{source} is no space of this version ({error.errors()[0]['msg']}): look at it"
+                f"{source} is not a space of this version ({error.errors()[0]['msg']}): use the "
+                "version that wrote it"
             ) from None
 
     def read_study(self) -> optuna.Study | None:
-        """The study as it stands, to be looked at; None where no trial was drawn yet.
+        """The current study, for reading; None if no trial has been drawn yet.
 
-        Nothing is written, and the folder may have been renamed since.
+        Nothing is written. The folder may have been renamed since the search.
 
         Raises:
-            UserError: it is in a database that is not named or cannot be opened.
+            UserError: it is in a database whose URL is not given, or cannot be opened.
         """
         if self.study_url is None and not self.files.has(_JOURNAL):
             if self.files.has("trials"):
-                raise UserError(f"{self.uri}: its study is in a database: give its --study")
+                raise UserError(f"{self.uri}: its study is in a database: give the study's URL")
             return None
         storage, names = self._open_storage()
         name = self._study_name(names)
         return optuna.load_study(study_name=name, storage=storage) if name in names else None
 
     def _open_storage(self) -> tuple[BaseStorage, list[str]]:
-        """Where the study is or will be, and the names of the studies there."""
+        """The storage of the study, which may not exist yet, and the names of the studies there."""
         storage: BaseStorage
         try:
             if self.study_url is not None:
@@ -150,18 +160,18 @@ class SearchDirectory:
             return storage, optuna.get_all_study_names(storage)
         except UserError:
             raise
-        # Of the many kinds that database drivers raise; a journal may be damaged in any way.
+        # Database drivers raise errors of many kinds, as does a damaged journal.
         except Exception as error:
-            what = "--study" if self.study_url is not None else f"{self.uri}: its study"
+            what = "the study database" if self.study_url is not None else f"{self.uri}: its study"
             raise UserError(f"{what} cannot be read: {last_line(error)}") from None
 
     def _study_name(self, names: list[str]) -> str:
-        """Of the studies in its storage its own; a journal's is called as the folder once was."""
+        """Name of its study; in a journal, that is the name that the folder had at first."""
         return names[0] if self.study_url is None and len(names) == 1 else self.name
 
 
 def as_tree(space: SearchSpace) -> Any:
-    """The space as plain values, as it is written to space.yaml."""
+    """The space as plain values, as written to space.yaml."""
     return space.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 

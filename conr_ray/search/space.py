@@ -42,8 +42,8 @@ class SchedulerConfig(SpacePart):
     kind: Literal["asha", "hyperband", "median", "pbt", "pb2"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="no trial is stopped, and no state exchanged, before; if unset, a quarter of "
-        "the epochs after the latest group_start",
+        description="no trial is stopped, and no state exchanged, before this epoch; if unset, a "
+        "quarter of the epochs after the latest group_start",
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="of asha and hyperband")
     interval_epochs: Annotated[int, Field(ge=1)] | None = Field(

@@ -41,12 +41,12 @@ def load_space(
         UserError: the file cannot be read, a field is unknown, both searched and fixed or has an
             empty range, or a point of the space is not a valid run.
     """
-    tree = read_yaml(path, "--space", "see search_spaces/")
+    tree = read_yaml(path, "space", "see search_spaces/")
     if not isinstance(tree, Mapping):
-        raise UserError(f"--space {path}: a space is a mapping with preset and search")
+        raise UserError(f"space {path}: a space is a mapping with preset and search")
     own = tree.get("fixed") or {}
     if not isinstance(own, Mapping):
-        raise UserError(f"--space {path}: fixed={own!r} is not a mapping of fields to values")
+        raise UserError(f"space {path}: fixed={own!r} is not a mapping of fields to values")
     tree = {**tree, "fixed": {**own, **(fixed or {})}}
     if preset is not None:
         tree["preset"] = preset
@@ -63,13 +63,13 @@ def load_space(
             reason = f"{first['input']!r}: {first['msg'].removeprefix('Input should be ')}"
         if "choice" in first["loc"]:
             reason = "a choice is a list of numbers, words, true and false"
-        raise UserError(f"--space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
+        raise UserError(f"space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
     _check(space)
     return space
 
 
 def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace each `$preset` in a space's tree by its value; other shapes are left as they are.
+    """Replace each `$preset` in a space's tree by its value; trees of other shapes are unchanged.
 
     A fixed value of such a field replaces the preset's, and the field is searched, not fixed.
     """
@@ -172,7 +172,7 @@ def _check_metrics(space: SearchSpace) -> None:
 
 
 def _check_population(space: SearchSpace) -> None:
-    # With torch, which other spaces are read without.
+    # Imports torch, which reading other spaces does not need.
     from conr_ray.engine.schedule import Schedule
     from conr_ray.engine.training_state import may_change
 

@@ -62,7 +62,7 @@ def _sampler(space: SearchSpace, seed: int) -> BaseSampler:
 
 
 class _GridSampler(samplers.GridSampler):
-    """A grid sampler for ask and tell, where its end is not an error."""
+    """A grid sampler for ask and tell, where the end of the grid is not an error."""
 
     def after_trial(self, *_: object, **__: object) -> None:
         """Do nothing: the base class would stop a loop that does not exist."""

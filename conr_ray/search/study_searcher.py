@@ -1,4 +1,4 @@
-"""How Ray Tune asks and tells the study of a search."""
+"""Connects Ray Tune to the study of a search."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from conr_ray.search.population import Population
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.trial_attributes import CONFIG_HASH, TRIAL_ID, Leg
 
-# Keys of what a trial reports to Tune besides the metric.
+# Keys in a trial's reports to Tune, besides the metric.
 EPOCHS, FAILURE = "epochs", "failure"
-# Keys of what a trial gets from Tune besides its id.
+# Keys in a trial's config from Tune, besides its id.
 POINT, LEG = "point", "leg"
 
 
 def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
-    """How many of the search's trials have not ended, in whatever way."""
+    """Number of the search's trials that have not ended; stopped and failed ones have."""
     if space.exchanges:
         return Population(space, study).num_left()
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
@@ -33,12 +33,12 @@ def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
 
 
 class StudySearcher(Searcher):
-    """Gives Tune the study's trials: first those that were left running, then new ones.
+    """Gives Tune the study's trials: first interrupted ones, then new ones.
 
-    A trial that failed or reported a value that is not finite is told FAIL, one that was stopped
-    before its last epoch PRUNED, as is a leg of a population but its last. Tune gets
+    The study records a trial that failed or reported a non-finite value as FAIL, and one stopped
+    before its last epoch, or any but the last leg of a population, as PRUNED. Tune gets
     {"trial_id": ..., "point": ...}, and "leg" in a population; the id names the trial's directory
-    and stays the same when the trial is taken up again.
+    and stays the same when the trial is resumed.
     """
 
     def __init__(self, space: SearchSpace, study: optuna.Study) -> None:
@@ -52,7 +52,7 @@ class StudySearcher(Searcher):
         self._left_running = deque(optuna.Trial(study, t._trial_id) for t in running)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """What the next trial gets; `trial_id` is Tune's. None where it has to wait for others."""
+        """The config of the next trial; None if it has to wait for others. `trial_id` is Tune's."""
         if self._left_running:
             trial = self._left_running.popleft()
         elif self._population is None:
@@ -75,7 +75,7 @@ class StudySearcher(Searcher):
         return given if self._population is None else {**given, LEG: self._leg(trial)}
 
     def _leg(self, trial: optuna.Trial) -> dict[str, Any]:
-        """A leg's begin and end, and the id of the trial that it goes on from, None without."""
+        """A leg's begin and end, and the id of the trial that it continues, if any."""
         leg = Leg.of(trial, self._space)
         parent = None
         if leg.parent is not None:
@@ -84,15 +84,15 @@ class StudySearcher(Searcher):
         return {"parent": parent, "begin": leg.begin, "end": leg.end}
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Report an intermediate value; whether early stopping ends the trial there.
+        """Report an intermediate value; return whether early stopping ends the trial.
 
-        The step of the value is the number of epochs trained. No trial is stopped after its last.
+        The value's step is the number of epochs trained. No trial is stopped after its last epoch.
         """
         trial, value = self._trials[trial_id], result[self._space.metric]
-        # Optuna keeps no intermediate values of several metrics.
+        # With several metrics, Optuna keeps no intermediate values.
         if len(self._space.metrics) > 1 or not math.isfinite(value):
             return False
-        # A trial taken up again may pass epochs that it has reported before.
+        # A resumed trial may repeat epochs that it has already reported.
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if result[EPOCHS] not in known:
             trial.report(value, result[EPOCHS])
@@ -112,15 +112,15 @@ class StudySearcher(Searcher):
             self._study.tell(trial, values)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles what it holds; nothing is ever restored from that.
+        # Tune pickles its searcher, but nothing is restored from the pickle.
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal has it all."""
+        """Nothing to save: the journal holds everything."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the journal has it all."""
+        """Nothing to restore: the journal holds everything."""
 
 
 class StudyScheduler(FIFOScheduler):
@@ -133,8 +133,8 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
-        """Tune's question after each report, asked before it decides whether to go on."""
-        if result.get(RESULT_DUPLICATE):  # Tune says once more that the trial has ended
+        """Tell Tune after each report whether the trial stops or continues."""
+        if result.get(RESULT_DUPLICATE):  # Tune repeats the last report when a trial ends
             return TrialScheduler.CONTINUE
         stop = self._searcher.should_stop(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

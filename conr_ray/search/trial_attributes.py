@@ -1,4 +1,4 @@
-"""What a study knows of a trial besides its point and values."""
+"""What a study stores about a trial besides its point and values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from conr_ray.search.space import SearchSpace
 
 # Name of the trial's directory, and hash of its config.
 TRIAL_ID, CONFIG_HASH = "trial_id", "config_hash"
-# Of a leg of a population: how many exchanges lie before it, whose it is, and the number of the
-# trial that it goes on from.
+# Of a leg of a population: the number of exchanges before it, its member, and the number of the
+# trial that it continues.
 GENERATION, MEMBER, PARENT = "generation", "member", "parent"
 
 
@@ -21,9 +21,9 @@ class Leg:
     """Where a leg begins and ends.
 
     Attributes:
-        parent: number of the trial whose state it goes on from; None for the first legs.
-        begin: epochs behind the parent's state, 0 without one.
-        end: epochs behind its own.
+        parent: number of the trial whose state it continues; None for the first legs.
+        begin: epochs trained at its start, 0 without a parent.
+        end: epochs trained at its end.
     """
 
     parent: int | None
@@ -32,7 +32,7 @@ class Leg:
 
     @classmethod
     def of(cls, trial: FrozenTrial | optuna.Trial, space: SearchSpace) -> Leg:
-        """Of a trial of the search; one of no population begins at 0 and has no parent."""
+        """The leg of a trial; without a population it begins at 0 and has no parent."""
         ends = [*space.exchanges, space.config().schedule.epochs]
         generation = trial.user_attrs.get(GENERATION, 0)
         begin = ends[generation - 1] if generation else 0

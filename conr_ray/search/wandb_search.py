@@ -113,5 +113,5 @@ def _table(trials: list[Trial], space: SearchSpace) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a choice may be a list."""
+    """`value` as W&B accepts it in a table: a scalar or None; anything else as text."""
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

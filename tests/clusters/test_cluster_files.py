@@ -312,9 +312,19 @@ def check_kuberay_rights(text: str) -> None:
 # The files as they are.
 
 
+# Ray looks up the types of instances, one page after another.
+_SLOW = {"marks": pytest.mark.slow}
+
+
 @pytest.mark.parametrize("name", RAY_UP)
 @pytest.mark.parametrize(
-    "check", [check_ray_accepts, check_starts, check_ships_the_package, check_storage_is_known]
+    "check",
+    [
+        pytest.param(check_ray_accepts, **_SLOW),
+        check_starts,
+        check_ships_the_package,
+        check_storage_is_known,
+    ],
 )
 def test_ray_up_files(name: str, check: Callable[[dict[str, Any]], None]) -> None:
     check(load(name))
@@ -400,9 +410,14 @@ _SPOT = ("available_node_types", "gpu_spot")
 @pytest.mark.parametrize(
     ("check", "broken"),
     [
-        (check_ray_accepts, _with("aws.yaml", "idle_timeout", value=10)),
-        (check_ray_accepts, _with("aws.yaml", "head_node_type", value="haed")),
-        (check_ray_accepts, _with("aws.yaml", *_GPU, "node_config", "InstanceType", value="g5.x")),
+        *(
+            pytest.param(check_ray_accepts, broken, **_SLOW)
+            for broken in (
+                _with("aws.yaml", "idle_timeout", value=10),
+                _with("aws.yaml", "head_node_type", value="haed"),
+                _with("aws.yaml", *_GPU, "node_config", "InstanceType", value="g5.x"),
+            )
+        ),
         (check_ray_accepts, _with("gcp.yaml", *_SPOT, "resources", value={"GPU": "one"})),
         (check_aws_parameters, _with("aws.yaml", *_GPU, "node_config", "ImageID", value="ami-0")),
         (

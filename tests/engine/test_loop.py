@@ -134,6 +134,7 @@ def test_a_run_without_its_last_checkpoints_repeats_their_epochs_alike(
     assert without_times(run_here(config, tmp_path)) == without_times(whole_run[1])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_metrics_in_another_process(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ class FrameworkConformance:
         assert "acc" not in rows[-1] and 0 <= float(rows[-1]["neighbor_consistency"] or 0) <= 1
         assert len(pq.read_table(tmp_path / "assignments.parquet")) == 300
 
+    @pytest.mark.slow
     def test_another_process_assigns_as_the_run_did(self, tmp_path: Path) -> None:
         config = self.config()
         run_here(config, tmp_path)

@@ -256,7 +256,8 @@ def _move() -> Sequence:
 @pytest.mark.parametrize(
     ("num_workers", "every"),
     [
-        *((num_workers, 4) for num_workers in (1, 2, 3)),
+        (1, 4),
+        (3, 8),
         *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 2, 3, 4)),
     ],
 )

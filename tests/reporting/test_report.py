@@ -269,7 +269,7 @@ def test_arguments_that_do_not_go_together(arguments: str, told: str) -> None:
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     make_search(tmp_path / "mine", ())
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="choose another output file"):
         report(tmp_path / "mine", "--out", tmp_path / "file" / "report.html")
 
 

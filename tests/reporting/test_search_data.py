@@ -60,7 +60,7 @@ def test_a_search_that_has_just_begun_has_no_trials(tmp_path: Path) -> None:
 def test_a_study_in_a_database_has_to_be_named(tmp_path: Path) -> None:
     make_search(tmp_path / "a")
     (tmp_path / "a" / "study.journal").unlink()
-    with pytest.raises(UserError, match="--study"):
+    with pytest.raises(UserError, match="give the study's URL"):
         read_search(SearchDirectory(Folder(tmp_path / "a")))
 
 

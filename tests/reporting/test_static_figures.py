@@ -41,6 +41,7 @@ def test_several_metrics_have_a_pareto_set(tmp_path: Path) -> None:
     assert "pareto" in figures(tmp_path / "a", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_run_has_curves_and_the_figures_of_its_snapshot_and_equal_ones_are_equal_files(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -58,5 +59,5 @@ def test_where_nothing_can_be_drawn_or_written_it_is_told(tmp_path: Path) -> Non
         figures(tmp_path / "begun", tmp_path / "out")
     make_search(tmp_path / "a")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--figures: cannot write "):
+    with pytest.raises(UserError, match=r"cannot write figures to "):
         figures(tmp_path / "a", tmp_path / "file" / "out")

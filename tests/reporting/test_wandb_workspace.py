@@ -223,21 +223,21 @@ def test_the_command_saves_the_view_of_a_search_that_is_there(
 def test_a_run_that_is_not_there_is_told(server: WandbServer) -> None:
     for place in ("digits", "other"):
         assert told(space_of, "me", place, "first") == (
-            f"--search first: no such run in me/{place}: check the project and the search's name"
+            f"search first: no such run in me/{place}: check the project and the search's name"
         )
 
 
 def test_a_run_that_is_no_search_is_told(server: WandbServer) -> None:
     server.runs = {"trial": {"seed": 0}, "newer": {"space": {"preset": "digits", "shape": 3}}}
     message = told(space_of, "me", "digits", "trial")
-    assert message == "--search trial: this run is not a search: give a search"
+    assert message == "search trial: this run is not a search: give a search"
     message = told(space_of, "me", "digits", "newer")
-    assert message.startswith("--search newer: its space is from another version (search): use")
+    assert message.startswith("search newer: its space is from another version (search): use")
 
 
 def test_a_project_that_is_not_there_is_told(server: WandbServer) -> None:
     message = told(saved, "other")
-    assert message.startswith("--wandb me/other: W&B refuses the request (")
+    assert message.startswith("project me/other: W&B refuses the request (")
     assert "not found" in message
     assert message.endswith("): check the entity and the project")
 
@@ -246,7 +246,7 @@ def test_a_key_that_wandb_refuses_is_told(server: WandbServer) -> None:
     server.key_is_known = False
     for function, arguments in ((saved, ()), (space_of, ("me", "digits", "first"))):
         message = told(function, *arguments)
-        assert message.startswith("--wandb me/digits: W&B does not accept the key (")
+        assert message.startswith("project me/digits: W&B does not accept the key (")
         assert message.endswith("not logged in): run `wandb login`, or set WANDB_API_KEY")
 
 
@@ -255,17 +255,18 @@ def test_a_key_of_another_shape_is_told(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert told(saved).startswith(
-        "--wandb me/digits: W&B does not accept the key (WANDB_API_KEY invalid"
+        "project me/digits: W&B does not accept the key (WANDB_API_KEY invalid"
     )
     assert server.questions == []
 
 
+@pytest.mark.slow
 def test_a_wandb_that_does_not_answer_is_told(
     server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.is_broken = True
     expected = (
-        "--wandb me/digits: W&B does not answer: check the network, and WANDB_BASE_URL if it is set"
+        "project me/digits: W&B does not answer: check the network, and WANDB_BASE_URL if it is set"
     )
     assert told(saved) == expected
     # Port 1 is one that nobody listens at.
@@ -296,6 +297,6 @@ def test_nobody_is_asked_for_a_key_at_a_terminal(server: WandbServer, tmp_path: 
     finally:
         os.close(terminal)
         os.close(end)
-    place = "--wandb me/digits: no W&B key found"
+    place = "project me/digits: no W&B key found"
     assert done.stdout == f"{place}: run `wandb login`, or set WANDB_API_KEY\n"
     assert server.questions == []

@@ -110,7 +110,7 @@ def test_a_number_of_workers_that_cannot_be_is_refused_before_ray_is_started(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
-    with pytest.raises(UserError, match=f"^--workers {workers}: give 1 or more$"):
+    with pytest.raises(UserError, match=f"^workers={workers}: give 1 or more$"):
         connect(ClusterOptions(), workers)
 
 
@@ -142,17 +142,15 @@ def test_a_missing_token_is_told_in_one_line(scheme: str, port: int, tmp_path: P
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(
-        f"error: --address {address}: Token authentication is enabled but"
-    )
+    assert done.stderr.startswith(f"error: address={address}: Token authentication is enabled but")
     assert ": copy the cluster's token to ~/.ray/auth_token (for a cluster that is" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ClusterOptions(cpus_per_worker=0), "--cpus-per-worker 0: give 1 or more"),
-        (ClusterOptions(gpus_per_worker=-1), "--gpus-per-worker -1: give 0 or more"),
+        (ClusterOptions(cpus_per_worker=0), "cpus_per_worker=0: give 1 or more"),
+        (ClusterOptions(gpus_per_worker=-1), "gpus_per_worker=-1: give 0 or more"),
     ],
 )
 def test_amounts_that_cannot_be_are_refused(options: ClusterOptions, message: str) -> None:

@@ -218,7 +218,7 @@ def test_a_node_that_reads_and_does_not_write_is_told(nodes: Nodes, tmp_path: Pa
     told = check_with(
         f"mkdir /dev/shm/upper /dev/shm/work && mount -t overlay -o {layers} overlay {runs}"
     )
-    assert f"what node 10.77.0.11 writes to {runs} does not arrive: give --storage s3://" in told
+    assert f"files of node 10.77.0.11 in {runs} do not arrive here: give --storage s3://" in told
     assert list(runs.iterdir()) == []
 
 

@@ -72,13 +72,13 @@ def test_gpus_in_use_are_not_waited_for(tmp_path: Path) -> None:
     ray.kill(trial)
     ok, detail = gpus(tmp_path)
     assert not ok
-    assert detail.endswith("offers 2 GPUs, torch sees 0: look at its driver")
+    assert detail.endswith("offers 2 GPUs, torch sees 0: check its driver")
     # Those that nobody has are looked at.
     trial = Trial.options(num_gpus=0.5).remote()
     assert ray.get(trial.started.remote())
     ok, detail = gpus(tmp_path)
     assert not ok
-    assert detail.endswith("offers 1 GPUs, torch sees 0: look at its driver")
+    assert detail.endswith("offers 1 GPUs, torch sees 0: check its driver")
 
 
 # Storage
@@ -159,7 +159,7 @@ def test_a_folder_of_one_node_is_refused_where_more_come(tmp_path: Path) -> None
     check_storage(directory, more_to_come=False)
     assert list(tmp_path.iterdir()) == []
     told = (
-        f"^--trunks: {directory.uri} is on this node, others that come later would not see it: "
+        f"^--trunks: {directory.uri} is on this node, nodes that start later would not see it: "
         "give --trunks s3://bucket/folder, or a folder that all nodes mount$"
     )
     with pytest.raises(UserError, match=told), folder_option("--trunks"):

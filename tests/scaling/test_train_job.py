@@ -86,7 +86,7 @@ def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_aga
 
 def test_more_workers_than_the_cluster_has_are_refused() -> None:
     with pytest.raises(
-        UserError, match=r"--workers 9999 needs 9999 x \(1 CPU\), the cluster.s nodes have room for"
+        UserError, match=r"workers=9999 needs 9999 x \(1 CPU\), the cluster.s nodes have room for"
     ):
         room_for(WorkerResources(workers=9999))
 

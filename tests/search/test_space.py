@@ -36,7 +36,7 @@ def refusal(folder: Path, search: Any, **more: Any) -> str:
         space_of(folder, search, **more)
     message = str(caught.value)
     assert "\n" not in message
-    return message.replace(f"--space {folder}/space.yaml: ", "")
+    return message.replace(f"space {folder}/space.yaml: ", "")
 
 
 def draws(space: SearchSpace, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -389,7 +389,7 @@ def test_a_file_that_is_no_space_is_named(
         file.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_space(file)
-    assert str(caught.value).startswith(f"--space {file}: {message}")
+    assert str(caught.value).startswith(f"space {file}: {message}")
     assert "\n" not in str(caught.value)
 
 
