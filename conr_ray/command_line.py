@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `python -m conr_ray.<command>`, with the common arguments."""
-    parser = Parser(prog=f"python -m conr_ray.{command}", description=description)
+    # Options are sent to a cluster by their names: a part of one would not be recognised there.
+    parser = Parser(
+        prog=f"python -m conr_ray.{command}", description=description, allow_abbrev=False
+    )
     parser.add_argument(
         "--set",
         action="append",

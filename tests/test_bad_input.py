@@ -127,6 +127,7 @@ def space_file(folder: Path, tree: Any) -> list[str]:
         ("", "one of --preset, --config and --check is required; see --help"),
         ("--preset digits --config x.yaml", "argument --config: not allowed with argument --pres"),
         ("--preset digits --epochs 3", "unrecognized arguments: --epochs 3; see --help"),
+        ("--preset digits --work 2", "unrecognized arguments: --work 2; see --help"),
         ("--preset digits --set optim.lr", "--set optim.lr: write field=value, for example optim"),
         ("--preset digits --set optm.lr=1", "optm.lr: no such field; did you mean optim.lr?"),
         ("--preset digits --set epochs=9", "epochs: no such field; did you mean schedule.epochs?"),
