@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,8 +185,24 @@ def with_remedy(error: Exception, option: str) -> Exception:
             return error
 
 
+def _repeat_lost_interrupts() -> None:
+    """Repeat a Ctrl-C that Python drops, since it comes in a callback from C or in a destructor."""
+    usual = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            again = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+            again.daemon = True
+            again.start()
+        else:
+            usual(lost)
+
+    sys.unraisablehook = hook
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command; exit with status 2 on bad input, 1 on a failed run, 130 on Ctrl-C."""
+    _repeat_lost_interrupts()
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -36,6 +36,23 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path) -> None:
     assert directory.read_table("assignments.parquet") is not None
 
 
+def test_ctrl_c_within_a_callback_from_c_is_not_lost() -> None:
+    code = """
+import ctypes, os, signal, time
+from conr_ray.command_line import run_command
+def work(arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(100):
+        time.sleep(0.01)
+def main(arguments):
+    ctypes.CFUNCTYPE(None, ctypes.py_object)(work)(arguments)
+    time.sleep(20)
+run_command(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:
     """The command uses all cores, which changes last bits: figures agree, not bits."""
     rows = run_here(tiny_config(), tmp_path / "here")

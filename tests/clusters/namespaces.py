@@ -15,10 +15,14 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "sudo")
 # Who may log in to a host.
@@ -42,6 +46,30 @@ def missing() -> str | None:
     return None if tried.returncode == 0 else "namespaces are not permitted here"
 
 
+class _ArrowAtHome:
+    """Keeps Arrow's threads in the network of the process while a thread of it is in another one.
+
+    A thread is in the network in which it was started, and Arrow starts threads as it needs them:
+    what it reads in a sandbox would leave some there, and S3 would not be reached by them later.
+    """
+
+    def __enter__(self) -> None:
+        self._counts = pa.cpu_count(), pa.io_thread_count()
+        pa.set_cpu_count(1)
+        pa.set_io_thread_count(1)
+        # One of each kind is started now.
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"x": [1, 2], "y": [1, 2]}), sink)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(sink.getvalue())
+            file.flush()
+            pq.read_table(file.name)
+
+    def __exit__(self, *_: object) -> None:
+        pa.set_cpu_count(self._counts[0])
+        pa.set_io_thread_count(self._counts[1])
+
+
 class Sandbox:
     """A network, process tree and mounts apart; this thread is in the network while it is open."""
 
@@ -58,6 +86,8 @@ class Sandbox:
             stdout=subprocess.DEVNULL,
         )
         self._inside = _descendant(self._keeper.pid, "cat")
+        self._arrow = _ArrowAtHome()
+        self._arrow.__enter__()
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         network = os.open(f"/proc/{self._inside}/ns/net", os.O_RDONLY)
         _enter_network(network)
@@ -81,6 +111,7 @@ class Sandbox:
     ) -> None:
         _enter_network(self._home)
         os.close(self._home)
+        self._arrow.__exit__()
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         self._keeper.wait()
