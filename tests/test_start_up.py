@@ -123,6 +123,7 @@ def test_the_report_of_a_search_is_light(tmp_path: Path) -> None:
     assert seen.peak_mib < 500
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_is_light(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = tiny_config()

@@ -19,6 +19,7 @@ from werkzeug.serving import make_server
 from conr_ray.scaling.spot import SpotThenOnDemand
 from tests.clusters import moto_server
 
+pytestmark = pytest.mark.slow
 SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
 
 

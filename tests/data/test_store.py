@@ -219,6 +219,7 @@ def start_builder(cache_dir: Path, seconds: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 class TestProcesses:
     def test_two_processes_build_once(self, cache_dir: Path) -> None:
         builders = [start_builder(cache_dir, 1) for _ in range(2)]

@@ -242,7 +242,7 @@ def _run_and_read(folder: str) -> list[dict[str, Any]]:
     return without_times(run_here(tiny_config(), Path(folder)))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_number_of_workers_does_not_change_the_run(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, workers: int
 ) -> None:

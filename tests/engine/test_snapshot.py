@@ -155,6 +155,7 @@ def test_without_labels_nothing_is_right_or_wrong(tmp_path: Path) -> None:
     assert found.class_name(None) == "unlabelled"
 
 
+@pytest.mark.slow
 def test_who_draws_takes_no_time_from_the_epoch(tmp_path: Path) -> None:
     class Slow(Observer):
         told: ClassVar[list[object]] = []

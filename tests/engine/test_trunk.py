@@ -184,6 +184,7 @@ def test_a_damaged_checkpoint_is_trained_anew_and_this_is_said(
     assert trunk.checkpoint_epochs() == [1, 2]
 
 
+@pytest.mark.slow
 def test_several_who_ask_at_once_build_it_once(tmp_path: Path) -> None:
     store = store_in(tmp_path, 2)
     folders = [tmp_path / f"run {number}" for number in range(3)]
@@ -200,6 +201,7 @@ def _fork_alone(store: TrunkStore, folder: Path) -> None:
     fork(tiny_config(), store, folder)
 
 
+@pytest.mark.slow
 def test_workers_of_one_run_build_the_trunk_together(tmp_path: Path) -> None:
     store = store_in(tmp_path, 2)
     for name in ("builds", "finds"):

@@ -149,6 +149,7 @@ def test_keys_are_63_bits_and_differ_with_every_part() -> None:
     assert len({key % 1024 for key in many}) > 800
 
 
+@pytest.mark.slow
 def test_keys_numbers_and_orders_are_the_same_in_another_process() -> None:
     program = (
         "import torch\n"

@@ -18,6 +18,7 @@ def compare(out: Path, *folders: Path) -> Page:
     return Page(out.read_text())
 
 
+@pytest.mark.slow
 def test_runs_stand_side_by_side(finished_run: Path, byol_run: Path, tmp_path: Path) -> None:
     page = compare(tmp_path / "c.html", finished_run, byol_run)
     parts = ("figures", "fields", "curves", "neighbours", "map", "confusion", "examples")

@@ -74,6 +74,7 @@ def test_without_news_nothing_is_written_but_at_the_end(
     assert writings.running == [False]
 
 
+@pytest.mark.slow
 def test_it_takes_a_fiftieth_of_the_time(
     directory: SearchDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

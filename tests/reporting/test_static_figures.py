@@ -24,6 +24,7 @@ def figures(folder: Path, out: Path) -> set[str]:
     return kinds["svg"]
 
 
+@pytest.mark.slow
 def test_a_search_has_figures_of_what_it_searched(tmp_path: Path) -> None:
     fields = {**K1_K2, **FRACTION, **SEEDS, "schedule.group_start": {"choice": [12, "never"]}}
     first = [{"schedule.group_start": 12}, {"schedule.group_start": "never"}]

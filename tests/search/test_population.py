@@ -111,7 +111,7 @@ def generations(trials: list[optuna.trial.FrozenTrial]) -> list[list[optuna.tria
     ]
 
 
-@pytest.mark.parametrize("kind", ["pbt", "pb2"])
+@pytest.mark.parametrize("kind", ["pbt", pytest.param("pb2", marks=pytest.mark.slow)])
 def test_the_worst_quarter_goes_on_from_the_best(tmp_path: Path, kind: str) -> None:
     trials = World(population_space(tmp_path, kind), tmp_path).run()
     found = generations(trials)
@@ -139,11 +139,8 @@ def test_all_points_are_of_the_space(tmp_path: Path) -> None:
         space.config(trial.params)
 
 
-# PB2's Gaussian process takes seconds for each exchange.
-SLOW_PB2 = pytest.param("pb2", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("kind", ["pbt", SLOW_PB2])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pbt", "pb2"])
 def test_the_result_depends_neither_on_order_and_workers_nor_on_restarts(
     tmp_path: Path, kind: str
 ) -> None:
