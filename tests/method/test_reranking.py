@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conr_ray.method import compiled
 from conr_ray.method.collectives import share
-from conr_ray.method.neighbors import compiled, contexts, neighbor_lists, rough_products
+from conr_ray.method.neighbors import contexts, neighbor_lists, rough_products
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import naive_contextual, naive_nearest, unit_rows

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from conr_ray.method.clustering.cluster_sums import ClusterSums
 from conr_ray.method.collectives import all_reduce_sum, broadcast_first, share
 
 # Rows of the sample on which starts are compared; smaller data sets are used whole.
@@ -103,17 +104,13 @@ def _lloyd(
     rows_bd: Tensor, centers_cd: Tensor, sample_sd: Tensor, max_iterations: int, *, spread: bool
 ) -> Tensor:
     """Lloyd's iterations; with `spread`, rows are a worker's share and centre sums are reduced."""
-    num_clusters, width = centers_cd.shape
+    cluster_sums = ClusterSums(rows_bd, len(centers_cd))
     for _ in range(max_iterations):
-        labels_b = (rows_bd @ centers_cd.T).argmax(1)
-        # Last column: number of rows of each cluster.
-        sums = rows_bd.new_zeros(num_clusters, width + 1, dtype=torch.float64)
-        sums[:, :width].index_add_(0, labels_b, rows_bd.double())
-        sums[:, width] = torch.bincount(labels_b, minlength=num_clusters)
+        sums = cluster_sums.of((rows_bd @ centers_cd.T).argmax(1))
         if spread:
             sums = all_reduce_sum(sums)
-        moved_cd = normalize(sums[:, :width]).to(centers_cd.dtype)
-        empty_c = sums[:, width] == 0
+        moved_cd = normalize(sums[:, :-1]).to(centers_cd.dtype)
+        empty_c = sums[:, -1] == 0
         if num_empty := int(empty_c.sum()):
             worst_s = (sample_sd @ centers_cd.T).amax(1).argsort(stable=True)[:num_empty]
             moved_cd[empty_c] = sample_sd[worst_s]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conr_ray.method.neighbors.compiled import compiled, over_threads
+from conr_ray.method.compiled import compiled, over_threads
 from conr_ray.method.neighbors.search_kernels import EMPTY, insert, rank_key, similarity_of
 
 Array = Any

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from conr_ray.method.neighbors import compiled
+from conr_ray.method import compiled
 from conr_ray.method.neighbors import context_kernels as kernels
 from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conr_ray.method import compiled
 from conr_ray.method.collectives import all_gather_rows
-from conr_ray.method.neighbors import compiled, search_kernels
+from conr_ray.method.neighbors import search_kernels
 from conr_ray.method.neighbors.rank_keys import EMPTY, dot, numbers_of, rank_keys, similarities_of
 from conr_ray.method.neighbors.rough_products import (
     RoughRows,

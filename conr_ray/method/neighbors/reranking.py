@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from conr_ray.method import compiled
 from conr_ray.method.collectives import all_gather_rows, share
-from conr_ray.method.neighbors import compiled, search_kernels
+from conr_ray.method.neighbors import search_kernels
 from conr_ray.method.neighbors.contexts import contextual_lists
 from conr_ray.method.neighbors.neighbor_lists import nearest_lists
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from conr_ray.method.neighbors.compiled import compiled, compiled_any_order
+from conr_ray.method.compiled import compiled, compiled_any_order
 from conr_ray.method.neighbors.rank_keys import EMPTY as _EMPTY
 
 Array = Any
