@@ -25,6 +25,7 @@ class Embedder:
 
     def plain(self, rows_b: Tensor) -> Tensor:
         """Embeddings of the samples at `rows_b`, (b, d) float32 of unit length."""
+        rows_b = rows_b.to(self.inputs.index_device)
         return self._embedded(rows_b, lambda batch, _: self.inputs.plain(batch))
 
     def perturbed(self, rows_b: Tensor, key: int) -> Tensor:

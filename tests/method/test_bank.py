@@ -171,13 +171,14 @@ def sequences(draw: st.DrawFn) -> Sequence:
 
 
 # Compiled loops serve CPUs; torch's operations, dense or in sparse blocks, serve GPUs.
-ROUTES = ["compiled", "compiled float32", "dense", "sparse"]
+ROUTES = ["compiled", "compiled float32", "dense", "dense exact", "sparse"]
 
 
 def _use(patch: pytest.MonkeyPatch, route: str) -> None:
     patch.setattr(compiled, "serves", lambda device: "compiled" in route)
     patch.setattr(rough_products, "_bfloat16_is_faster", lambda: route == "compiled")
-    patch.setattr(contexts, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
+    patch.setattr(contexts, "_DENSE_ROWS", 10**6 if "dense" in route else 0)
+    patch.setattr(neighbor_lists, "_EXACT_ROWS", 3 if route == "dense exact" else 0)
     # Several blocks, of which the last is not full.
     patch.setattr(neighbor_lists, "_CPU_BLOCK", (3, 4))
     patch.setattr(neighbor_lists, "_DEVICE_BLOCK", (4, 3))

@@ -47,8 +47,8 @@ KINDS = {
 }
 
 
-# Compiled loops serve CPUs; the two others are those of GPUs.
-ROUTES = ["compiled", "compiled float32", "dense", "sparse"]
+# Compiled loops serve CPUs; the others are those of GPUs.
+ROUTES = ["compiled", "compiled float32", "dense", "dense exact", "sparse"]
 
 
 @pytest.fixture(params=ROUTES)
@@ -60,7 +60,8 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def _use(monkeypatch: pytest.MonkeyPatch, route: str, block: int = 7) -> None:
     monkeypatch.setattr(compiled, "serves", lambda device: "compiled" in route)
     monkeypatch.setattr(rough_products, "_bfloat16_is_faster", lambda: route == "compiled")
-    monkeypatch.setattr(contexts, "_DENSE_ROWS", 10**6 if route == "dense" else 0)
+    monkeypatch.setattr(contexts, "_DENSE_ROWS", 10**6 if "dense" in route else 0)
+    monkeypatch.setattr(neighbor_lists, "_EXACT_ROWS", block if route == "dense exact" else 0)
     # Several blocks, of which the last is not full.
     monkeypatch.setattr(neighbor_lists, "_CPU_BLOCK", (block, 2 * block))
     monkeypatch.setattr(neighbor_lists, "_DEVICE_BLOCK", (block, 2 * block))

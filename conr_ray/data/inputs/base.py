@@ -41,6 +41,11 @@ class Inputs(ABC):
         """Shape of a stored sample."""
         return tuple(self._rows.shape[1:])
 
+    @property
+    def index_device(self) -> torch.device:
+        """Where `take` reads its rows' numbers; from elsewhere they are copied at each call."""
+        return torch.device("cpu") if self._resident is None else self._device
+
     def take(self, rows_b: Tensor) -> Tensor:
         """The samples at int64 `rows_b`, as stored, (b, ...)."""
         if self._resident is not None:

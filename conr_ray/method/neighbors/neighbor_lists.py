@@ -29,6 +29,8 @@ from conr_ray.method.neighbors.rough_products import (
 # Rows per side of a block of similarities; on a CPU, the block must fit in the cache.
 _CPU_BLOCK = (512, 1024)
 _DEVICE_BLOCK = (1024, 65536)
+# Up to this many rows a side, other devices compute all products exactly: no host sync.
+_EXACT_ROWS = 1024
 # Candidates beyond the list's width that the torch search scores exactly.
 _SLACK = 8
 
@@ -192,8 +194,16 @@ def _block_sizes(device: torch.device) -> tuple[int, int]:
 
 def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
     """Offer the rows of each block to the lists of the other."""
+    shape, on_host = (len(left.numbers_a), len(right.numbers_a)), compiled.serves(room.device)
+    if not on_host and max(shape) <= _EXACT_ROWS:
+        exact_ab = (left.rows.exact_ad.double() @ right.rows.exact_ad.double().T).float()
+        if left.lists is not None:
+            _offer_all(exact_ab, left, right, left.lists)
+        if right.lists is not None:
+            _offer_all(exact_ab.T, right, left, right.lists)
+        return
     rough_ab, margin = rough_products(left.rows, right.rows, room)
-    if not compiled.serves(rough_ab.device):
+    if not on_host:
         rough_ab = rough_ab.float()
         if left.lists is not None:
             _offer_columns(rough_ab, left, right, left.lists, margin)
@@ -213,6 +223,21 @@ def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
             compiled.over_threads(loop, len(keys), *arrays, keys, floors, np.float32(margin))
 
 
+def _offer_all(exact_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists) -> None:
+    """Offer one side to the lists of the other by the exact similarities of all pairs."""
+    if not lists.keys_as.shape[1]:
+        return
+    keys_ab = rank_keys(exact_ab, offered.numbers_a)
+    refused_ab = _not_offered(takers, offered) | (keys_ab < lists.floors_a[:, None])
+    lists.keys_as.copy_(best_of(lists.keys_as, keys_ab.masked_fill(refused_ab, EMPTY)))
+
+
+def _not_offered(takers: _Block, offered: _Block) -> Tensor:
+    """Pairs (a, b) of a row with itself, or with a row that takes no part."""
+    same_ab = takers.numbers_a[:, None] == offered.numbers_a
+    return same_ab | (offered.numbers_a < 0) | (takers.numbers_a < 0)[:, None]
+
+
 def _offer_columns(
     rough_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists, margin: float
 ) -> None:
@@ -220,8 +245,7 @@ def _offer_columns(
     width = lists.keys_as.shape[1]
     if not width:
         return
-    taken_ab = (takers.numbers_a[:, None] == offered.numbers_a) | (offered.numbers_a < 0)
-    rough_ab = rough_ab.masked_fill(taken_ab | (takers.numbers_a < 0)[:, None], -torch.inf)
+    rough_ab = rough_ab.masked_fill(_not_offered(takers, offered), -torch.inf)
     num_candidates = min(rough_ab.shape[1], width + _SLACK)
     rough_as, columns_as = rough_ab.topk(num_candidates)
 

@@ -29,6 +29,5 @@ def kept_mask(ratios_n: Tensor, fraction: float) -> Tensor:
     Unlike the released code's strict comparison with a quantile, fraction 1 keeps every row.
     """
     count = round(fraction * len(ratios_n))
-    kept_n = torch.zeros_like(ratios_n, dtype=torch.bool)
-    kept_n[torch.sort(ratios_n, stable=True).indices[:count]] = True
-    return kept_n
+    best_m = torch.sort(ratios_n, stable=True).indices[:count]
+    return torch.zeros_like(ratios_n, dtype=torch.bool).scatter_(0, best_m, True)

@@ -67,7 +67,9 @@ class GroupStage(Stage):
             losses.append(framework.pull(queries_bd, neighbors.mean_keys_bd, step, kept[-1]))
         figures = _figures(found[0], step.sample_ids_n[local], self.classes)
         figures["kept"] = torch.stack([kept[0].sum(), torch.ones_like(kept[0]).sum()])
-        figures["discovery_time_s"] = kept[0].new_tensor([elapsed_s, 1.0], dtype=torch.float64)
+        # Filled on the device: a tensor made of a list would be copied there, which waits for it.
+        one = torch.ones((), dtype=torch.float64, device=kept[0].device)
+        figures["discovery_time_s"] = torch.stack([one * elapsed_s, one])
         loss = self.weight * torch.stack(losses).mean()
         return with_scatter(loss, framework, outputs, step), figures
 
