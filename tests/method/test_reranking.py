@@ -294,3 +294,24 @@ def test_other_than_a_matrix_of_floats_is_refused(rows: Tensor) -> None:
         euclidean_neighbors(rows, k=1)
     with pytest.raises(ValueError, match=r"must be \(n, d\) floats"):
         contextual_neighbors(rows, k1=1, k2=1, k=1)
+
+
+@pytest.mark.parametrize("set_by", ["all backends", "one backend", "the older call"])
+def test_a_precision_that_the_caller_has_set_changes_no_result_and_stays(set_by: str) -> None:
+    rows = unit_rows(torch.randn(200, 64))
+    expected = euclidean_neighbors(rows, k=8)
+    backend = torch.backends.mkldnn.matmul
+    try:
+        if set_by == "all backends":
+            torch.backends.fp32_precision = "tf32"
+        elif set_by == "one backend":
+            backend.fp32_precision = "bf16"
+        else:
+            torch.set_float32_matmul_precision("medium")
+        before = backend.fp32_precision
+        found = euclidean_neighbors(rows, k=8)
+        assert backend.fp32_precision == before
+    finally:
+        for settings in (torch.backends, torch.backends.cuda.matmul, backend):
+            settings.fp32_precision = "none"
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
