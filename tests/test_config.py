@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from conr_ray.config import (
     RunConfig,
+    all_field_names,
     build,
     check_field,
     differences,
@@ -28,6 +29,7 @@ from conr_ray.config import (
 )
 from conr_ray.config_reference import reference
 from conr_ray.errors import UserError
+from conr_ray.method import frameworks
 from conr_ray.method.frameworks import framework_names
 
 DIGITS = load_preset("digits")
@@ -155,7 +157,7 @@ _VALID: dict[str, st.SearchStrategy[Any]] = {
     "data.path": _TEXT,
     "data.splits": st.none() | st.lists(_TEXT, min_size=1, max_size=3).map(tuple),
     "data.download": st.booleans(),
-    "byol.momentum": st.floats(0, 1),
+    "byol.momentum": st.floats(0, 1, exclude_max=True),
     "views.crop_scale": st.tuples(_FRACTION, _FRACTION).map(lambda ends: tuple(sorted(ends))),
     "views.flip_probability": st.floats(0, 1),
     "model.widths": st.lists(st.integers(1, 10**6), min_size=1, max_size=5).map(tuple),
@@ -191,7 +193,7 @@ def test_any_valid_override_is_kept_and_survives_yaml(data: st.DataObject) -> No
 
 
 def test_every_field_can_be_read_by_its_name() -> None:
-    names = field_names()
+    names = all_field_names()
     assert len(names) == len(set(names)) > 60
     tops = {name.partition(".")[0] for name in names}
     assert tops == {*sections(), *framework_names(), "seed"}
@@ -468,7 +470,7 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_the_reference_page_has_every_field_with_values_default_and_presets() -> None:
     page = reference()
-    for name in field_names():
+    for name in all_field_names():
         assert f"\n| `{name}` | " in page
     assert "| `boundary.initial_fraction` | number in (0, 1] | `0.8` |" in page
     assert "| `schedule.group_start` | integer ≥ 0 or `never` | `800` |" in page
@@ -476,3 +478,28 @@ def test_the_reference_page_has_every_field_with_values_default_and_presets() ->
         "| `optim.batch_size` | integer ≥ 2 | `512` | global: over all workers | cifar20, dig"
         in page
     )
+
+
+@pytest.mark.parametrize("value", ["[moco]", "{a: 1}", "3", "null"])
+def test_a_framework_that_is_no_name_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.framework="):
+        load_preset("digits", parse_overrides([f"model.framework={value}"]))
+
+
+def test_a_broken_framework_file_is_named_and_breaks_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("class Config(Section): pass")
+    (tmp_path / "_helpers.py").write_text("")
+    monkeypatch.setattr(frameworks, "__path__", [*frameworks.__path__, str(tmp_path)])
+    frameworks.framework_names.cache_clear()
+    try:
+        assert frameworks.framework_names() == ("byol", "mine", "moco", "propos", "simsiam")
+        assert load_preset("digits", {"seed": 1}).framework
+        with pytest.raises(UserError, match="lr=-1: input should be greater"):
+            load_preset("digits", {"optim.lr": -1})
+        told = r"mine\.py is not a framework: NameError: name 'Section' is not defined"
+        with pytest.raises(UserError, match=told):
+            _ = load_preset("digits", {"model.framework": "mine"}).framework
+    finally:
+        frameworks.framework_names.cache_clear()

@@ -1,7 +1,7 @@
 """The config of a run: one typed, validated tree."""
 
 from conr_ray.config.building import build, override
-from conr_ray.config.names import check_field, differences, field_names, get_field
+from conr_ray.config.names import all_field_names, check_field, differences, field_names, get_field
 from conr_ray.config.reading import (
     from_yaml,
     load_config,
@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "ViewsConfig",
+    "all_field_names",
     "build",
     "check_field",
     "differences",

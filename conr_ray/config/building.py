@@ -107,7 +107,7 @@ def _one_line(error: ValidationError, section: str | None = None) -> str:
     first, *others = error.errors()
     prefix = [section] if section else []
     # Union members add their own names to the location; keep field names only.
-    known = field_names()
+    known = field_names(section)
     parts = [*prefix, *map(str, first["loc"])]
     name = ".".join(parts)
     if first["type"] == "extra_forbidden":

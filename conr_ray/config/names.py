@@ -13,13 +13,16 @@ from conr_ray.method.frameworks import framework_config, framework_names
 
 
 @functools.cache
-def field_names(framework: str | None = None) -> list[str]:
-    """Dotted names of all fields, with those of `framework`, or of all frameworks if None.
+def field_names(framework: str | None) -> list[str]:
+    """Dotted names of the fields of every config and, if named, of a framework."""
+    return [*_names_of_every_tree(), *(_names_of(framework) if framework else ())]
 
-    Imports torch.
-    """
-    own = framework_names() if framework is None else (framework,)
-    return [*_names_of_every_tree(), *(name for kind in own for name in _names_of(kind))]
+
+@functools.cache
+def all_field_names() -> list[str]:
+    """Dotted names of all fields, with those of all frameworks; imports torch."""
+    own = (name for kind in framework_names() for name in _names_of(kind))
+    return [*_names_of_every_tree(), *own]
 
 
 @functools.cache
@@ -51,7 +54,9 @@ def check_field(name: str) -> None:
 def _nearest_names(name: str) -> list[str]:
     """Fields or sections with the names closest to `name`; the last word counts most."""
     section, _, leaf = name.rpartition(".")
-    words = field_names() if section else [*field_names(), *sections(), *framework_names()]
+    words = all_field_names()
+    if not section:
+        words = [*words, *sections(), *framework_names()]
 
     def likeness(field: str) -> float:
         its_section, _, its_leaf = field.rpartition(".")

@@ -70,7 +70,7 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     tree, overrides = _preset(name), overrides or {}
     default = ModelConfig.default_of("framework")
     chosen = overrides.get("model.framework", tree.get("model", {}).get("framework", default))
-    others = set(framework_names()) - {chosen}
+    others = [name for name in framework_names() if name != chosen]
     own = {section: fields for section, fields in tree.items() if section not in others}
     return build(own, overrides, trusted=True)
 

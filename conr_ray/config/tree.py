@@ -100,6 +100,12 @@ class RunConfig(RunSections):
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
 
+for _name in RunConfig.model_fields.keys() & set(framework_names()):
+    raise ImportError(
+        f"conr_ray/method/frameworks/{_name}.py: every config has a section {_name}: rename the file"
+    )
+
+
 def unchosen(field: str, owner: str, chosen: str) -> str:
     """The error message for a `field` of a framework that is not chosen."""
     return (

@@ -67,6 +67,8 @@ class CheckpointFolder(Folder):
         """
         import torch
 
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device={device}: torch sees no GPU here: use cpu")
         name = f"{self.checkpoint_name(epoch)}/state.pt"
         data = self.read_bytes(name)
         try:

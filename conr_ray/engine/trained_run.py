@@ -6,8 +6,10 @@ Shapes: n samples, d embedding width, c clusters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,15 +40,24 @@ class TrainedRun:
     device: torch.device
 
     @classmethod
-    def load(cls, directory: RunDirectory, device: torch.device) -> TrainedRun:
-        """From the newest checkpoint in a run's directory.
+    def load(cls, run: RunDirectory | str | Path, device: torch.device | str = "cpu") -> TrainedRun:
+        """From the newest checkpoint of a run.
+
+        Args:
+            run: its folder, which may be in a bucket.
+            device: where to compute.
 
         Raises:
-            UserError: there is none, or it is damaged or of another layout.
+            UserError: it is not a run, has no checkpoint, or one that is damaged or of another
+                layout; or there is no such device.
         """
+        directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+        device = torch.device(device)
         epochs = directory.checkpoint_epochs()
+        if not epochs and directory.read_text("config.yaml") is None:
+            raise UserError(f"{directory.uri} is not a run: it holds no config.yaml")
         if not epochs:
-            raise UserError(f"{directory.uri} holds no checkpoint: train the run first")
+            raise UserError(f"{directory.uri} holds no checkpoint: resume the run to have one")
         checkpoint = directory.load_checkpoint(epochs[-1], device)
         config = from_yaml(checkpoint["config"], f"the config of {directory.uri}", trusted=True)
         check_checkpoint(checkpoint, config)
@@ -55,29 +66,22 @@ class TrainedRun:
         state.load(checkpoint, config, checkpoint["data_fingerprint"])
         return cls(config, state, inputs_state, device)
 
-    def embed(self, rows: NDArray[Any]) -> Tensor:
+    def embed(self, samples: NDArray[Any] | Tensor) -> Tensor:
         """Embeddings of samples as their source stores them, (n, d) float32 of unit length.
 
-        `rows` is uint8 (n, c, h, w), or float32 (n, d).
+        `samples` are images, uint8 (n, c, h, w) with values from 0 to 255, or vectors, floats
+        (n, d), as NumPy or torch arrays.
 
         Raises:
-            UserError: their shape differs from that of the training samples.
+            UserError: they are not what the run was trained on, or not finite.
         """
-        shape = tuple(self.inputs_state["shape"])
-        # Images are fitted to the run's view size; channels and vector widths must match.
-        fits = rows.shape[1:2] == shape[:1] and rows.ndim == len(shape) + 1
-        if not fits:
-            raise UserError(
-                f"samples of shape {_shown(rows.shape[1:])}, but the run was trained on "
-                f"{_shown(shape)}: convert them to {len(shape)} dimensions with {shape[0]} "
-                f"{'features' if len(shape) == 1 else 'channels first'}"
-            )
+        rows = self._checked(samples)
         inputs = inputs_from_state(self.inputs_state, rows, self.device)
         precision = torch.autocast(self.device.type, enabled=False)
         embedder = Embedder(self.state.framework, inputs, precision)
         return embedder.plain(torch.arange(len(rows), device=self.device))
 
-    def assign(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
         """Cluster (n,) int64 and boundary ratio (n,) of each sample.
 
         Raises:
@@ -86,10 +90,33 @@ class TrainedRun:
         centers_cd = self.state.centers
         if centers_cd is None:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
-        embeddings_nd = self.embed(rows)
+        embeddings_nd = self.embed(samples)
         clusters_n = (embeddings_nd @ centers_cd.T).argmax(1)
         return clusters_n, boundary_ratio(embeddings_nd, clusters_n, centers_cd)
 
+    def _checked(self, samples: NDArray[Any] | Tensor) -> NDArray[Any]:
+        rows = samples.cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+        shape = tuple(self.inputs_state["shape"])
+        of_vectors = len(shape) == 1
+        if rows.ndim == len(shape):
+            raise UserError(
+                f"samples of shape {_shown(rows.shape)}: give several, as samples[None]"
+            )
+        # Images are fitted to the run's view size; channels and vector widths must match.
+        if rows.ndim != len(shape) + 1 or rows.shape[1] != shape[0] or 0 in rows.shape[1:]:
+            first = f"{shape[0]} features" if of_vectors else f"{shape[0]} x height x width"
+            raise UserError(f"samples of shape {_shown(rows.shape)}: the run takes n x {first}")
+        if of_vectors and np.issubdtype(rows.dtype, np.floating):
+            with np.errstate(over="ignore"):
+                rows = rows.astype(np.float32)
+            if not np.isfinite(rows).all():
+                row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+                raise UserError(f"sample {row} is not finite as float32: leave it out")
+        elif of_vectors or rows.dtype != np.uint8:
+            taken = "floats" if of_vectors else "uint8 from 0 to 255"
+            raise UserError(f"samples of {rows.dtype}: the run takes {taken}")
+        return rows
+
 
 def _shown(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+    return " x ".join(map(str, shape)) or "one number"

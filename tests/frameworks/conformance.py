@@ -39,10 +39,9 @@ BATCH, NUM_STEPS, NUM_CLUSTERS = 16, 3, 3
 
 _APPLY = """
 import json, sys
-import numpy as np, torch
-from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.engine.trained_run import TrainedRun
-run = TrainedRun.load(RunDirectory(sys.argv[1]), torch.device("cpu"))
+import numpy as np
+from conr_ray import TrainedRun
+run = TrainedRun.load(sys.argv[1])
 clusters, ratios = run.assign(np.load(sys.argv[2]))
 print(json.dumps([clusters.tolist(), ratios.tolist()]))
 """

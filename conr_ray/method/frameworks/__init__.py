@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from conr_ray.errors import UserError
 from conr_ray.fields import Section
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 @functools.cache
 def framework_names() -> tuple[str, ...]:
-    """The values of `model.framework`; imports no framework."""
+    """The values of `model.framework`, without files whose name begins with _; imports none."""
     found = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
-    return tuple(sorted(found))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def framework_config(name: str) -> type[Section]:
@@ -37,4 +38,10 @@ def framework_class(name: str) -> type[Framework[Any]]:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"{__name__}.{name}")
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+        _ = module.Config, module.Framework
+    except Exception as error:
+        file = f"conr_ray/method/frameworks/{name}.py"
+        raise UserError(f"{file} is not a framework: {type(error).__name__}: {error}") from error
+    return module

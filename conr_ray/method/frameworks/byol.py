@@ -22,7 +22,7 @@ from conr_ray.method.schedules import target_momentum
 class Config(Section):
     """BYOL: a predictor, and a target network that follows the online one."""
 
-    momentum: Annotated[float, Field(ge=0, le=1), Mark(changeable=True)] = Field(
+    momentum: Annotated[float, Field(ge=0, lt=1), Mark(changeable=True)] = Field(
         0.996, description="of the target network at the first step; rises to 1 along a cosine"
     )
     predictor_lr_factor: Annotated[Positive, Mark(changeable=True)] = Field(

@@ -31,7 +31,7 @@ from conr_ray.method.networks import Backbone, Encoder, TargetNetwork
 class Config(Section):
     """MoCo v2: a queue of keys as negatives, and a target network that follows the online one."""
 
-    momentum: Annotated[float, Field(ge=0, le=1), Mark(changeable=True)] = Field(
+    momentum: Annotated[float, Field(ge=0, lt=1), Mark(changeable=True)] = Field(
         0.999, description="of the target network"
     )
     temperature: Annotated[Positive, Mark(changeable=True)] = Field(

@@ -1,0 +1,121 @@
+"""A run's directory applied to samples: what it takes, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from conr_ray import TrainedRun, UserError
+from conr_ray.data.store import open_data
+from conr_ray.engine.run_directory import RunDirectory
+from tests.tiny_runs import run_here, tiny_config
+
+WIDTH = 12
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedRun, Any]:
+    """A run on digits and its samples."""
+    folder, config = tmp_path_factory.mktemp("images"), tiny_config()
+    RunDirectory(folder).claim(config, resume=False)
+    run_here(config, folder)
+    return TrainedRun.load(folder), open_data(config.data).rows
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedRun, Any]:
+    """The same of vectors."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rows = np.random.default_rng(0).standard_normal((300, WIDTH), np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), WIDTH)
+    pq.write_table(pa.table({"embedding": column}), folder / "vectors.parquet")
+    config = tiny_config(
+        data__source="vectors",
+        data__path=str(folder / "vectors.parquet"),
+        data__limit=None,
+        model__backbone="mlp",
+        model__widths=[16],
+        views__noise=0.3,
+        clustering__num_clusters=3,
+    )
+    run_here(config, folder / "run")
+    return TrainedRun.load(str(folder / "run")), rows
+
+
+def test_arrays_and_tensors_of_samples_get_the_clusters_of_the_run(
+    images: tuple[TrainedRun, Any], vectors: tuple[TrainedRun, Any]
+) -> None:
+    for run, rows in (images, vectors):
+        told = run.assign(rows)[0]
+        assert len(told.unique()) > 1
+        assert torch.equal(told, run.assign(torch.from_numpy(np.array(rows)))[0])
+        assert torch.equal(told[:1], run.assign(rows[:1])[0])
+        assert run.embed(rows[:0]).shape == (0, 16)
+    run, rows = vectors
+    assert torch.equal(run.assign(rows)[0], run.assign(rows.astype(np.float64))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: (rows / 255).astype(np.float32),
+            "float32: the run takes uint8 from 0 to 255",
+        ),
+        (lambda rows: rows > 0, "samples of bool: the run takes uint8 from 0 to 255"),
+        (lambda rows: rows[0], "of shape 1 x 8 x 8: give several, as samples[None]"),
+        (lambda rows: rows[:, 0], "of shape 300 x 8 x 8: give several, as samples[None]"),
+        (lambda rows: np.repeat(rows, 3, 1), "300 x 3 x 8 x 8: the run takes n x 1 x height x wi"),
+        (lambda rows: rows[:, :, :0], "300 x 1 x 0 x 8: the run takes n x 1 x height x width"),
+        (lambda rows: None, "samples of shape one number: the run takes n x 1 x height x width"),
+    ],
+)
+def test_what_are_no_images_of_the_run_is_refused(
+    images: tuple[TrainedRun, Any], change: Any, message: str
+) -> None:
+    run, rows = images
+    with pytest.raises(UserError) as refused:
+        run.assign(change(rows))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.astype(np.int64), "samples of int64: the run takes floats"),
+        (lambda rows: rows.astype(np.complex64), "samples of complex64: the run takes floats"),
+        (lambda rows: rows[0], "samples of shape 12: give several, as samples[None]"),
+        (lambda rows: rows[:, :5], "samples of shape 300 x 5: the run takes n x 12 features"),
+        (lambda rows: np.where(rows == rows[7], np.nan, rows), "sample 7 is not finite as float32"),
+        (lambda rows: rows[:3].astype(np.float64) * 1e300, "sample 0 is not finite as float32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_are_no_vectors_of_the_run_is_refused(
+    vectors: tuple[TrainedRun, Any], change: Any, message: str
+) -> None:
+    run, rows = vectors
+    with pytest.raises(UserError) as refused:
+        run.assign(change(rows))
+    assert message in str(refused.value)
+
+
+def test_what_is_no_trained_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere is not a run: it holds no config\.yaml"):
+        TrainedRun.load(tmp_path / "nowhere")
+    RunDirectory(tmp_path / "begun").claim(tiny_config(), resume=False)
+    with pytest.raises(UserError, match="begun holds no checkpoint: resume the run to have one"):
+        TrainedRun.load(tmp_path / "begun")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_not_taken_for_damage(tmp_path: Path) -> None:
+    run_here(tiny_config(schedule__epochs=3), tmp_path)
+    with pytest.raises(UserError, match="device=cuda: torch sees no GPU here: use cpu"):
+        TrainedRun.load(tmp_path, "cuda")
