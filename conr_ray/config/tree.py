@@ -101,9 +101,7 @@ class RunConfig(RunSections):
 
 
 for _name in RunConfig.model_fields.keys() & set(framework_names()):
-    raise ImportError(
-        f"conr_ray/method/frameworks/{_name}.py: every config has a section {_name}: rename the file"
-    )
+    raise ImportError(f"frameworks/{_name}.py: every config has a section {_name}: rename the file")
 
 
 def unchosen(field: str, owner: str, chosen: str) -> str:
