@@ -93,14 +93,25 @@ def run_workers(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as on_failure:
         workers = []
         for rank in range(num_workers):
-            workers.append(_take())
-            on_failure.callback(workers[rank].kill)
             call = _Call(rank, num_workers, folder, os.getcwd(), dict(os.environ), payload)
-            workers[rank].pipe.send(call)
+            workers.append(_send(call))
+            on_failure.callback(workers[rank].kill)
         results = _collect(workers, deadline)
         on_failure.pop_all()
         _idle[:0] = workers
         return results
+
+
+def _send(call: _Call) -> _Worker:
+    """A worker that has got the call."""
+    while True:
+        worker = _take()
+        try:
+            worker.pipe.send(call)
+            return worker
+        except (BrokenPipeError, ConnectionResetError):
+            # It has just died, which its process does not show yet.
+            worker.kill()
 
 
 def _take() -> _Worker:
