@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from conr_ray.config import RunConfig, load_preset
@@ -35,6 +37,26 @@ def tiny_config(**changes: Any) -> RunConfig:
     """The digits preset cut down; keywords such as schedule__epochs=6 change fields."""
     dotted = {name.replace("__", "."): value for name, value in changes.items()}
     return load_preset("digits", {**TINY, **dotted})
+
+
+def lists_of(vectors: Any) -> pa.Array:
+    """Vectors (n, d) as a column of a table."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+
+def on_vectors(file: Path, vectors: Any, labels: Any = None) -> dict[str, Any]:
+    """Write a table of vectors to `file`; the changes of `tiny_config` that train on it."""
+    columns = {"embedding": lists_of(vectors)} | ({} if labels is None else {"label": labels})
+    pq.write_table(pa.table(columns), file)
+    return {
+        "data__source": "vectors",
+        "data__path": str(file),
+        "data__limit": None,
+        "model__backbone": "mlp",
+        "model__widths": [32],
+        "views__noise": 0.3,
+        "views__dropout": 0.2,
+    }
 
 
 def as_settings(config_changes: dict[str, Any]) -> list[str]:

@@ -95,7 +95,11 @@ class TrainedRun:
         return clusters_n, boundary_ratio(embeddings_nd, clusters_n, centers_cd)
 
     def _checked(self, samples: NDArray[Any] | Tensor) -> NDArray[Any]:
-        rows = samples.cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+        if isinstance(samples, Tensor):
+            kept = samples.detach().cpu()
+            # NumPy has no bfloat16, in which models often hand out vectors.
+            samples = (kept.float() if kept.dtype == torch.bfloat16 else kept).numpy()
+        rows = np.asarray(samples)
         shape = tuple(self.inputs_state["shape"])
         of_vectors = len(shape) == 1
         if rows.ndim == len(shape):

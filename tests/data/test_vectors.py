@@ -14,11 +14,12 @@ from conr_ray.config import DataConfig
 from conr_ray.data.store import open_data
 from conr_ray.errors import UserError
 from tests.data.test_sources import SourceConformance
+from tests.tiny_runs import lists_of
 
 
 def lists(vectors: Any, kind: str = "fixed") -> pa.Array:
     if kind == "fixed":
-        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        return lists_of(vectors)
     item = pa.list_ if kind == "list" else pa.large_list
     return pa.array(vectors.tolist(), item(pa.from_numpy_dtype(vectors.dtype)))
 

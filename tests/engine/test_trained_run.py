@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from conr_ray import TrainedRun, UserError
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
-from tests.tiny_runs import run_here, tiny_config
+from tests.tiny_runs import on_vectors, run_here, tiny_config
 
 WIDTH = 12
 
@@ -33,17 +32,8 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedRun, Any]:
     """The same of vectors."""
     folder = tmp_path_factory.mktemp("vectors")
     rows = np.random.default_rng(0).standard_normal((300, WIDTH), np.float32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), WIDTH)
-    pq.write_table(pa.table({"embedding": column}), folder / "vectors.parquet")
-    config = tiny_config(
-        data__source="vectors",
-        data__path=str(folder / "vectors.parquet"),
-        data__limit=None,
-        model__backbone="mlp",
-        model__widths=[16],
-        views__noise=0.3,
-        clustering__num_clusters=3,
-    )
+    changes = on_vectors(folder / "vectors.parquet", rows)
+    config = tiny_config(**changes, clustering__num_clusters=3)
     run_here(config, folder / "run")
     return TrainedRun.load(str(folder / "run")), rows
 
@@ -59,50 +49,40 @@ def test_arrays_and_tensors_of_samples_get_the_clusters_of_the_run(
         assert run.embed(rows[:0]).shape == (0, 16)
     run, rows = vectors
     assert torch.equal(run.assign(rows)[0], run.assign(rows.astype(np.float64))[0])
+    # As other models hand vectors out.
+    half = torch.from_numpy(rows).bfloat16().requires_grad_()
+    assert torch.equal(run.assign(half)[0], run.assign(half.detach().float().numpy())[0])
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("kind", "change", "message"),
     [
         (
-            lambda rows: (rows / 255).astype(np.float32),
-            "float32: the run takes uint8 from 0 to 255",
+            "images",
+            lambda x: (x / 255).astype(np.float32),
+            "float32: the run takes uint8 from 0",
         ),
-        (lambda rows: rows > 0, "samples of bool: the run takes uint8 from 0 to 255"),
-        (lambda rows: rows[0], "of shape 1 x 8 x 8: give several, as samples[None]"),
-        (lambda rows: rows[:, 0], "of shape 300 x 8 x 8: give several, as samples[None]"),
-        (lambda rows: np.repeat(rows, 3, 1), "300 x 3 x 8 x 8: the run takes n x 1 x height x wi"),
-        (lambda rows: rows[:, :, :0], "300 x 1 x 0 x 8: the run takes n x 1 x height x width"),
-        (lambda rows: None, "samples of shape one number: the run takes n x 1 x height x width"),
+        ("images", lambda x: x > 0, "samples of bool: the run takes uint8 from 0 to 255"),
+        ("images", lambda x: x[0], "of shape 1 x 8 x 8: give several, as samples[None]"),
+        ("images", lambda x: x[:, 0], "of shape 300 x 8 x 8: give several, as samples[None]"),
+        ("images", lambda x: np.repeat(x, 3, 1), "300 x 3 x 8 x 8: the run takes n x 1 x height x"),
+        ("images", lambda x: x[:, :, :0], "300 x 1 x 0 x 8: the run takes n x 1 x height x width"),
+        ("images", lambda x: None, "samples of shape one number: the run takes n x 1 x height x"),
+        ("vectors", lambda x: x.astype(np.int64), "samples of int64: the run takes floats"),
+        ("vectors", lambda x: x.astype(np.complex64), "samples of complex64: the run takes floats"),
+        ("vectors", lambda x: x[0], "samples of shape 12: give several, as samples[None]"),
+        ("vectors", lambda x: x[:, :5], "samples of shape 300 x 5: the run takes n x 12 features"),
+        ("vectors", lambda x: np.where(x == x[7], np.nan, x), "sample 7 is not finite as float32"),
+        ("vectors", lambda x: x.astype(np.float64) * 1e300, "sample 0 is not finite as float32"),
     ],
 )
-def test_what_are_no_images_of_the_run_is_refused(
-    images: tuple[TrainedRun, Any], change: Any, message: str
+def test_what_the_run_was_not_trained_on_is_refused_and_nothing_warned_of(
+    request: pytest.FixtureRequest, kind: str, change: Any, message: str
 ) -> None:
-    run, rows = images
-    with pytest.raises(UserError) as refused:
-        run.assign(change(rows))
-    assert message in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda rows: rows.astype(np.int64), "samples of int64: the run takes floats"),
-        (lambda rows: rows.astype(np.complex64), "samples of complex64: the run takes floats"),
-        (lambda rows: rows[0], "samples of shape 12: give several, as samples[None]"),
-        (lambda rows: rows[:, :5], "samples of shape 300 x 5: the run takes n x 12 features"),
-        (lambda rows: np.where(rows == rows[7], np.nan, rows), "sample 7 is not finite as float32"),
-        (lambda rows: rows[:3].astype(np.float64) * 1e300, "sample 0 is not finite as float32"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:overflow")
-def test_what_are_no_vectors_of_the_run_is_refused(
-    vectors: tuple[TrainedRun, Any], change: Any, message: str
-) -> None:
-    run, rows = vectors
-    with pytest.raises(UserError) as refused:
-        run.assign(change(rows))
+    run, rows = request.getfixturevalue(kind)
+    given = change(rows)
+    with warnings.catch_warnings(action="error"), pytest.raises(UserError) as refused:
+        run.assign(given)
     assert message in str(refused.value)
 
 
