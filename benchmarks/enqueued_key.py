@@ -18,6 +18,7 @@ import torch
 from conr_ray.config import RunConfig, load_preset, parse_overrides
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet, open_data
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 @torch.no_grad()
 def purities(config: RunConfig, images: DataSet, folder: Path, k: int) -> list[float]:
     """Purity of neighbours in a bank of mean keys, and in one of the first view's keys."""
-    state = TrainingState.create(config, images.row_shape, CPU)
+    state = TrainingState.create(config, images.row_shape, Acceleration(CPU))
     epoch = config.schedule.epochs
     state.load(RunDirectory(folder).load_checkpoint(epoch, CPU), config, images.fingerprint)
     inputs = make_inputs(config, images, CPU)

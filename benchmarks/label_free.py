@@ -63,6 +63,7 @@ def scored(folder: Path) -> dict[str, float]:
     from conr_ray.config import from_yaml
     from conr_ray.data.inputs import make_inputs
     from conr_ray.data.store import open_data
+    from conr_ray.engine.acceleration import Acceleration
     from conr_ray.engine.embedder import Embedder
     from conr_ray.engine.evaluation import cluster_data
     from conr_ray.engine.run_directory import RunDirectory
@@ -74,12 +75,12 @@ def scored(folder: Path) -> dict[str, float]:
     checkpoint = directory.load_checkpoint(epoch, device)
     config = from_yaml(checkpoint["config"], str(folder))
     images = open_data(config.data)
-    state = TrainingState.create(config, images.row_shape, device)
+    state = TrainingState.create(config, images.row_shape, Acceleration(device))
     state.load(checkpoint, config, images.fingerprint)
     embedder = Embedder(
         state.framework,
         make_inputs(config, images, device),
-        torch.autocast("cpu", enabled=False),
+        Acceleration(device),
     )
     clusters = config.clustering.num_clusters or images.num_classes
     found = cluster_data(

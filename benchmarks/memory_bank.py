@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from conr_ray.config import build
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
@@ -102,7 +103,7 @@ def one_process(sizes: list[int], batch_size: int, width: int, repeats: int) -> 
 def training_step(batch_size: int) -> float:
     """Time of a ResNet-18 step on CIFAR-sized images, without neighbours."""
     config = build({"data": {"source": "digits"}, "optim": {"batch_size": batch_size}})
-    state = TrainingState.create(config, (3, 32, 32), torch.device("cpu"))
+    state = TrainingState.create(config, (3, 32, 32), Acceleration(torch.device("cpu")))
     framework, stage, ids = state.framework, InstanceStage(), torch.arange(batch_size)
     views = [
         torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)

@@ -29,6 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conr_ray.config import RunConfig, load_preset
 from conr_ray.data.store import open_data
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -121,7 +122,7 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
 
 def predicted(config: RunConfig) -> dict[str, tuple[float, int]]:
     """Bytes that one of two workers sends in a step of each stage, and delays that it waits for."""
-    framework = TrainingState.create(config, (1, 8, 8), torch.device("cpu")).framework
+    framework = TrainingState.create(config, (1, 8, 8), Acceleration(torch.device("cpu"))).framework
     assert isinstance(framework, byol.Framework)
     online = (*framework.encoder.modules(), *framework.predictor.modules())
     norms = [m.num_features for m in online if isinstance(m, _BatchNorm)]

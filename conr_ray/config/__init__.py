@@ -16,6 +16,7 @@ from conr_ray.config.sections import (
     DataConfig,
     ModelConfig,
     NeighborhoodConfig,
+    OptimConfig,
     TrackingConfig,
     ViewsConfig,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "NeighborhoodConfig",
+    "OptimConfig",
     "RunConfig",
     "TrackingConfig",
     "ViewsConfig",

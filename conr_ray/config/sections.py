@@ -199,8 +199,13 @@ class OptimConfig(Section):
     group_loss_weight: Annotated[Positive, _GROUP_STAGE] = Field(
         1.0, description="factor on the loss; 1/4 gives the gradient of the published 4-GPU runs"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto is bf16 autocast on GPUs that support it, else fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto",
+        description="of the networks; auto is bf16 on GPUs that have it and on CPUs where a trial "
+        "shows that it is faster, else fp32; a run keeps what was chosen at its start",
+    )
+    compile: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
+        "auto", description="auto compiles networks and views on GPUs"
     )
 
 

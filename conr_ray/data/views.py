@@ -11,7 +11,7 @@ Shapes: b images of a worker, c channels, h x w pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -63,7 +63,8 @@ class Views:
         Uses the paper's jitter whatever the config says, so that runs with different views can be
         compared. Arguments are those of `random`.
         """
-        pixels = _jittered(self._centered(images), _Draws(key, positions), _OTHER_LIGHT, 1.0)
+        draw = _Draws(_Draws.numbers(key, positions))
+        pixels = _jittered(self._centered(images), draw, _OTHER_LIGHT, 1.0)
         return self._normalized(pixels)
 
     def random(self, images: Tensor, key: int, positions: Tensor, *, group_stage: bool) -> Tensor:
@@ -75,14 +76,26 @@ class Views:
             positions: (b,) int64 positions in the global batch.
             group_stage: whether the settings of the group stage apply.
         """
-        draw = _Draws(key, positions)
+        noise = None
+        if self.config.noise:
+            count = images.shape[1] * self.config.size**2
+            noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
+        return self._changed(images, _Draws.numbers(key, positions), noise, group_stage)
+
+    def compile(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+        """Let `compiled` replace the program behind `random`; keys stay outside of it."""
+        self._changed = compiled(self._changed)  # type: ignore[method-assign]
+
+    def _changed(
+        self, images: Tensor, numbers: Tensor, noise: Tensor | None, group_stage: bool
+    ) -> Tensor:
+        """`random` with its random numbers drawn."""
+        draw = _Draws(numbers)
         strength = self.config.group_stage_strength if group_stage else 1.0
         pixels = self._warped(_to_unit_range(images), draw, strength, group_stage=group_stage)
         pixels = _jittered(pixels, draw, self.config, strength)
         pixels = self._blurred(pixels, draw)
-        if self.config.noise:
-            count = pixels[0].numel()
-            noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
+        if noise is not None:
             pixels = pixels + self.config.noise * strength * noise.view_as(pixels)
         return self._normalized(pixels)
 
@@ -163,8 +176,13 @@ class _Draws:
 
     _MOST = 32
 
-    def __init__(self, key: int, positions: Tensor) -> None:
-        self._numbers = iter(keyed_random.uniform(key, positions, self._MOST).unbind(1))
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = iter(numbers.unbind(1))
+
+    @classmethod
+    def numbers(cls, key: int, positions: Tensor) -> Tensor:
+        """The numbers in [0, 1) that `key` stands for, (b, 32)."""
+        return keyed_random.uniform(key, positions, cls._MOST)
 
     def between(self, low: float, high: float) -> Tensor:
         return low + (high - low) * next(self._numbers)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from conr_ray.data.inputs import Inputs
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.method.frameworks.base import Framework
 
 _BATCH = 1024
@@ -21,7 +23,7 @@ class Embedder:
 
     framework: Framework[Any]
     inputs: Inputs
-    precision: torch.autocast
+    acceleration: Acceleration
 
     def plain(self, rows_b: Tensor) -> Tensor:
         """Embeddings of the samples at `rows_b`, (b, d) float32 of unit length."""
@@ -34,12 +36,15 @@ class Embedder:
 
     @torch.no_grad()
     def _embedded(self, rows_b: Tensor, view: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        training = self.framework.training
+        num_rows, training = len(rows_b), self.framework.training
         self.framework.eval()
-        with self.precision:
+        if self.acceleration.compiles:
+            # Of one shape, so that one compiled program serves all batches.
+            rows_b = pad(rows_b, (0, -num_rows % _BATCH))
+        with self.acceleration.autocast():
             parts = [
                 self.framework.embed(view(self.inputs.take(rows), rows))
                 for rows in torch.split(rows_b, _BATCH)
             ]
         self.framework.train(training)
-        return torch.cat(parts)
+        return torch.cat(parts)[:num_rows]

@@ -68,6 +68,11 @@ def _train(
     span: Span,
 ) -> list[MetricRow]:
     run = Run(config, data, directory, device, span)
+    with run.acceleration.applied():
+        return _train_epochs(run, observer)
+
+
+def _train_epochs(run: Run, observer: Observer) -> list[MetricRow]:
     state, inputs, schedule = run.state, run.inputs, run.schedule
     framework, optimizer = state.framework, state.optimizer
     trained = state.trained_module()
@@ -86,7 +91,7 @@ def _train(
                 inputs.random(batch, key, step.positions_b, mild=stage.mild_views)
                 for key in run.view_keys(epoch, index)
             ]
-            with run.precision:
+            with run.acceleration.autocast():
                 outputs = trained(views, step)
             loss, step_figures = stage.loss(framework, outputs, step)
 

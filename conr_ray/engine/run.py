@@ -5,19 +5,22 @@ Shapes: n rows of the global batch, b of this worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import torch
 
-from conr_ray.config import RunConfig
+from conr_ray.config import RunConfig, from_yaml, override
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
+from conr_ray.engine.precision import chosen_precision
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.snapshot import Snapshot
@@ -51,23 +54,24 @@ class Run:
         span: Span,
     ) -> None:
         """Create or load the networks; arguments are those of `loop.train`."""
-        self.config, self.data, self.directory = config, data, directory
+        self.data, self.directory = data, directory
         self._span, self._device = span, device
         self._num_clusters = check_data(config, data, world_size())
         self._steps_per_epoch = data.num_rows // config.optim.batch_size
         self.local = share(config.optim.batch_size)
         self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
 
-        self.inputs = make_inputs(config, data, device)
-        self.schedule = Schedule(config, self._steps_per_epoch)
-        self.precision = _autocast(config.optim.precision, device)
-        self.state = TrainingState.create(config, data.row_shape, device)
         self.last_epoch = span.until or config.schedule.epochs
-        self._saved_epoch = self._load_newest()
-        if self._saved_epoch is None and span.origin is not None:
-            origin, epoch = span.origin
-            self._load(origin, epoch)
-        self._embedder = Embedder(self.state.framework, self.inputs, self.precision)
+        self._saved_epoch, checkpoint = self._read_newest()
+        self.config = config = self._settled(config, checkpoint)
+        self.acceleration = Acceleration.of(config.optim, device)
+        self.inputs = make_inputs(config, data, device)
+        self.inputs.compile(self.acceleration.compiled)
+        self.schedule = Schedule(config, self._steps_per_epoch)
+        self.state = TrainingState.create(config, data.row_shape, self.acceleration)
+        if checkpoint is not None:
+            self.state.load(checkpoint, config, data.fingerprint)
+        self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
 
         classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
         self._instance_stage = InstanceStage()
@@ -193,22 +197,35 @@ class Run:
         key = fold(self.config.seed, "scores", self.state.epoch)
         return clustering.metrics(self.data.labels, self._embedder, key)
 
-    def _load_newest(self) -> int | None:
-        """Load the newest checkpoint up to the last epoch, the same one on all workers.
+    def _read_newest(self) -> tuple[int | None, dict[str, Any] | None]:
+        """The newest checkpoint up to the last epoch, the same one on all workers, and its epoch.
 
-        Returns its epoch, or None.
+        Without one of the run's own, that of its origin, if it has one, and None as its epoch.
         """
         epochs = self.directory.checkpoint_epochs() if rank() == 0 else []
         newest = max((epoch for epoch in epochs if epoch <= self.last_epoch), default=0)
-        epoch = int(broadcast_first(torch.tensor(newest, device=self._device)))
-        if not epoch:
-            return None
-        self._load(self.directory, epoch)
-        return epoch
+        own_epoch = int(broadcast_first(torch.tensor(newest, device=self._device)))
+        if own_epoch:
+            return own_epoch, self.directory.load_checkpoint(own_epoch, self._device)
+        if self._span.origin is None:
+            return None, None
+        origin, epoch = self._span.origin
+        return None, origin.load_checkpoint(epoch, self._device)
 
-    def _load(self, directory: RunDirectory, epoch: int) -> None:
-        checkpoint = directory.load_checkpoint(epoch, self._device)
-        self.state.load(checkpoint, self.config, self.data.fingerprint)
+    def _settled(self, config: RunConfig, checkpoint: Mapping[str, Any] | None) -> RunConfig:
+        """`config` with the precision that the run keeps; the first worker writes it."""
+        precision: str = config.optim.precision
+        if precision != "auto":
+            return config
+        if checkpoint is not None:
+            config_then = from_yaml(checkpoint["config"], "the checkpoint's config", trusted=True)
+            precision = config_then.optim.precision
+        if precision == "auto":
+            precision = chosen_precision(config, self.data.row_shape, self._device)
+        config = override(config, {"optim.precision": precision})
+        if rank() == 0:
+            self.directory.write_text("config.yaml", config.to_yaml())
+        return config
 
     def _save(self, *, pinned: bool) -> None:
         state, fingerprint = self.state, self.data.fingerprint
@@ -236,11 +253,3 @@ def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Obs
         observer.snapshot(snapshot)
     observer.inherit(rows)
     observer.epoch(rows[-1])
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Mixed precision as a reusable context."""
-    if precision == "auto":
-        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16" if able else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -29,7 +29,7 @@ class RunDirectory(CheckpointFolder):
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether the folder holds a run of `config`; nothing is written.
 
-        The path of its data may have changed.
+        The path of its data may have changed, and `auto` stands for whatever precision it has.
 
         Raises:
             FolderTaken: it holds another run, or this one and `resume` is false.
@@ -37,7 +37,10 @@ class RunDirectory(CheckpointFolder):
         old = self._read_config(trusted=False)
         if old is None:
             return False
-        changed = differences(old, override(config, {"data.path": old.data.path}))
+        kept = {"data.path": old.data.path}
+        if config.optim.precision == "auto":
+            kept["optim.precision"] = old.optim.precision
+        changed = differences(old, override(config, kept))
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise FolderTaken(f"{self.uri} holds another run ({changed[0]}{more})")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.inputs import inputs_from_state
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
@@ -62,7 +63,8 @@ class TrainedRun:
         config = from_yaml(checkpoint["config"], f"the config of {directory.uri}", trusted=True)
         check_checkpoint(checkpoint, config)
         inputs_state = checkpoint["inputs"]
-        state = TrainingState.create(config, tuple(inputs_state["shape"]), device)
+        shape = tuple(inputs_state["shape"])
+        state = TrainingState.create(config, shape, Acceleration(device))
         state.load(checkpoint, config, checkpoint["data_fingerprint"])
         return cls(config, state, inputs_state, device)
 
@@ -77,8 +79,7 @@ class TrainedRun:
         """
         rows = self._checked(samples)
         inputs = inputs_from_state(self.inputs_state, rows, self.device)
-        precision = torch.autocast(self.device.type, enabled=False)
-        embedder = Embedder(self.state.framework, inputs, precision)
+        embedder = Embedder(self.state.framework, inputs, Acceleration(self.device))
         return embedder.plain(torch.arange(len(rows), device=self.device))
 
     def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:

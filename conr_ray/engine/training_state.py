@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from conr_ray import __version__
-from conr_ray.config import RunConfig, mark_of
+from conr_ray.config import ModelConfig, RunConfig, mark_of
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
 from conr_ray.method.batch_norm import synchronize_batch_norm
@@ -20,7 +21,7 @@ from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import BACKBONES
+from conr_ray.method.networks import BACKBONES, Backbone
 
 # Buffers are equal on all workers, since batch statistics are global. torch 2.13 renamed the
 # option.
@@ -60,23 +61,22 @@ class TrainingState:
 
     @classmethod
     def create(
-        cls, config: RunConfig, row_shape: tuple[int, ...], device: torch.device
+        cls, config: RunConfig, row_shape: tuple[int, ...], acceleration: Acceleration
     ) -> TrainingState:
         """The state before the first step; weights depend only on the seed.
 
         `row_shape` is that of a sample, (c, h, w) or (d,).
         """
-        model = config.model
+        model, device = config.model, acceleration.device
         # Weights are drawn on the CPU, so that every device starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
-            backbone = BACKBONES[model.backbone](row_shape, model.stem, model.widths)
+            backbone = make_backbone(model, row_shape)
             framework = framework_class(model.framework)(
                 config.framework, backbone, model.head_hidden_dim, model.embedding_dim
             )
         synchronize_batch_norm(framework, device)
-        # Faster on GPUs, and on CPUs too.
-        framework.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        acceleration.place(framework)
         optimizer = torch.optim.SGD(
             [
                 {
@@ -90,6 +90,7 @@ class TrainingState:
             lr=config.optim.lr,
             momentum=config.optim.momentum,
             weight_decay=config.optim.weight_decay,
+            **acceleration.sgd_options,
         )
         bank = MemoryBank(
             config.bank.size,
@@ -154,6 +155,11 @@ class TrainingState:
         self.centers = checkpoint["centers"]
         self.clustered_epoch = checkpoint["clustered_epoch"]
         self.history = list(checkpoint["history"])
+
+
+def make_backbone(model: ModelConfig, row_shape: tuple[int, ...]) -> Backbone:
+    """The backbone for samples of `row_shape`; weights are drawn from torch's global generator."""
+    return BACKBONES[model.backbone](row_shape, model.stem, model.widths)
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from conr_ray.config import ViewsConfig
 from conr_ray.data.inputs import Images
 from conr_ray.data.views import Views
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering
 from conr_ray.engine.label_free import label_free_scores
@@ -58,7 +59,7 @@ def _scores(sees: str, **views: float) -> dict[str, float]:
             CPU,
             on_device=False,
         ),
-        torch.autocast("cpu", enabled=False),
+        Acceleration(CPU),
     )
     embeddings = embedder.plain(torch.arange(NUM_IMAGES))
     found = spherical_kmeans(embeddings, NUM_IMAGES, 2, seed=0, restarts=3)

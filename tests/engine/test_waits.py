@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method import compiled
 from conr_ray.method.frameworks import framework_names
@@ -88,7 +89,7 @@ def test_a_step_waits_for_nothing(
     config = tiny_config(
         model__framework=name, bank__size=0, optim__batch_size=BATCH, neighborhood__k=6
     )
-    state = TrainingState.create(config, (1, 8, 8), torch.device("cpu"))
+    state = TrainingState.create(config, (1, 8, 8), Acceleration(torch.device("cpu")))
     classes = torch.randint(CLUSTERS, (300,))
     stage: Stage = InstanceStage()
     if stage_name == "group":

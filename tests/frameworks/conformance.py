@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import open_data
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
@@ -150,7 +151,7 @@ def _steps(text: str, batches: list[list[Tensor]], labels_n: Tensor) -> dict[str
     centers = unit_rows(torch.randn(NUM_CLUSTERS, 16))
     config, local, found = from_yaml(text, "the config"), share(BATCH), dict[str, Tensor]()
     for number, kind in enumerate(("instance", "group")):
-        state = TrainingState.create(config, (1, 8, 8), CPU)
+        state = TrainingState.create(config, (1, 8, 8), Acceleration(CPU))
         _smooth(state.framework)
         framework, trained = state.framework, state.trained_module()
         stage: Stage = GroupStage(state.bank) if kind == "group" else InstanceStage()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import build
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.batch_norm import synchronize_batch_norm
 from conr_ray.method.collectives import share, world_size
@@ -83,7 +84,7 @@ def _production(case: Case) -> tuple[TrainingState, torch.nn.Module]:
             "bank": {"size": 24 if case.stage.endswith("bank") else 0},
         }
     )
-    state = TrainingState.create(config, (1, 8, 8), CPU)
+    state = TrainingState.create(config, (1, 8, 8), Acceleration(CPU))
     state.framework.to(case.dtype)
     return state, state.trained_module()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.search.known_data import known_data
 from conr_ray.search.plan import Plan
@@ -53,7 +54,7 @@ def test_the_spaces_of_the_paper_save_four_fifths(name: str) -> None:
 def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path, preset: str) -> None:
     space = space_of(tmp_path, {K1: {"int": [5, 10]}}, preset=preset, fixed={})
     data = known_data(space)
-    state = TrainingState.create(space.config(), data.row_shape, torch.device("cpu"))
+    state = TrainingState.create(space.config(), data.row_shape, Acceleration(torch.device("cpu")))
     framework = state.framework
     kept = [
         *framework.state_dict().values(),

@@ -6,12 +6,16 @@ Shapes: b samples of a worker, n of the data set; the other dimensions are a sam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Function = Callable[..., Tensor]
+Compiler = Callable[[Function], Function]
 
 
 class Inputs(ABC):
@@ -51,6 +55,10 @@ class Inputs(ABC):
         if self._resident is not None:
             return self._resident[rows_b.to(self._device)]
         return torch.from_numpy(self._rows[rows_b.cpu().numpy()]).to(self._device)
+
+    @abstractmethod
+    def compile(self, compiled: Compiler) -> None:
+        """Let `compiled` replace the functions that make views, where it pays."""
 
     @abstractmethod
     def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from conr_ray.data.inputs.base import Inputs
+from conr_ray.data.inputs.base import Compiler, Inputs
 from conr_ray.data.views import Views
 
 
@@ -23,6 +23,10 @@ class Images(Inputs):
         """Wrap images; `views` makes their views."""
         super().__init__(rows, device, on_device=on_device)
         self._views = views
+
+    def compile(self, compiled: Compiler) -> None:
+        """As one program from uint8 images to views."""
+        self._views.compile(compiled)
 
     def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
         """(b, c, size, size); see `Views.random`."""

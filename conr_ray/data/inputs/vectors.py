@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import ViewsConfig
-from conr_ray.data.inputs.base import Inputs
+from conr_ray.data.inputs.base import Compiler, Inputs
 from conr_ray.method import keyed_random
 from conr_ray.method.keyed_random import fold
 
@@ -44,6 +44,9 @@ class Vectors(Inputs):
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device)
         # If all vectors are equal, `scale` is 0.
         self._scale = scale or 1.0
+
+    def compile(self, compiled: Compiler) -> None:
+        """Nothing: views of vectors are few operations."""
 
     def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
         """(b, d), with noise, and with a share of the features set to their mean."""
