@@ -32,7 +32,7 @@ WHOLE_DATA = {
 TIMES = {
     "train_time_s": "seconds since epoch 0, including those of the trunk",
     "epoch_time_s": "seconds of the epoch",
-    "discovery_time_s": "seconds per step spent finding neighbours, mean over the epoch",
+    "discovery_time_s": "seconds per step spent finding neighbours, epoch mean; on CPUs only",
     "images_per_s": "images trained on per second",
 }
 

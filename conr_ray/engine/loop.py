@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
@@ -16,10 +17,12 @@ from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run import Run
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.step_figures import StepFigures
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.method.collectives import rank, world_size
+from conr_ray.method.phases import phase
 
 
 def train(
@@ -69,63 +72,67 @@ def _train(
 ) -> list[MetricRow]:
     run = Run(config, data, directory, device, span)
     with run.acceleration.applied():
-        return _train_epochs(run, observer)
+        trained = run.state.trained_module()
+        run.tell_what_was(observer)
+        for epoch in range(run.state.epoch, run.last_epoch):
+            with phase(run.stage_at(epoch).name):
+                row, snapshot = _train_epoch(run, trained, epoch)
+            # Drawing does not count toward the epoch's time.
+            if snapshot is not None:
+                observer.snapshot(snapshot)
+            observer.epoch(row)
+    return run.state.history
 
 
-def _train_epochs(run: Run, observer: Observer) -> list[MetricRow]:
+def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, Snapshot | None]:
+    started = time.perf_counter()
     state, inputs, schedule = run.state, run.inputs, run.schedule
     framework, optimizer = state.framework, state.optimizer
-    trained = state.trained_module()
-    run.tell_what_was(observer)
-
-    for epoch in range(state.epoch, run.last_epoch):
-        started = time.perf_counter()
-        stage = run.stage_at(epoch)
-        if stage.needs_clusters(framework, epoch):
+    stage, figures = run.stage_at(epoch), StepFigures(epoch, run.last_checkpoint)
+    if stage.needs_clusters(framework, epoch):
+        with phase("evaluation"):
             run.ensure_clusters()
-        figures = StepFigures(epoch, run.last_checkpoint)
 
-        for index, step in enumerate(run.steps(epoch)):
+    for index, step in enumerate(run.steps(epoch)):
+        with phase("views"):
             batch = inputs.take(step.sample_ids_n[run.local])
             views = [
                 inputs.random(batch, key, step.positions_b, mild=stage.mild_views)
                 for key in run.view_keys(epoch, index)
             ]
-            with run.acceleration.autocast():
-                outputs = trained(views, step)
+        with phase("online"), run.acceleration.autocast():
+            outputs = trained(views, step)
+        with phase("loss"):
             loss, step_figures = stage.loss(framework, outputs, step)
-
+        with phase("backward"):
             optimizer.zero_grad()
             # Workers' parts sum to the global loss, while gradients are averaged over workers.
             torch.autograd.backward(loss * world_size())
+        with phase("optimiser"):
             rate = schedule.set_learning_rates(optimizer, epoch, index)
             optimizer.step()
             followed = framework.after_step(outputs, step)
-            figures.add(loss, step_figures)
+        figures.add(loss, step_figures)
 
-        row: dict[str, float | int | str | None] = {
-            "epoch": epoch,
-            "stage": stage.name,
-            **figures.means(),
-            "fraction": schedule.fraction(epoch),
-            "lr": rate,
-            **{f"{group['name']}_lr": group["lr"] for group in optimizer.param_groups[1:]},
-            **followed,
-        }
-        state.epoch = epoch + 1
-        row["images_per_s"] = run.num_trained / (time.perf_counter() - started)
+    row: dict[str, float | int | str | None] = {
+        "epoch": epoch,
+        "stage": stage.name,
+        **figures.means(),
+        "fraction": schedule.fraction(epoch),
+        "lr": rate,
+        **{f"{group['name']}_lr": group["lr"] for group in optimizer.param_groups[1:]},
+        **followed,
+    }
+    state.epoch = epoch + 1
+    row["images_per_s"] = run.num_trained / (time.perf_counter() - started)
+    with phase("evaluation"):
         snapshot = run.evaluate(row) if schedule.evaluated(epoch) else None
-        row["epoch_time_s"] = epoch_time_s = time.perf_counter() - started
-        row["train_time_s"] = epoch_time_s + _seconds_of(state.history)
-        state.history.append(row)
-
+    row["epoch_time_s"] = epoch_time_s = time.perf_counter() - started
+    row["train_time_s"] = epoch_time_s + _seconds_of(state.history)
+    state.history.append(row)
+    with phase("checkpoint"):
         run.save_where_due()
-        # Drawing does not count toward the epoch's time.
-        if snapshot is not None:
-            observer.snapshot(snapshot)
-        observer.epoch(row)
-
-    return state.history
+    return row, snapshot
 
 
 def _seconds_of(history: Sequence[MetricRow]) -> float:

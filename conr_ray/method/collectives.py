@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from conr_ray.method.phases import phase
+
 
 def world_size() -> int:
     """Number of workers."""
@@ -34,7 +36,8 @@ def all_reduce_sum(local: Tensor) -> Tensor:
     """Element-wise sum of `local` over the workers, as a new tensor."""
     total = local.clone()
     if world_size() > 1:
-        dist.all_reduce(total)
+        with phase("communication"):
+            dist.all_reduce(total)
     return total
 
 
@@ -42,7 +45,8 @@ def broadcast_first(local: Tensor) -> Tensor:
     """The first worker's tensor on every worker, as a new tensor of `local`'s shape."""
     same = local.clone()
     if world_size() > 1:
-        dist.broadcast(same, src=0)
+        with phase("communication"):
+            dist.broadcast(same, src=0)
     return same
 
 
@@ -56,7 +60,8 @@ def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
     padded = local.new_zeros(max(counts), *local.shape[1:])
     padded[: len(local)] = local.detach()
     parts = [torch.empty_like(padded) for _ in range(workers)]
-    dist.all_gather(parts, padded)
+    with phase("communication"):
+        dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -65,7 +70,8 @@ def all_gather_stack(local: Tensor) -> Tensor:
     if world_size() == 1:
         return local[None]
     parts = [torch.empty_like(local) for _ in range(world_size())]
-    dist.all_gather(parts, local.contiguous())
+    with phase("communication"):
+        dist.all_gather(parts, local.contiguous())
     return torch.stack(parts)
 
 

@@ -6,11 +6,13 @@ Shapes: b rows of a worker, d embedding width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from conr_ray.method.phases import phase
 
 
 class ConvNet(nn.Module):
@@ -151,6 +153,11 @@ class TargetNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Embeddings (b, d) of unit length, float32, without gradient."""
         return normalize(self.encoder(inputs).float())
+
+    def keys(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """`forward` of each view."""
+        with phase("target"):
+            return tuple(self(view) for view in views)
 
     @torch.no_grad()
     def follow(self, online: Encoder, momentum: float) -> None:

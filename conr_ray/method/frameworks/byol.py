@@ -55,7 +55,7 @@ class Framework(base.Framework[Config]):
     def forward(self, views: Sequence[Tensor], step: Step) -> Outputs:
         """Predictions as queries, target embeddings as keys."""
         queries = tuple(normalize(self.predictor(self.encoder(view)).float()) for view in views)
-        return Outputs(queries, tuple(self.target(view) for view in views))
+        return Outputs(queries, self.target.keys(views))
 
     def pull(
         self, queries_bd: Tensor, keys_bd: Tensor, step: Step, kept_b: Tensor | None = None

@@ -49,7 +49,7 @@ class Framework(byol.Framework):
             normalize(self.predictor(self._sampled(e, view, step)).float())
             for view, e in enumerate(embeddings)
         )
-        keys = tuple(self.target(view) for view in views)
+        keys = self.target.keys(views)
         return Outputs(queries, keys, tuple(normalize(e) for e in embeddings))
 
     def _sampled(self, embeddings_bd: Tensor, view: int, step: Step) -> Tensor:

@@ -17,6 +17,7 @@ from conr_ray.method.clustering.metrics import neighbor_matches
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 from conr_ray.method.neighbors.bank import MemoryBank, Neighbors
+from conr_ray.method.phases import phase
 from conr_ray.method.stages.base import Figures, Stage, with_scatter
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
@@ -49,15 +50,16 @@ class GroupStage(Stage):
         """The mean of both directions, and figures as shares.
 
         Figures: `neighbor_purity` (if classes are given), `bank_share` (of the neighbours without
-        the row itself), `neighbor_age` (steps, of those from the bank), `kept` and
-        `discovery_time_s` (per step: the whole counts steps).
+        the row itself), `neighbor_age` (steps, of those from the bank), `kept` and,
+        on CPUs, `discovery_time_s` (per step: the whole counts steps).
         """
         assert step.pseudo_labels_n is not None and step.centers_cd is not None
         local = share(step.num_global)
         # Direction i: the queries of view i, the keys of the other one.
         pools = [all_gather_rows(keys_bd, step.num_global) for keys_bd in reversed(outputs.keys)]
         started = time.perf_counter()
-        found = self.bank.find(pools, step.sample_ids_n)
+        with phase("neighbours"):
+            found = self.bank.find(pools, step.sample_ids_n)
         elapsed_s = time.perf_counter() - started
         losses, kept = [], []
         for queries_bd, pool_nd, neighbors in zip(outputs.queries, pools, found, strict=True):
@@ -67,9 +69,10 @@ class GroupStage(Stage):
             losses.append(framework.pull(queries_bd, neighbors.mean_keys_bd, step, kept[-1]))
         figures = _figures(found[0], step.sample_ids_n[local], self.classes)
         figures["kept"] = torch.stack([kept[0].sum(), torch.ones_like(kept[0]).sum()])
-        # Filled on the device: a tensor made of a list would be copied there, which waits for it.
-        one = torch.ones((), dtype=torch.float64, device=kept[0].device)
-        figures["discovery_time_s"] = torch.stack([one * elapsed_s, one])
+        if kept[0].device.type == "cpu":
+            # Elsewhere it would be the time to launch the search.
+            one = torch.ones((), dtype=torch.float64)
+            figures["discovery_time_s"] = torch.stack([one * elapsed_s, one])
         loss = self.weight * torch.stack(losses).mean()
         return with_scatter(loss, framework, outputs, step), figures
 
