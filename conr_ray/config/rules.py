@@ -19,6 +19,12 @@ def broken_rules(config: RunSections) -> Iterator[str]:
     yield from _data(config)
     yield from _neighborhood(config)
     yield from _schedule(config)
+    norm_batch, batch_size = config.model.norm_batch, config.optim.batch_size
+    if norm_batch is not None and batch_size % norm_batch:
+        yield (
+            f"optim.batch_size={batch_size} is not a multiple of model.norm_batch={norm_batch}: "
+            "change one of them"
+        )
     for name in ("crop_scale", "crop_scale_group_stage", "crop_ratio", "blur_sigma"):
         low, high = getattr(config.views, name)
         if low > high:

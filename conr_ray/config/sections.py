@@ -134,6 +134,11 @@ class ModelConfig(Section):
         4096, description="hidden width of projector and predictor, except SimSiam's predictor"
     )
     embedding_dim: Count = Field(256, description="output width of projector and predictor")
+    norm_batch: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="rows whose statistics batch normalisation takes together; the global batch if "
+        "unset",
+    )
 
 
 class ScheduleConfig(Section):
@@ -276,6 +281,12 @@ class RunSections(Section):
     def pool_size(self) -> int:
         """Rows of the neighbour pool."""
         return self.optim.batch_size + self.bank.size
+
+    @property
+    def norm_rows(self) -> int | None:
+        """Rows that batch normalisation takes together, None for the global batch."""
+        rows = self.model.norm_batch
+        return None if rows == self.optim.batch_size else rows
 
     @property
     def group_start_epoch(self) -> int | None:

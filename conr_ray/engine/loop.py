@@ -19,6 +19,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.step_figures import StepFigures
 from conr_ray.errors import RunFailed, UserError
+from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 
 
@@ -98,6 +99,7 @@ def _train(
             followed = framework.after_step(outputs, step)
             figures.add(loss, step_figures)
 
+        average_running_statistics(framework)
         row: dict[str, float | int | str | None] = {
             "epoch": epoch,
             "stage": stage.name,

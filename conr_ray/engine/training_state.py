@@ -14,7 +14,7 @@ from conr_ray import __version__
 from conr_ray.config import RunConfig, mark_of
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
-from conr_ray.method.batch_norm import synchronize_batch_norm
+from conr_ray.method.batch_norm import divide_batch_norm, synchronize_batch_norm
 from conr_ray.method.collectives import world_size
 from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
@@ -22,8 +22,7 @@ from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import BACKBONES
 
-# Buffers are equal on all workers, since batch statistics are global. torch 2.13 renamed the
-# option.
+# Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
 _SYNC_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     "forward_sync_buffers"
@@ -74,7 +73,10 @@ class TrainingState:
             framework = framework_class(model.framework)(
                 config.framework, backbone, model.head_hidden_dim, model.embedding_dim
             )
-        synchronize_batch_norm(framework, device)
+        if config.norm_rows is None:
+            synchronize_batch_norm(framework, device)
+        else:
+            divide_batch_norm(framework, config.norm_rows)
         # Faster on GPUs, and on CPUs too.
         framework.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
