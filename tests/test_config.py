@@ -319,6 +319,7 @@ RULES = [
         {"optim.batch_size": 16, "neighborhood.k": 17},
         ["neighborhood.k=17", "16 rows", "lower it, or raise optim.batch_size or bank.size"],
     ),
+    ({"schedule.cosine_epochs": 949}, ["schedule.cosine_epochs=949", "950 epochs", "unset"]),
     ({"model.norm_batch": 96}, ["optim.batch_size=512", "model.norm_batch=96", "change one"]),
     ({"schedule.group_start": 1000}, ["schedule.group_start=1000", "set it to never"]),
     (

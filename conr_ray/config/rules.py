@@ -101,3 +101,9 @@ def _schedule(config: RunSections) -> Iterator[str]:
             f"schedule.warmup_epochs={schedule.warmup_epochs} exceeds schedule.epochs="
             f"{schedule.epochs}: lower it"
         )
+    remaining = schedule.epochs - schedule.warmup_epochs
+    if schedule.cosine_epochs is not None and schedule.cosine_epochs < remaining:
+        yield (
+            f"schedule.cosine_epochs={schedule.cosine_epochs} is less than the {remaining} epochs "
+            "after the warm-up: raise it or leave it unset"
+        )

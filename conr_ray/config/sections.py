@@ -152,6 +152,11 @@ class ScheduleConfig(Section):
         50, description="epochs over which the kept fraction rises to 1"
     )
     warmup_epochs: Whole = Field(50, description="epochs over which the learning rate rises from 0")
+    cosine_epochs: Count | None = Field(
+        None,
+        description="epochs of the half cosine along which it then falls to 0; all that remain if "
+        "unset, and with more it ends above 0",
+    )
 
 
 class NeighborhoodConfig(Section):
@@ -281,6 +286,12 @@ class RunSections(Section):
     def pool_size(self) -> int:
         """Rows of the neighbour pool."""
         return self.optim.batch_size + self.bank.size
+
+    @property
+    def cosine_epochs(self) -> int:
+        """Epochs of the learning rate's half cosine after the warm-up."""
+        schedule = self.schedule
+        return schedule.cosine_epochs or schedule.epochs - schedule.warmup_epochs
 
     @property
     def norm_rows(self) -> int | None:
