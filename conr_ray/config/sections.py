@@ -176,6 +176,11 @@ class BoundaryConfig(Section):
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
     initial_fraction: Fraction = Field(0.8, description="share of the batch kept at group_start")
+    centers: Literal["unit", "mean"] = Field(
+        "unit",
+        description="what distances are measured from: centres of unit length, or the means of the "
+        "clusters' embeddings, which are shorter the wider a cluster is",
+    )
 
 
 class BankConfig(Section):

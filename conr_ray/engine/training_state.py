@@ -21,6 +21,7 @@ from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import BACKBONES
+from conr_ray.method.stages.boundary import boundary_centers
 
 # Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
 _SYNC_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -50,10 +51,12 @@ class TrainingState:
     optimizer: torch.optim.SGD
     bank: MemoryBank
     epoch: int = 0
-    # Cluster of each sample of the data set, (n,) int64, centres (c, d), and how many epochs were
-    # trained when they were found: None until the first clustering.
+    # Cluster of each sample of the data set, (n,) int64, centres of unit length (c, d), lengths of
+    # the clusters' means (c,), and how many epochs were trained when they were found: None until
+    # the first clustering.
     pseudo_labels: Tensor | None = None
     centers: Tensor | None = None
+    center_lengths: Tensor | None = None
     clustered_epoch: int | None = None
     history: list[MetricRow] = field(default_factory=list)
 
@@ -104,6 +107,12 @@ class TrainingState:
         )
         return cls(framework, optimizer, bank)
 
+    def boundary_centers(self, kind: str) -> Tensor | None:
+        """Centres of which boundary ratios are taken, (c, d); None before the first clustering."""
+        if self.centers is None or self.center_lengths is None:
+            return None
+        return boundary_centers(kind, self.centers, self.center_lengths)
+
     def trained_module(self) -> nn.Module:
         """The framework as called in training, with gradients averaged over the workers."""
         if world_size() == 1:
@@ -131,6 +140,7 @@ class TrainingState:
             "bank": self.bank.state_dict(),
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
+            "center_lengths": self.center_lengths,
             "clustered_epoch": self.clustered_epoch,
             "history": [dict(row) for row in self.history],
         }
@@ -155,6 +165,10 @@ class TrainingState:
         self.pseudo_labels = checkpoint["pseudo_labels"]
         self.centers = checkpoint["centers"]
         self.clustered_epoch = checkpoint["clustered_epoch"]
+        self.center_lengths = checkpoint.get("center_lengths")
+        if self.centers is not None and self.center_lengths is None:
+            # Not every checkpoint of this layout has them; the same clusters are then found anew.
+            self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None
         self.history = list(checkpoint["history"])
 
 
