@@ -41,7 +41,7 @@ def center_lengths(embeddings_bd: Tensor, labels_b: Tensor, centers_cd: Tensor) 
 def boundary_centers(kind: str, centers_cd: Tensor, lengths_c: Tensor) -> Tensor:
     """What `boundary_ratio` measures distances from: `unit` centres, or the clusters' `mean`.
 
-    The paper's text does not say which; the released code's are means.
+    Those of the released code are means.
     """
     return centers_cd if kind == "unit" else lengths_c[:, None] * centers_cd
 
