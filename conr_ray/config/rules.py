@@ -25,6 +25,9 @@ def broken_rules(config: RunSections) -> Iterator[str]:
             f"optim.batch_size={batch_size} is not a multiple of model.norm_batch={norm_batch}: "
             "change one of them"
         )
+    starts = [first for first, _ in config.views.sizes]
+    if starts != sorted(set(starts)):
+        yield f"views.sizes: epochs {starts} do not rise: put them in order, each once"
     for name in ("crop_scale", "crop_scale_group_stage", "crop_ratio", "blur_sigma"):
         low, high = getattr(config.views, name)
         if low > high:

@@ -87,6 +87,9 @@ class ViewsConfig(Section):
     mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
 
     size: Annotated[Count, Mark(changeable=False)] = Field(32, description="side of a view, pixels")
+    sizes: tuple[tuple[Whole, Count], ...] = Field(
+        (), description="epochs, and the side of training views from each on; size before the first"
+    )
     crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area")
     crop_scale_group_stage: Annotated[tuple[Fraction, Fraction], _GROUP_STAGE] = (0.45, 1.0)
     crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
@@ -114,6 +117,10 @@ class ViewsConfig(Section):
     group_stage_strength: Annotated[float, Field(ge=0, le=2), _STRENGTH] = Field(
         1.0, description="group stage: factor on all amplitudes except crop and blur"
     )
+
+    def size_in(self, epoch: int) -> int:
+        """Side of a training view in `epoch`, pixels."""
+        return next((side for first, side in reversed(self.sizes) if epoch >= first), self.size)
 
 
 class ModelConfig(Section):

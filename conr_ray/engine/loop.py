@@ -80,11 +80,12 @@ def _train(
         if stage.needs_clusters(framework, epoch):
             run.ensure_clusters()
         figures = StepFigures(epoch, run.last_checkpoint)
+        side = config.views.size_in(epoch)
 
         for index, step in enumerate(run.steps(epoch)):
             batch = inputs.take(step.sample_ids_n[run.local])
             views = [
-                inputs.random(batch, key, step.positions_b, mild=stage.mild_views)
+                inputs.random(batch, key, step.positions_b, mild=stage.mild_views, size=side)
                 for key in run.view_keys(epoch, index)
             ]
             with run.precision:

@@ -254,6 +254,16 @@ def test_the_number_of_workers_does_not_change_the_run(
         assert row["lr"] == alone["lr"]
 
 
+def test_small_views_at_first_change_training_and_not_what_is_clustered(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(views__sizes=[[1, 4], [2, 8]], schedule__epochs=3), tmp_path)
+    late = run_here(tiny_config(views__sizes=[[9, 4]], schedule__epochs=3), tmp_path / "late")
+    assert without_times(rows)[0] == without_times(late)[0]
+    assert rows[1]["loss"] != late[1]["loss"]
+    assert final_state(tmp_path, 3)["inputs"]["size"] == 8
+
+
 def _in_groups(**changes: Any) -> Any:
     return tiny_config(model__norm_batch=16, evaluation__neighbors=False, **changes)
 

@@ -45,7 +45,9 @@ class Vectors(Inputs):
         # If all vectors are equal, `scale` is 0.
         self._scale = scale or 1.0
 
-    def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
+    def random(
+        self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
+    ) -> Tensor:
         """(b, d), with noise, and with a share of the features set to their mean."""
         strength = self._views.group_stage_strength if mild else 1.0
         noise, dropout = strength * self._views.noise, min(strength * self._views.dropout, 0.99)
