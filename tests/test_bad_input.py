@@ -218,6 +218,16 @@ def test_train_refuses_a_number_of_workers(refuse: Refuse, workers: str) -> None
     assert message.startswith(f"--workers {workers} is not between 1 and 64, half of optim.batch_s")
 
 
+def test_train_refuses_workers_that_would_split_a_group_of_batch_normalisation(
+    refuse: Refuse,
+) -> None:
+    options = ("--preset", "digits", "--workers", "3", "--set", "model.norm_batch=32")
+    assert refuse(conr_ray.train, *options) == (
+        "--workers 3 would split rows that model.norm_batch=32 takes together: use 1, 2 or 4, or "
+        "leave model.norm_batch unset"
+    )
+
+
 def test_workers_are_a_number(refuse: Refuse) -> None:
     message = refuse(conr_ray.train, "--preset", "digits", "--workers", "two")
     assert message == "argument --workers: invalid int value: 'two'; see --help"

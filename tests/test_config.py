@@ -319,6 +319,9 @@ RULES = [
         {"optim.batch_size": 16, "neighborhood.k": 17},
         ["neighborhood.k=17", "16 rows", "lower it, or raise optim.batch_size or bank.size"],
     ),
+    ({"schedule.cosine_epochs": 949}, ["schedule.cosine_epochs=949", "950 epochs", "unset"]),
+    ({"views.sizes": [[9, 16], [0, 24]]}, ["views.sizes: epochs [9, 0] do not rise", "in order"]),
+    ({"model.norm_batch": 96}, ["optim.batch_size=512", "model.norm_batch=96", "change one"]),
     ({"schedule.group_start": 1000}, ["schedule.group_start=1000", "set it to never"]),
     (
         {"schedule.epochs": 20, "schedule.group_start": 10},

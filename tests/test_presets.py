@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+import torch
 
-from conr_ray.config import RunConfig, get_field, load_preset, preset_names
+from conr_ray.config import RunConfig, differences, get_field, load_preset, preset_names
 from conr_ray.data.sources import make_source
 from conr_ray.engine.schedule import Schedule
 from conr_ray.errors import UserError
 from conr_ray.method.schedules import kept_fraction
 
 PAPER = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet_dogs"}
-NAMES = [*sorted(PAPER), "cifar100", "digits", "fashion_mnist"]
+NAMES = [*sorted(PAPER), "cifar100", "cifar10_released", "digits", "fashion_mnist"]
 
 # What the paper's runs have in common.
 RECIPE: dict[str, Any] = {
@@ -112,6 +114,32 @@ def test_a_preset_is_a_whole_run_that_its_source_accepts(name: str) -> None:
 def test_a_benchmark_of_the_paper_follows_its_recipe(name: str) -> None:
     config, wanted = load_preset(name), {**RECIPE, **OWN[name]}
     assert {field: get_field(config, field) for field in wanted} == wanted
+
+
+def test_the_released_run_differs_from_the_paper_in_these_fields() -> None:
+    released = load_preset("cifar10_released")
+    assert sorted(differences(load_preset("cifar10"), released)) == [
+        "boundary.centers: unit -> mean",
+        "clustering.max_iterations: 100 -> 300",
+        "clustering.restarts: 10 -> 40",
+        "model.norm_batch: None -> 128",
+        "optim.group_loss_weight: 1.0 -> 0.25",
+        "optim.precision: auto -> fp32",
+        "schedule.cosine_epochs: None -> 1000",
+    ]
+
+
+def test_the_released_run_has_the_learning_rates_of_the_released_code() -> None:
+    config = load_preset("cifar10_released")
+    schedule = Schedule(config, steps_per_epoch=117)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    optimizer.param_groups[0].update(lr_factor=1.0, group_stage_lr_factor=1.0)
+    for epoch in (50, 400, 799, 800, 900, 999):
+        rate = 0.1 * 0.5 * (1 + math.cos((epoch - 50) * math.pi / 1000))
+        factor = 0.1 if epoch >= 800 else 1
+        assert schedule.set_learning_rates(optimizer, epoch, 0) == pytest.approx(factor * rate)
+    last = schedule.set_learning_rates(optimizer, 999, 116)
+    assert last / (0.1 * 0.1) == pytest.approx(0.0062, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["imagenet10", "imagenet_dogs"])

@@ -19,6 +19,15 @@ def broken_rules(config: RunSections) -> Iterator[str]:
     yield from _data(config)
     yield from _neighborhood(config)
     yield from _schedule(config)
+    norm_batch, batch_size = config.model.norm_batch, config.optim.batch_size
+    if norm_batch is not None and batch_size % norm_batch:
+        yield (
+            f"optim.batch_size={batch_size} is not a multiple of model.norm_batch={norm_batch}: "
+            "change one of them"
+        )
+    starts = [first for first, _ in config.views.sizes]
+    if starts != sorted(set(starts)):
+        yield f"views.sizes: epochs {starts} do not rise: put them in order, each once"
     for name in ("crop_scale", "crop_scale_group_stage", "crop_ratio", "blur_sigma"):
         low, high = getattr(config.views, name)
         if low > high:
@@ -94,4 +103,10 @@ def _schedule(config: RunSections) -> Iterator[str]:
         yield (
             f"schedule.warmup_epochs={schedule.warmup_epochs} exceeds schedule.epochs="
             f"{schedule.epochs}: lower it"
+        )
+    remaining = schedule.epochs - schedule.warmup_epochs
+    if schedule.cosine_epochs is not None and schedule.cosine_epochs < remaining:
+        yield (
+            f"schedule.cosine_epochs={schedule.cosine_epochs} is less than the {remaining} epochs "
+            "after the warm-up: raise it or leave it unset"
         )

@@ -87,6 +87,9 @@ class ViewsConfig(Section):
     mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
 
     size: Annotated[Count, Mark(changeable=False)] = Field(32, description="side of a view, pixels")
+    sizes: tuple[tuple[Whole, Count], ...] = Field(
+        (), description="epochs, and the side of training views from each on; size before the first"
+    )
     crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area")
     crop_scale_group_stage: Annotated[tuple[Fraction, Fraction], _GROUP_STAGE] = (0.45, 1.0)
     crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
@@ -115,6 +118,10 @@ class ViewsConfig(Section):
         1.0, description="group stage: factor on all amplitudes except crop and blur"
     )
 
+    def size_in(self, epoch: int) -> int:
+        """Side of a training view in `epoch`, pixels."""
+        return next((side for first, side in reversed(self.sizes) if epoch >= first), self.size)
+
 
 class ModelConfig(Section):
     """The networks (paper section 3.1)."""
@@ -134,6 +141,11 @@ class ModelConfig(Section):
         4096, description="hidden width of projector and predictor, except SimSiam's predictor"
     )
     embedding_dim: Count = Field(256, description="output width of projector and predictor")
+    norm_batch: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="rows whose statistics batch normalisation takes together; the global batch if "
+        "unset",
+    )
 
 
 class ScheduleConfig(Section):
@@ -147,6 +159,11 @@ class ScheduleConfig(Section):
         50, description="epochs over which the kept fraction rises to 1"
     )
     warmup_epochs: Whole = Field(50, description="epochs over which the learning rate rises from 0")
+    cosine_epochs: Count | None = Field(
+        None,
+        description="epochs of the half cosine along which it then falls to 0; all that remain if "
+        "unset, and with more it ends above 0",
+    )
 
 
 class NeighborhoodConfig(Section):
@@ -166,6 +183,11 @@ class BoundaryConfig(Section):
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
     initial_fraction: Fraction = Field(0.8, description="share of the batch kept at group_start")
+    centers: Literal["unit", "mean"] = Field(
+        "unit",
+        description="what distances are measured from: centres of unit length, or the means of the "
+        "clusters' embeddings, which are shorter the wider a cluster is",
+    )
 
 
 class BankConfig(Section):
@@ -281,6 +303,18 @@ class RunSections(Section):
     def pool_size(self) -> int:
         """Rows of the neighbour pool."""
         return self.optim.batch_size + self.bank.size
+
+    @property
+    def cosine_epochs(self) -> int:
+        """Epochs of the learning rate's half cosine after the warm-up."""
+        schedule = self.schedule
+        return schedule.cosine_epochs or schedule.epochs - schedule.warmup_epochs
+
+    @property
+    def norm_rows(self) -> int | None:
+        """Rows that batch normalisation takes together, None for the global batch."""
+        rows = self.model.norm_batch
+        return None if rows == self.optim.batch_size else rows
 
     @property
     def group_start_epoch(self) -> int | None:

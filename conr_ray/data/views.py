@@ -67,7 +67,15 @@ class Views:
         pixels = _jittered(self._centered(images), draw, _OTHER_LIGHT, 1.0)
         return self._normalized(pixels)
 
-    def random(self, images: Tensor, key: int, positions: Tensor, *, group_stage: bool) -> Tensor:
+    def random(
+        self,
+        images: Tensor,
+        key: int,
+        positions: Tensor,
+        *,
+        group_stage: bool,
+        size: int | None = None,
+    ) -> Tensor:
         """One random view of each image, (b, c, size, size) float32.
 
         Args:
@@ -75,26 +83,27 @@ class Views:
             key: determines the randomness, with the positions; one key per step and view.
             positions: (b,) int64 positions in the global batch.
             group_stage: whether the settings of the group stage apply.
+            size: side of a view, pixels; that of the settings if None.
         """
-        noise = None
+        size, noise = size or self.config.size, None
         if self.config.noise:
-            count = images.shape[1] * self.config.size**2
+            count = images.shape[1] * size**2
             noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
-        return self._changed(images, _Draws.numbers(key, positions), noise, group_stage)
+        return self._changed(images, _Draws.numbers(key, positions), noise, group_stage, size)
 
     def compile(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
         """Let `compiled` replace the program behind `random`; keys stay outside of it."""
         self._changed = compiled(self._changed)  # type: ignore[method-assign]
 
     def _changed(
-        self, images: Tensor, numbers: Tensor, noise: Tensor | None, group_stage: bool
+        self, images: Tensor, numbers: Tensor, noise: Tensor | None, group_stage: bool, size: int
     ) -> Tensor:
         """`random` with its random numbers drawn."""
         draw = _Draws(numbers)
         strength = self.config.group_stage_strength if group_stage else 1.0
-        pixels = self._warped(_to_unit_range(images), draw, strength, group_stage=group_stage)
+        pixels = self._warped(_to_unit_range(images), draw, strength, group_stage, size)
         pixels = _jittered(pixels, draw, self.config, strength)
-        pixels = self._blurred(pixels, draw)
+        pixels = self._blurred(pixels, draw, size)
         if noise is not None:
             pixels = pixels + self.config.noise * strength * noise.view_as(pixels)
         return self._normalized(pixels)
@@ -115,7 +124,7 @@ class Views:
         return (pixels - self._mean) / self._std
 
     def _warped(
-        self, pixels: Tensor, draw: _Draws, strength: float, *, group_stage: bool
+        self, pixels: Tensor, draw: _Draws, strength: float, group_stage: bool, size: int
     ) -> Tensor:
         """Crop, flip, rotation, zoom, shear and shift as one affine map."""
         config = self.config
@@ -145,7 +154,7 @@ class Views:
             center_y + shift_y,
         ]
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
-        shape = [*pixels.shape[:2], config.size, config.size]
+        shape = [*pixels.shape[:2], size, size]
         grid = affine_grid(theta, shape, align_corners=False)
         # A crop alone stays inside the image, whose outermost pixels extend to its edge; what other
         # transformations move in from outside is black.
@@ -153,14 +162,14 @@ class Views:
         padding = "zeros" if moved else "border"
         return grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
 
-    def _blurred(self, pixels: Tensor, draw: _Draws) -> Tensor:
+    def _blurred(self, pixels: Tensor, draw: _Draws, size: int) -> Tensor:
         """Gaussian blur, with a random width per image; the kernel spans a tenth of a view."""
         config = self.config
         if not config.blur_probability:
             return pixels
         chosen = draw.happens(config.blur_probability).view(-1, 1, 1, 1)
         sigma = draw.between(*config.blur_sigma)
-        radius = max(1, config.size // 20)
+        radius = max(1, size // 20)
         offsets = torch.arange(-radius, radius + 1, device=pixels.device)
         kernel = (-0.5 * (offsets / sigma[:, None]).square()).exp()
         kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(pixels.shape[1], 0)

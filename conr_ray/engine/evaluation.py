@@ -28,16 +28,31 @@ from conr_ray.method.collectives import (
 )
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
-from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
+from conr_ray.method.stages.boundary import (
+    boundary_centers,
+    boundary_ratio,
+    center_lengths,
+    kept_mask,
+)
 
 
 @dataclass(frozen=True)
 class DataClustering:
-    """k-means on the embeddings of the whole data set."""
+    """k-means on the embeddings of the whole data set.
+
+    Attributes:
+        embeddings_bd: this worker's, unit length.
+        clusters_n: of all samples.
+        centers_cd: unit length.
+        lengths_c: of the clusters' means (`center_lengths`).
+        boundary_centers_cd: what boundary ratios are taken of.
+    """
 
     embeddings_bd: Tensor
     clusters_n: Tensor
     centers_cd: Tensor
+    lengths_c: Tensor
+    boundary_centers_cd: Tensor
 
     def spread_sample(self, most: int) -> tuple[Tensor, Tensor]:
         """At most `most` rows of the data set, evenly spaced, (m,), and their embeddings (m, d).
@@ -69,7 +84,7 @@ class DataClustering:
         """A row for each sample: id, cluster, boundary ratio, kept; and path if it has one."""
         num_rows = len(self.clusters_n)
         clusters_b = self.clusters_n[share(num_rows)]
-        ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.centers_cd)
+        ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.boundary_centers_cd)
         ratios_n = all_gather_rows(ratios_b, num_rows)
         columns: dict[str, Any] = {
             "sample_id": data.sample_ids,
@@ -156,4 +171,12 @@ def cluster_data(
         max_iterations=config.clustering.max_iterations,
     )
     clusters_n = all_gather_rows(clustering.labels_b, num_rows)
-    return DataClustering(embeddings_bd, clusters_n, clustering.centers_cd)
+    centers_cd = clustering.centers_cd
+    lengths_c = center_lengths(embeddings_bd, clustering.labels_b, centers_cd)
+    return DataClustering(
+        embeddings_bd,
+        clusters_n,
+        centers_cd,
+        lengths_c,
+        boundary_centers(config.boundary.centers, centers_cd, lengths_c),
+    )

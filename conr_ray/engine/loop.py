@@ -21,6 +21,7 @@ from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.step_figures import StepFigures
 from conr_ray.errors import RunFailed, UserError
+from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.phases import phase
 
@@ -92,12 +93,13 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
     if stage.needs_clusters(framework, epoch):
         with phase("evaluation"):
             run.ensure_clusters()
+    side = run.config.views.size_in(epoch)
 
     for index, step in enumerate(run.steps(epoch)):
         with phase("views"):
             batch = inputs.take(step.sample_ids_n[run.local])
             views = [
-                inputs.random(batch, key, step.positions_b, mild=stage.mild_views)
+                inputs.random(batch, key, step.positions_b, mild=stage.mild_views, size=side)
                 for key in run.view_keys(epoch, index)
             ]
         with phase("online"), run.acceleration.autocast():
@@ -114,6 +116,7 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
             followed = framework.after_step(outputs, step)
         figures.add(loss, step_figures)
 
+    average_running_statistics(framework)
     row: dict[str, float | int | str | None] = {
         "epoch": epoch,
         "stage": stage.name,

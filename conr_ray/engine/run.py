@@ -99,6 +99,7 @@ class Run:
         config, state, num_global = self.config, self.state, self.config.optim.batch_size
         order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
         order = order.to(self._device)
+        centers_cd = state.boundary_centers(config.boundary.centers)
         for index in range(self._steps_per_epoch):
             rows_n = order[index * num_global : (index + 1) * num_global]
             labels = state.pseudo_labels
@@ -111,7 +112,7 @@ class Run:
                 sample_ids_n=rows_n,
                 fraction=self.schedule.fraction(epoch),
                 pseudo_labels_n=None if labels is None else labels[rows_n],
-                centers_cd=state.centers,
+                centers_cd=centers_cd,
             )
 
     def view_keys(self, epoch: int, index: int) -> list[int]:
@@ -189,7 +190,8 @@ class Run:
                 f"{error} after {state.epoch} epochs of {self._steps_per_epoch} steps; last good "
                 f"checkpoint: {self.last_checkpoint}; lower optim.lr"
             ) from None
-        state.pseudo_labels, state.centers = found.clusters_n, found.centers_cd
+        state.pseudo_labels = found.clusters_n
+        state.centers, state.center_lengths = found.centers_cd, found.lengths_c
         state.clustered_epoch = state.epoch
         return found
 

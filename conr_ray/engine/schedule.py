@@ -61,8 +61,8 @@ class Schedule:
         optim, schedule = self.config.optim, self.config.schedule
         rate = learning_rate(
             epoch * self.steps_per_epoch + step,
-            schedule.epochs * self.steps_per_epoch,
             schedule.warmup_epochs * self.steps_per_epoch,
+            self.config.cosine_epochs * self.steps_per_epoch,
             optim.lr * optim.batch_size / 256,
         )
         grouped = self.in_group_stage(epoch)

@@ -47,7 +47,7 @@ def take_snapshot(
     if rank() > 0:
         return None
     clusters_m = clustering.clusters_n[rows_m]
-    ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.centers_cd)
+    ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.boundary_centers_cd)
     kept_m = kept_mask(ratios_m, fraction)
     rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
     labels = None if data.labels is None else data.labels[rows]

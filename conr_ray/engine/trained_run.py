@@ -89,11 +89,12 @@ class TrainedRun:
             UserError: as `embed`, or the run has not been clustered yet.
         """
         centers_cd = self.state.centers
-        if centers_cd is None:
+        boundary_centers_cd = self.state.boundary_centers(self.config.boundary.centers)
+        if centers_cd is None or boundary_centers_cd is None:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
         embeddings_nd = self.embed(samples)
         clusters_n = (embeddings_nd @ centers_cd.T).argmax(1)
-        return clusters_n, boundary_ratio(embeddings_nd, clusters_n, centers_cd)
+        return clusters_n, boundary_ratio(embeddings_nd, clusters_n, boundary_centers_cd)
 
     def _checked(self, samples: NDArray[Any] | Tensor) -> NDArray[Any]:
         if isinstance(samples, Tensor):

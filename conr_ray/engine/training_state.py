@@ -15,16 +15,16 @@ from conr_ray.config import ModelConfig, RunConfig, mark_of
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
-from conr_ray.method.batch_norm import synchronize_batch_norm
+from conr_ray.method.batch_norm import divide_batch_norm, synchronize_batch_norm
 from conr_ray.method.collectives import world_size
 from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.networks import BACKBONES, Backbone
+from conr_ray.method.stages.boundary import boundary_centers
 
-# Buffers are equal on all workers, since batch statistics are global. torch 2.13 renamed the
-# option.
+# Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
 _SYNC_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _BUFFERS_AS_THEY_ARE: dict[str, Any] = {
     "forward_sync_buffers"
@@ -52,10 +52,12 @@ class TrainingState:
     optimizer: torch.optim.SGD
     bank: MemoryBank
     epoch: int = 0
-    # Cluster of each sample of the data set, (n,) int64, centres (c, d), and how many epochs were
-    # trained when they were found: None until the first clustering.
+    # Cluster of each sample of the data set, (n,) int64, centres of unit length (c, d), lengths of
+    # the clusters' means (c,), and how many epochs were trained when they were found: None until
+    # the first clustering.
     pseudo_labels: Tensor | None = None
     centers: Tensor | None = None
+    center_lengths: Tensor | None = None
     clustered_epoch: int | None = None
     history: list[MetricRow] = field(default_factory=list)
 
@@ -75,7 +77,10 @@ class TrainingState:
             framework = framework_class(model.framework)(
                 config.framework, backbone, model.head_hidden_dim, model.embedding_dim
             )
-        synchronize_batch_norm(framework, device)
+        if config.norm_rows is None:
+            synchronize_batch_norm(framework, device)
+        else:
+            divide_batch_norm(framework, config.norm_rows)
         acceleration.place(framework)
         optimizer = torch.optim.SGD(
             [
@@ -102,6 +107,12 @@ class TrainingState:
             sharded=config.bank.sharded,
         )
         return cls(framework, optimizer, bank)
+
+    def boundary_centers(self, kind: str) -> Tensor | None:
+        """Centres of which boundary ratios are taken, (c, d); None before the first clustering."""
+        if self.centers is None or self.center_lengths is None:
+            return None
+        return boundary_centers(kind, self.centers, self.center_lengths)
 
     def trained_module(self) -> nn.Module:
         """The framework as called in training, with gradients averaged over the workers."""
@@ -130,6 +141,7 @@ class TrainingState:
             "bank": self.bank.state_dict(),
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
+            "center_lengths": self.center_lengths,
             "clustered_epoch": self.clustered_epoch,
             "history": [dict(row) for row in self.history],
         }
@@ -154,6 +166,10 @@ class TrainingState:
         self.pseudo_labels = checkpoint["pseudo_labels"]
         self.centers = checkpoint["centers"]
         self.clustered_epoch = checkpoint["clustered_epoch"]
+        self.center_lengths = checkpoint.get("center_lengths")
+        if self.centers is not None and self.center_lengths is None:
+            # Not every checkpoint of this layout has them; the same clusters are then found anew.
+            self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None
         self.history = list(checkpoint["history"])
 
 

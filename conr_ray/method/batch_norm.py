@@ -1,18 +1,24 @@
-"""Batch normalisation over the global batch, on CPU and GPU.
+"""Batch normalisation over the global batch or over groups of its rows, on CPU and GPU.
 
-torch's SyncBatchNorm rejects CPU tensors. Gradients are independent of the number of workers only
-if batch statistics are too, so CPU workers get the same operation over gloo here.
+Gradients are independent of the number of workers only if batch statistics are too. torch's
+SyncBatchNorm rejects CPU tensors, so CPU workers get the same operation over gloo here.
+
+Shapes: b rows of this worker, c channels, g groups of rows.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conr_ray.method.collectives import all_gather_stack, world_size
+
+NormT = TypeVar("NormT", bound="_Replacement")
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
@@ -21,18 +27,53 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         return module
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+    return _replaced(module, _GlobalBatchNorm.of)
+
+
+def divide_batch_norm(module: nn.Module, rows: int) -> nn.Module:
+    """`module` with batch statistics taken over `rows` rows at a time; parameters are kept.
+
+    Ghost batch normalisation (Hoffer et al. 2017), the same on any number of workers if the share
+    of each is a multiple of `rows`; see `average_running_statistics`.
+    """
+
+    def divided(norm: _BatchNorm) -> _GhostBatchNorm:
+        ghost = _GhostBatchNorm.of(norm)
+        ghost.rows = rows
+        return ghost
+
+    return _replaced(module, divided)
+
+
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Make running statistics those of all workers' groups; called by all workers.
+
+    Each worker follows its own groups. A moving average is linear, so the mean of the workers' is
+    the moving average of their mean, whether it is taken after each step or, as here, at times.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _GhostBatchNorm)]
+    if world_size() == 1 or not norms:
+        return
+    statistics = [cast(Tensor, s) for n in norms for s in (n.running_mean, n.running_var)]
+    mean = all_gather_stack(torch.cat(statistics)).mean(0)
+    torch._foreach_copy_(statistics, torch.split(mean, [len(s) for s in statistics]))
+
+
+def _replaced(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    """`module` with a replacement for each batch normalisation."""
     if isinstance(module, _BatchNorm):
-        return _GlobalBatchNorm.of(module)
+        return replacement(module)
     for name, child in module.named_children():
-        setattr(module, name, synchronize_batch_norm(child, device))
+        setattr(module, name, _replaced(child, replacement))
     return module
 
 
-class _GlobalBatchNorm(_BatchNorm):
-    """Batch normalisation whose training statistics are those of all workers' rows together."""
+class _Replacement(_BatchNorm):
+    """Batch normalisation of (b, c, ...) that takes the place of one of torch's."""
 
     @classmethod
-    def of(cls, norm: _BatchNorm) -> _GlobalBatchNorm:
+    def of(cls: type[NormT], norm: _BatchNorm) -> NormT:
         """A copy of `norm` that shares its parameters and buffers."""
         copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
         copy.weight, copy.bias = norm.weight, norm.bias
@@ -45,20 +86,51 @@ class _GlobalBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"batch normalisation needs 2 dimensions or more, got {input.dim()}")
 
+    @torch.no_grad()
+    def _follow(self, mean_c: Tensor, var_c: Tensor) -> None:
+        """Move the running statistics toward those of a step."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean_c, self.momentum)
+        self.running_var.lerp_(var_c, self.momentum)
+
+
+class _GhostBatchNorm(_Replacement):
+    """Batch normalisation whose training statistics are those of `rows` rows at a time."""
+
+    rows: int
+
     def forward(self, input: Tensor) -> Tensor:
-        """(n, c, ...) local rows, normalised by the global batch's mean and variance."""
+        """(b, c, ...), b a multiple of `rows`; running statistics follow the mean over groups."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.running_mean is not None and len(input) % self.rows == 0
+        parts = torch.split(input, self.rows)
+        means_gc, vars_gc = self.running_mean.new_zeros(2, len(parts), self.num_features)
+        # With momentum 1 the buffers become the group's mean and unbiased variance.
+        normalized = [
+            batch_norm(part, mean_c, var_c, self.weight, self.bias, True, 1.0, self.eps)
+            for part, mean_c, var_c in zip(parts, means_gc, vars_gc, strict=True)
+        ]
+        self._follow(means_gc.mean(0), vars_gc.mean(0))
+        return torch.cat(normalized)
+
+
+class _GlobalBatchNorm(_Replacement):
+    """Batch normalisation whose training statistics are those of all workers' rows together."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, ...) local rows, normalised by the global batch's mean and variance."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        assert self.running_mean is not None
         # Under autocast the input is bfloat16; sums and statistics are not, as in torch's own.
         wide = input.to(self.running_mean.dtype)
         normalized, mean, var, count = _Normalize.apply(wide, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        self._follow(mean, var * count / (count - 1))
         shape = [1, -1] + [1] * (input.dim() - 2)
         scaled = normalized
         if self.affine:

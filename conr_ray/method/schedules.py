@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear from near 0 to `peak` over the warm-up, then a cosine that ends at 0."""
+def learning_rate(step: int, warmup_steps: int, cosine_steps: int, peak: float) -> float:
+    """Linear from near 0 to `peak` over the warm-up, then along a half cosine to 0."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    progress = (step - warmup_steps) / max(1, cosine_steps)
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 

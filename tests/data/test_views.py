@@ -92,6 +92,23 @@ def test_views_are_decided_by_key_and_position() -> None:
             assert (first[left] - first[right]).abs().mean() > 0.01
 
 
+@pytest.mark.parametrize("side", [7, 40])
+def test_views_of_another_size_are_those_of_a_config_with_it(side: int) -> None:
+    views, other = (
+        Views(ViewsConfig(**{**EVERYTHING, "size": size}), [0.4] * 3, [0.2] * 3)
+        for size in (15, side)
+    )
+    images = _images(4, 3, 18, 18)
+    found = views.random(images, 5, torch.arange(4), group_stage=False, size=side)
+    assert torch.equal(found, _random(other, images))
+
+
+def test_views_are_as_large_as_their_epoch_says() -> None:
+    config = ViewsConfig(size=32, sizes=((2, 16), (5, 24), (6, 32)))
+    assert [config.size_in(epoch) for epoch in range(8)] == [32, 32, 16, 16, 16, 24, 32, 32]
+    assert ViewsConfig(size=28).size_in(3) == 28
+
+
 def test_images_are_not_changed() -> None:
     images = _images(4, 3, 18, 18)
     before = images.clone()

@@ -63,7 +63,9 @@ def _scores(sees: str, **views: float) -> dict[str, float]:
     )
     embeddings = embedder.plain(torch.arange(NUM_IMAGES))
     found = spherical_kmeans(embeddings, NUM_IMAGES, 2, seed=0, restarts=3)
-    clustering = DataClustering(embeddings, found.labels_b, found.centers_cd)
+    lengths = torch.ones(2)
+    centers = found.centers_cd
+    clustering = DataClustering(embeddings, found.labels_b, centers, lengths, centers)
     return label_free_scores(
         embeddings,
         clustering.clusters_n,

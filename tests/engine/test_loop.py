@@ -254,6 +254,45 @@ def test_the_number_of_workers_does_not_change_the_run(
         assert row["lr"] == alone["lr"]
 
 
+def test_small_views_at_first_change_training_and_not_what_is_clustered(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(views__sizes=[[1, 4], [2, 8]], schedule__epochs=3), tmp_path)
+    late = run_here(tiny_config(views__sizes=[[9, 4]], schedule__epochs=3), tmp_path / "late")
+    assert without_times(rows)[0] == without_times(late)[0]
+    assert rows[1]["loss"] != late[1]["loss"]
+    assert final_state(tmp_path, 3)["inputs"]["size"] == 8
+
+
+def _in_groups(**changes: Any) -> Any:
+    return tiny_config(model__norm_batch=16, evaluation__neighbors=False, **changes)
+
+
+def _run_in_groups(folder: str) -> list[dict[str, Any]]:
+    return without_times(run_here(_in_groups(), Path(folder)))
+
+
+def test_groups_of_batch_normalisation_do_not_depend_on_the_workers(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    alone = without_times(run_here(_in_groups(), tmp_path / "alone"))
+    assert abs(float(alone[0]["loss"]) - float(whole_run[1][0]["loss"] or 0)) > 1e-3
+    for workers in (2, 4):
+        found = run_workers(_run_in_groups, workers, str(tmp_path / str(workers)))[0]
+        for row, expected in zip(found, alone, strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-3)
+        first, other = (final_state(tmp_path / name, 3) for name in ("alone", str(workers)))
+        for name, value in first["framework"].items():
+            torch.testing.assert_close(other["framework"][name], value, rtol=0.02, atol=2e-3)
+
+
+def test_one_group_of_batch_normalisation_is_the_batch(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    rows = run_here(tiny_config(model__norm_batch=64), tmp_path)
+    assert without_times(rows) == without_times(whole_run[1])
+
+
 @pytest.mark.parametrize("last_epoch", [1, 2])
 def test_a_run_goes_on_with_another_number_of_workers(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path, last_epoch: int

@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.method.collectives import share
 from conr_ray.method.schedules import kept_fraction
-from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
+from conr_ray.method.stages.boundary import (
+    boundary_centers,
+    boundary_ratio,
+    center_lengths,
+    kept_mask,
+)
+from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
 
 
@@ -41,6 +49,33 @@ def test_ratio_of_keys_that_lie_on_centres() -> None:
     # On the own centre; on another one; on the own one, which coincides with another.
     ratios = boundary_ratio(keys, torch.tensor([0, 1, 1]), centers)
     assert ratios.tolist() == [0.0, math.inf, 1.0]
+
+
+def _centers_of_share(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    local = rows[share(len(rows))]
+    found = spherical_kmeans(local, len(rows), 4, seed=0)
+    return found.labels_b, found.centers_cd, center_lengths(local, found.labels_b, found.centers_cd)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_mean_centres_are_the_means_of_the_clusters(workers: int) -> None:
+    rows = unit_rows(torch.randn(40, 6))
+    parts = run_workers(_centers_of_share, workers, rows)
+    labels, (_, centers, lengths) = torch.cat([part[0] for part in parts]), parts[0]
+    means = boundary_centers("mean", centers, lengths)
+    for cluster in range(4):
+        members = [
+            row for row, label in zip(rows, labels.tolist(), strict=True) if label == cluster
+        ]
+        torch.testing.assert_close(means[cluster], sum(members) / len(members))
+    assert float(lengths.max()) < 0.9
+    assert all(torch.equal(part[2], lengths) for part in parts)
+    assert boundary_centers("unit", centers, lengths) is centers
+
+
+def test_the_length_of_an_empty_cluster_is_one() -> None:
+    centers = torch.eye(3)
+    assert center_lengths(centers[:2], torch.tensor([0, 1]), centers).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ class Inputs(ABC):
         """Let `compiled` replace the functions that make views, where it pays."""
 
     @abstractmethod
-    def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
+    def random(
+        self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
+    ) -> Tensor:
         """One random view of each sample, float32.
 
         Args:
@@ -69,6 +71,7 @@ class Inputs(ABC):
             key: determines the randomness, with the positions; one key per step and view.
             positions_b: int64 positions in the global batch.
             mild: whether the settings of the group stage apply.
+            size: side of a view of an image, pixels; that of the settings if None.
         """
 
     @abstractmethod

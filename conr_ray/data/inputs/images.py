@@ -28,9 +28,11 @@ class Images(Inputs):
         """As one program from uint8 images to views."""
         self._views.compile(compiled)
 
-    def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
+    def random(
+        self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
+    ) -> Tensor:
         """(b, c, size, size); see `Views.random`."""
-        view = self._views.random(batch, key, positions_b, group_stage=mild)
+        view = self._views.random(batch, key, positions_b, group_stage=mild, size=size)
         return view.contiguous(memory_format=torch.channels_last)
 
     def plain(self, batch: Tensor) -> Tensor:

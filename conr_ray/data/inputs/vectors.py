@@ -48,7 +48,9 @@ class Vectors(Inputs):
     def compile(self, compiled: Compiler) -> None:
         """Nothing: views of vectors are few operations."""
 
-    def random(self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool) -> Tensor:
+    def random(
+        self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
+    ) -> Tensor:
         """(b, d), with noise, and with a share of the features set to their mean."""
         strength = self._views.group_stage_strength if mild else 1.0
         noise, dropout = strength * self._views.noise, min(strength * self._views.dropout, 0.99)

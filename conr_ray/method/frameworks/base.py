@@ -33,7 +33,7 @@ class Step:
         sample_ids_n: ids of the samples of the global batch.
         fraction: share of the global batch that a stage keeps.
         pseudo_labels_n: their clusters; None before the first clustering.
-        centers_cd: cluster centres, unit length; None likewise.
+        centers_cd: their centres (`stages.boundary.boundary_centers`); None likewise.
     """
 
     number: int
