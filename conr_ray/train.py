@@ -51,10 +51,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.scaling.actor_locks import ActorLocks
-    from conr_ray.scaling.cluster import connect
     from conr_ray.scaling.resources import local_resources
-    from conr_ray.scaling.shared_storage import check_storage
-    from conr_ray.scaling.train_job import run_here, run_on_workers
     from conr_ray.storage.files import Folder
     from conr_ray.storage.locks import FileLocks
     from conr_ray.tracking.progress import RunProgress
@@ -74,6 +71,9 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     if args.local:
         resources = local_resources(cluster_options(args), 1)
     else:
+        from conr_ray.scaling.cluster import connect
+        from conr_ray.scaling.shared_storage import check_storage
+
         resources = connect(cluster_options(args), workers)
         check_storage(directory, more_to_come=resources.more_to_come)
         if trunks is not None:
@@ -91,8 +91,12 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     progress = RunProgress(config.schedule.epochs, done, console)
     with resumable(directory.uri), progress:
         if args.local:
+            from conr_ray.scaling.worker import run_here
+
             run_here(config, directory, resources, wandb, progress, trunks)
         else:
+            from conr_ray.scaling.train_job import run_on_workers
+
             for row in run_on_workers(config, directory, resources, wandb, trunks):
                 progress.epoch(row)
     _print_result(directory, console)
@@ -119,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, default=1, help="number of Ray Train workers (default: 1)"
+        "--workers", type=int, default=1, help="number of workers on Ray (default: 1)"
     )
     where.add_argument(
         "--local", action="store_true", help="train in this process, without Ray, for debugging"

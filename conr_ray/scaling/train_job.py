@@ -1,63 +1,30 @@
-"""A run in this process, or on the workers of a Ray cluster.
+"""A run on the workers of a Ray cluster: a Ray task for one of them, Ray Train for several.
 
 The run directory is the only channel in a cluster: workers write metrics and checkpoints there, the
-driver reads them, and workers restarted by Ray resume from the newest checkpoint.
+driver reads them, and workers restarted by Ray resume from the newest checkpoint. The driver loads
+neither torch nor, for one worker, Ray Train: a command is at work some seconds earlier without.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import ray.train
-import ray.train.torch
-import torch
+import ray
+from ray.exceptions import RayError
 
-from conr_ray.config import RunConfig, from_yaml
-from conr_ray.data.store import DataSet, open_data
+from conr_ray.config import RunConfig
 from conr_ray.engine.metric_rows import MetricRow
-from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.origin import Origin
-from conr_ray.engine.run import tell_again
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
-from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import RunFailed, UserError, last_line
-from conr_ray.method.collectives import all_reduce_sum, rank
+from conr_ray.errors import RunFailed, last_line
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
-
-
-def run_here(
-    config: RunConfig,
-    directory: RunDirectory,
-    resources: WorkerResources,
-    wandb: WandbSettings,
-    observer: Observer,
-    trunks: TrunkStore | None = None,
-    span: Span = WHOLE,
-) -> None:
-    """Train in this process as the only worker; `observer` is called after W&B.
-
-    With `trunks`, the run starts from its trunk; `span` selects the epochs to train.
-
-    Raises:
-        UserError, RunFailed: as the loop raises them.
-    """
-    torch.set_num_threads(resources.cpus_per_worker)
-    device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
-    directory.clear_failure()
-    # Opened first: once started, a W&B run is ended only by the loop.
-    images = open_data(config.data)
-    observers = Observers([open_wandb(wandb, config), observer])
-    train_from_trunk(config, images, directory, observers, device, trunks, span)
 
 
 def run_on_workers(
@@ -70,7 +37,7 @@ def run_on_workers(
     *,
     max_failures: int = 3,
 ) -> Iterator[MetricRow]:
-    """Train on Ray Train workers; yield each epoch's metrics soon after it has ended.
+    """Train on workers of the cluster; yield each epoch's metrics soon after it has ended.
 
     Rows of epochs trained before a resume, or by the run's trunk or other origin, are left out,
     except for the last row of all.
@@ -82,19 +49,16 @@ def run_on_workers(
         wandb: where to log; only the first worker does.
         trunks: if given, the run starts from its trunk.
         span: the epochs to train, if not all.
-        max_failures: restarts of the worker group after dead processes or nodes.
+        max_failures: restarts of all workers after dead processes or nodes.
 
     Raises:
         UserError, RunFailed: raised by the loop, or Ray gave up on the run.
     """
     seen = (directory.checkpoint_epochs() or [0])[-1]
     if seen == (span.until or config.schedule.epochs):
-        rows = directory.load_checkpoint(seen, torch.device("cpu"))["history"]
-        directory.write_metrics(rows)
-        tracking = open_wandb(wandb, config)
-        tell_again(directory, rows, tracking)
-        tracking.end(None)
-        yield rows[-1]
+        from conr_ray.scaling.worker import tell_run_again
+
+        yield tell_run_again(config, directory, wandb, seen)
         return
     job = {
         "config": config.to_yaml(),
@@ -104,12 +68,12 @@ def run_on_workers(
         "trunks": trunks,
         "span": span,
     }
-    trainer = _trainer(job, directory, resources, max_failures)
+    train = _on_one_worker if resources.workers == 1 else _on_several_workers
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            train(job, directory, resources, max_failures)
         except BaseException as error:
             errors.append(error)
 
@@ -129,17 +93,48 @@ def run_on_workers(
             seen += 1
             yield row
         if running:
-            time.sleep(_POLL_S if directory.is_local else _POLL_REMOTE_S)
+            thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
         raise RunFailed(f"Ray gave up on the run: {last_line(errors[0])}") from errors[0]
 
 
-def _trainer(
+def _on_one_worker(
+    job: dict[str, Any], _: RunDirectory, resources: WorkerResources, max_failures: int
+) -> None:
+    """Run `_work_alone` with `job` in a task, again after each of `max_failures` failures.
+
+    Ray Train would start a controller and four more processes, one after another, to do the same.
+    """
+    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    # Ray's own retries would go on without end where it is the memory of the node that is short.
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    for failures_left in range(max_failures, -1, -1):
+        try:
+            ray.get(task.remote(job, "cuda" if resources.gpus_per_worker else "cpu"))
+            return
+        except RayError:
+            if not failures_left:
+                raise
+
+
+def _work_alone(job: dict[str, Any], device: str) -> None:
+    """The only worker; called by Ray in a process of its own."""
+    import torch
+
+    from conr_ray.scaling.worker import work
+
+    work(job, torch.device(device))
+
+
+def _on_several_workers(
     job: dict[str, Any], directory: RunDirectory, resources: WorkerResources, max_failures: int
-) -> ray.train.torch.TorchTrainer:
-    """Runs `_work` with `job` on every worker."""
-    return ray.train.torch.TorchTrainer(
+) -> None:
+    """Run `_work` with `job` on every worker of a group of Ray Train."""
+    import ray.train
+    import ray.train.torch
+
+    ray.train.torch.TorchTrainer(
         _work,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
@@ -155,33 +150,13 @@ def _trainer(
             storage_path=directory.uri,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
-    )
+    ).fit()
 
 
 def _work(job: dict[str, Any]) -> None:
-    """One worker; called by Ray Train in each process."""
-    config = from_yaml(job["config"], "the run's config")
-    torch.set_num_threads(job["threads"])
-    device = ray.train.torch.get_device()
-    directory = RunDirectory(job["uri"])
-    # An error raised here makes Ray restart all workers. One that would recur is recorded for
-    # the driver instead, and all workers end.
-    images = _open_everywhere(config, directory, device)
-    if images is None:
-        return
-    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observer()
-    with contextlib.suppress(UserError, RunFailed):
-        train_from_trunk(config, images, directory, tracking, device, job["trunks"], job["span"])
+    """One worker of several; called by Ray Train in each process."""
+    import ray.train.torch
 
+    from conr_ray.scaling.worker import work
 
-def _open_everywhere(
-    config: RunConfig, directory: RunDirectory, device: torch.device
-) -> DataSet | None:
-    """The images, or None on all workers if any of them cannot open them."""
-    images, failed = None, torch.zeros((), device=device)
-    try:
-        images = open_data(config.data)
-    except UserError as error:
-        directory.record_failure(error)
-        failed += 1
-    return images if all_reduce_sum(failed) == 0 else None
+    work(job, ray.train.torch.get_device())

@@ -16,7 +16,8 @@ from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.scaling.train_job import run_here, run_on_workers
+from conr_ray.scaling.train_job import run_on_workers
+from conr_ray.scaling.worker import run_here
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study_searcher import EPOCHS, FAILURE, LEG, POINT
 from conr_ray.search.trial_attributes import TRIAL_ID

@@ -37,32 +37,35 @@ def claimed(folder: Path, **changes: object) -> RunDirectory:
 def train_workers() -> list[psutil.Process]:
     # Ray names its processes after what they run.
     family = psutil.Process().children(recursive=True)
-    return [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
+    names = ("RayTrainWorker", "_work_alone")
+    return [p for p in family if any(name in " ".join(p.cmdline()) for name in names)]
 
 
-def test_two_ray_workers_train_as_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_workers_train_as_one_process_does(tmp_path: Path, workers: int) -> None:
     alone = without_times(run_here(tiny_config(), tmp_path / "alone"))
     directory = claimed(tmp_path / "ray")
-    rows = list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF))
+    rows = list(run_on_workers(tiny_config(), directory, WorkerResources(workers), OFF))
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     for row, other in zip(rows, alone, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
     assert (tmp_path / "ray" / "assignments.parquet").exists()
     # Once more: nothing is left to train, and the end is told again.
     (tmp_path / "ray" / "metrics.parquet").unlink()
-    again = list(run_on_workers(tiny_config(), directory, WorkerResources(2), OFF))
+    again = list(run_on_workers(tiny_config(), directory, WorkerResources(workers), OFF))
     assert again == rows[-1:]
     assert directory.metric_rows() == rows
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_checkpoint(
-    tmp_path: Path,
+    tmp_path: Path, workers: int
 ) -> None:
     config = tiny_config(schedule__epochs=40)
     directory = RunDirectory(tmp_path)
     directory.claim(config, resume=False)
     rows = []
-    for row in run_on_workers(config, directory, WorkerResources(2), OFF):
+    for row in run_on_workers(config, directory, WorkerResources(workers), OFF):
         rows.append(row)
         if len(rows) == 5:
             os.kill(train_workers()[0].pid, signal.SIGKILL)
@@ -71,8 +74,21 @@ def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_checkpoint(
     assert without_times(saved) == without_times(rows)
 
 
+def test_a_worker_that_dies_too_often_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    config = tiny_config(schedule__epochs=40)
+    directory = RunDirectory(tmp_path)
+    directory.claim(config, resume=False)
+    rows = run_on_workers(config, directory, WorkerResources(1), OFF, max_failures=1)
+    with pytest.raises(RunFailed, match=r"^Ray gave up on the run: [^\n]+$"):
+        for row in rows:
+            if row["epoch"] in (2, 20):
+                os.kill(train_workers()[0].pid, signal.SIGKILL)
+    assert directory.checkpoint_epochs()[-1] < 40
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_again(
-    tmp_path: Path,
+    tmp_path: Path, workers: int
 ) -> None:
     config = tiny_config(optim__lr=1e30)
     directory = RunDirectory(tmp_path)
@@ -80,7 +96,7 @@ def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_aga
     with pytest.raises(
         RunFailed, match=r"the loss is nan at epoch 0, step \d+; .*none yet"
     ) as info:
-        list(run_on_workers(config, directory, WorkerResources(2), OFF))
+        list(run_on_workers(config, directory, WorkerResources(workers), OFF))
     assert "\n" not in str(info.value)
 
 
