@@ -11,7 +11,8 @@ the bank. A new row takes the lowest free slot, in the order of the batch. Slot 
 modulo the number of shards, so that shards are always equally full.
 
 Shapes: n rows of the global batch, b of this worker, m slots of the bank, l of them in this
-worker's shard, p = n + m rows of the pool, d width, k neighbours, s entries of a list.
+worker's shard, r rows that are enqueued, p = n + m rows of the pool, d width, k neighbours, s
+entries of a list.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from conr_ray.method.collectives import share
-from conr_ray.method.neighbors.contexts import contextual_lists
+from conr_ray.method.neighbors.contexts import Pool, contextual_lists
 from conr_ray.method.neighbors.graph import Graph
-from conr_ray.method.neighbors.neighbor_lists import NeighborLists
+from conr_ray.method.neighbors.neighbor_lists import NeighborLists, first_marked
 from conr_ray.method.neighbors.pool import Neighborhood, Neighbors, Search, run_searches
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of
 from conr_ray.method.neighbors.shard import Shard, masked_sums
@@ -104,21 +105,36 @@ class MemoryBank:
         if not self.size:
             searches = [self._direction(keys_nd) for keys_nd in keys]
             run_searches(searches, self._shard)
-            return [self._neighbors(search, sample_ids_n) for search in searches]
-        older_m = (self._ids_m >= 0) & torch.isin(self._ids_m, sample_ids_n)
+            return self._neighbors(searches, sample_ids_n)
+        older_m = _members(self._ids_m, sample_ids_n)
         self._graph.drop(older_m)
-        self._ids_m[older_m] = -1
-        num_needed = min(self.neighborhood.k1 - 1, len(self) - 1)
-        self._graph.search_short(num_needed, self._numbers_m(), self._shard)
+        self._ids_m.masked_fill_(older_m, -1)
         searches = [self._direction(keys_nd) for keys_nd in keys]
-        slots_n, leaving_m = self._choose_slots()
+        slots_r, leaving_m = self._choose_slots()
         rows_nd = normalize(torch.stack(keys).sum(0)).to(self._shard.rows_ld.dtype).float()
-        enqueued = self._enqueuing(rows_nd, slots_n, leaving_m)
-        run_searches([*searches, enqueued] if self._graph.width else searches, self._shard)
-        found = [self._neighbors(search, sample_ids_n) for search in searches]
-        self._ids_m[leaving_m] = -1
-        self._enqueue(enqueued, slots_n, sample_ids_n)
+        enqueued = self._search(searches, rows_nd, slots_r, leaving_m)
+        found = self._neighbors(searches, sample_ids_n)
+        self._ids_m.masked_fill_(leaving_m, -1)
+        self._enqueue(enqueued, slots_r, sample_ids_n)
         return found
+
+    def _search(
+        self, searches: Sequence[Search], rows_nd: Tensor, slots_r: Tensor, leaving_m: Tensor
+    ) -> Search:
+        """Run searches with the one that adds rows to the graph, which is returned."""
+        numbers_m = self._numbers_m()
+        # Of all rows that the searches know: some leave before others are enqueued.
+        short_m = self._graph.short(self.neighborhood.k1 - 1, numbers_m >= 0)
+        enqueued = self._enqueuing(rows_nd, slots_r, leaving_m)
+        if not self._graph.width:
+            run_searches(searches, self._shard)
+            return enqueued
+        (num_short,) = run_searches([*searches, enqueued], self._shard, short_m.sum())
+        if num_short:
+            short_r = first_marked(short_m, num_short)
+            arguments = numbers_m, leaving_m, self._shard, searches, enqueued
+            self._graph.search_anew(short_r, *arguments)
+        return enqueued
 
     def _numbers_m(self) -> Tensor:
         """Row number in the pool of each slot, -1 where it is free."""
@@ -138,35 +154,44 @@ class MemoryBank:
             lists_m.keys_as.copy_(self._graph.lists.keys_as[:, : near.k1 - 1])
         return Search(keys_nd, numbers_n, lists_n, self._numbers_m(), lists_m)
 
-    def _enqueuing(self, rows_nd: Tensor, slots_n: Tensor, leaving_m: Tensor) -> Search:
+    def _enqueuing(self, rows_nd: Tensor, slots_r: Tensor, leaving_m: Tensor) -> Search:
         """The search that adds the enqueued rows to the graph."""
         self._graph.drop(leaving_m)
-        numbers_n = torch.where(slots_n >= 0, self.batch_size + slots_n, -1)
+        numbers_n = torch.full((self.batch_size,), -1, device=self._device)
+        numbers_n[-len(slots_r) :] = self.batch_size + slots_r
         numbers_m = self._numbers_m().masked_fill(leaving_m, -1)
         lists_n = NeighborLists.empty(self.batch_size, self._graph.width, self._device)
         return Search(rows_nd, numbers_n, lists_n, numbers_m, self._graph.lists)
 
-    def _numbers_bk(self, search: Search) -> Tensor:
-        """Row numbers of the neighbours of this worker's rows, (b, k)."""
+    def _numbers(self, searches: Sequence[Search]) -> list[Tensor]:
+        """Row numbers (b, k) of the neighbours of this worker's rows, for each search."""
         near, local = self.neighborhood, share(self.batch_size)
-        rows_b = search.numbers_n[local]
+        rows_b = searches[0].numbers_n[local]
         if near.kind == "euclidean":
-            keys_bk = search.lists_n.keys_as[local]
+            lists = [search.lists_n.keys_as[local] for search in searches]
         else:
-            own_n, live_n = dot(search.keys_nd, search.keys_nd), search.numbers_n >= 0
-            keys_bk, _ = contextual_lists(
-                torch.cat([search.lists_n.keys_as, search.lists_m.keys_as]),
-                torch.cat([own_n, self._own_m]),
-                torch.cat([live_n, search.numbers_m >= 0]),
-                rows_b,
-                k2=near.k2,
-                width=near.k - 1,
-            )
-        return torch.cat([rows_b[:, None], numbers_of(keys_bk)], 1)
+            pools = [self._pool(search) for search in searches]
+            found = contextual_lists(pools, rows_b, k2=near.k2, width=near.k - 1)
+            lists = [keys_bk for keys_bk, _ in found]
+        return [torch.cat([rows_b[:, None], numbers_of(keys_bk)], 1) for keys_bk in lists]
 
-    def _neighbors(self, search: Search, ids_n: Tensor) -> Neighbors:
-        """The neighbours found by a search, with their ids, ages and mean keys."""
-        numbers_bk = self._numbers_bk(search)
+    def _pool(self, search: Search) -> Pool:
+        """The batch and the bank, with the lists that a search has made."""
+        return Pool(
+            torch.cat([search.lists_n.keys_as, search.lists_m.keys_as]),
+            torch.cat([dot(search.keys_nd, search.keys_nd), self._own_m]),
+            torch.cat([search.numbers_n >= 0, search.numbers_m >= 0]),
+        )
+
+    def _neighbors(self, searches: Sequence[Search], ids_n: Tensor) -> list[Neighbors]:
+        """The neighbours found by each search, with their ids, ages and mean keys."""
+        return [
+            self._described(search, numbers_bk, ids_n)
+            for search, numbers_bk in zip(searches, self._numbers(searches), strict=True)
+        ]
+
+    def _described(self, search: Search, numbers_bk: Tensor, ids_n: Tensor) -> Neighbors:
+        """The neighbours of one search from their row numbers."""
         slots_bk = numbers_bk - self.batch_size
         from_bank_bk, known_bk = slots_bk >= 0, numbers_bk >= 0
         ids_bk = ids_n[numbers_bk.clamp(0, self.batch_size - 1)].masked_fill(~known_bk, -1)
@@ -188,29 +213,27 @@ class MemoryBank:
         return sums_bd + self._shard.sums(numbers_bk - self.batch_size, self.batch_size)
 
     def _choose_slots(self) -> tuple[Tensor, Tensor]:
-        """Slot of each row of the batch, -1 if it is not kept; and which slots are cleared."""
+        """The slots (r,) of the last rows of the batch; and which slots are cleared for them."""
         num_kept = min(self.batch_size, self.size)
-        leaving_m = torch.zeros(self.size, dtype=torch.bool, device=self._device)
-        num_leaving = num_kept - (self.size - len(self))
-        if num_leaving > 0:
-            order_m = self._steps_m * self.batch_size + self._places_m
-            order_m = order_m.masked_fill(self._ids_m < 0, torch.iinfo(torch.int64).max)
-            leaving_m[order_m.topk(num_leaving, largest=False).indices] = True
-        open_slots = ((self._ids_m < 0) | leaving_m).nonzero().flatten()
-        slots_n = torch.full((self.batch_size,), -1, device=self._device)
-        slots_n[self.batch_size - num_kept :] = open_slots[:num_kept]
-        return slots_n, leaving_m
+        free_m = self._ids_m < 0
+        order_m = self._steps_m * self.batch_size + self._places_m
+        order_m = order_m.masked_fill(free_m, torch.iinfo(torch.int64).max)
+        oldest_r = order_m.topk(num_kept, largest=False).indices
+        # How many must leave is known to the device alone.
+        leaves_r = torch.arange(num_kept, device=self._device) < num_kept - free_m.sum()
+        leaving_m = torch.zeros_like(free_m).scatter(0, oldest_r, leaves_r)
+        return first_marked(free_m | leaving_m, num_kept), leaving_m
 
-    def _enqueue(self, search: Search, slots_n: Tensor, ids_n: Tensor) -> None:
-        """Put the rows of a search into their slots, and their lists into the graph."""
-        places_r = (slots_n >= 0).nonzero().flatten()
-        slots_r, rows_rd = slots_n[places_r], search.keys_nd[places_r]
-        self._ids_m[slots_r] = ids_n[places_r]
-        self._steps_m[slots_r] = self._step
-        self._places_m[slots_r] = places_r
+    def _enqueue(self, search: Search, slots_r: Tensor, ids_n: Tensor) -> None:
+        """Put the last rows of a search into their slots, and their lists into the graph."""
+        first = self.batch_size - len(slots_r)
+        rows_rd = search.keys_nd[first:]
+        self._ids_m[slots_r] = ids_n[first:]
+        self._steps_m.index_fill_(0, slots_r, self._step)
+        self._places_m[slots_r] = torch.arange(first, self.batch_size, device=self._device)
         self._own_m[slots_r] = dot(rows_rd, rows_rd)
         self._shard.put(slots_r, rows_rd)
-        self._graph.put(slots_r, search.lists_n.keys_as[places_r])
+        self._graph.put(slots_r, search.lists_n.keys_as[first:])
         self._step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,3 +266,10 @@ class MemoryBank:
             self._graph.lists.keys_as.copy_(state["graph"])
             self._graph.lists.floors_a.copy_(state["floors"])
         self._step = state["step"]
+
+
+def _members(ids_m: Tensor, ids_n: Tensor) -> Tensor:
+    """Which of `ids_m` are among `ids_n`, bool (m,); `torch.isin` waits for the device."""
+    sorted_n = ids_n.sort().values
+    places_m = torch.searchsorted(sorted_n, ids_m).clamp_max(len(ids_n) - 1)
+    return sorted_n[places_m] == ids_m

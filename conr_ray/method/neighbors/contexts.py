@@ -11,49 +11,80 @@ Shapes: p rows of the pool, q of them queried, s entries of a list, k neighbours
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from conr_ray.method import compiled
 from conr_ray.method.neighbors import context_kernels as kernels
+from conr_ray.method.neighbors.padded_sparse import PaddedMatrix, Spread
 from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
-
-# torch warns once per process that CSR is in beta: trigger that here, unseen.
-with warnings.catch_warnings(action="ignore"):
-    torch.sparse_csr_tensor([0], [], [], (0, 0), check_invariants=False)
 
 # Up to this many rows, other devices use dense features: fewer operations, no host sync.
 _DENSE_ROWS = 1024
 # Maximum number of elements of a dense block of scores on other devices.
 _BLOCK_ELEMENTS = 2**27
+# Other devices first reckon with this many times the entries of rows that are neighbours of k1.
+_ROOM = 4
 # Similarities below this count as 0, so that no product of weights underflows.
 _SMALLEST = 1e-30
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Rows and their nearest others.
+
+    Attributes:
+        lists_ps: rank keys of the k1 - 1 nearest others of each row, best first.
+        own_p: dot product of each row with itself, float32.
+        live_p: bool; rows that take part.
+    """
+
+    lists_ps: Tensor
+    own_p: Tensor
+    live_p: Tensor
+
+    def contexts(self, k2: int) -> _Contexts:
+        """The rows' contexts, and the weights of the k2 nearest."""
+        rows_p = torch.arange(len(self.lists_ps), device=self.lists_ps.device)
+        own_p1 = torch.where(self.live_p, rows_p, -1)[:, None]
+        near_pk = torch.cat([own_p1, numbers_of(self.lists_ps)], 1)
+        others_pk = similarities_of(self.lists_ps[:, : k2 - 1])
+        similarities_pk = torch.cat([self.own_p[:, None], others_pk], 1)
+        present_pk = (near_pk[:, :k2] >= 0) & (similarities_pk.abs() >= _SMALLEST)
+        weights_pk = torch.where(present_pk, similarities_pk.double().square(), 0.0)
+        return _Contexts(near_pk, weights_pk, self.live_p)
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """Row numbers (p, k1), the row first, -1 if there is none; weights (p, k2), 0 likewise."""
+
+    near_pk: Tensor
+    weights_pk: Tensor
+    live_p: Tensor
+
+
 def contextual_lists(
-    lists_ps: Tensor,
-    own_p: Tensor,
-    live_p: Tensor,
+    pools: Sequence[Pool],
     queries_q: Tensor,
     *,
     k2: int,
     width: int,
     order_p: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The `width` best others of each queried row by contextual similarity.
+) -> list[tuple[Tensor, Tensor]]:
+    """The `width` best others of each queried row by contextual similarity, for each pool.
 
     Rows that share nothing with a query have similarity 0 and fill up its list; if fewer than
     `width` others are live, it is padded with EMPTY.
 
     Args:
-        lists_ps: rank keys of the k1 - 1 nearest others of each row, best first.
-        own_p: dot product of each row with itself, float32.
-        live_p: bool; rows that take part.
-        queries_q: the queried rows, live.
+        pools: of the same size.
+        queries_q: the queried rows, live in all pools.
         k2: rows whose contexts are averaged, 1 <= k2 <= k1.
         width: entries of the lists that are returned.
         order_p: all rows, similar ones close together, for speed.
@@ -61,28 +92,23 @@ def contextual_lists(
     Returns:
         Rank keys (q, width) and the contextual similarity of each query with itself, float32 (q,).
     """
-    rows_p = torch.arange(len(lists_ps), device=lists_ps.device)
-    near_pk = torch.cat([torch.where(live_p, rows_p, -1)[:, None], numbers_of(lists_ps)], 1)
-    similarities_pk = torch.cat([own_p[:, None], similarities_of(lists_ps[:, : k2 - 1])], 1)
-    present_pk = (near_pk[:, :k2] >= 0) & (similarities_pk.abs() >= _SMALLEST)
-    weights_pk = torch.where(present_pk, similarities_pk.double().square(), 0.0)
-    if compiled.serves(lists_ps.device):
-        return _compiled_lists(near_pk, weights_pk, live_p, queries_q, width, order_p)
-    if len(lists_ps) <= _DENSE_ROWS:
-        scores_qp = _dense_scores(near_pk, weights_pk, queries_q)
-        return _best_columns(scores_qp, live_p, queries_q, width)
-    return _blockwise_lists(near_pk, weights_pk, live_p, queries_q, width)
+    contexts = [pool.contexts(k2) for pool in pools]
+    if compiled.serves(queries_q.device):
+        return [_compiled_lists(near, queries_q, width, order_p) for near in contexts]
+    if len(pools[0].live_p) > _DENSE_ROWS:
+        return _blockwise_lists(contexts, queries_q, width)
+    scores = [_dense_scores(near.near_pk, near.weights_pk, queries_q) for near in contexts]
+    return [
+        _best_columns(scores_qp, near.live_p, queries_q, width)
+        for scores_qp, near in zip(scores, contexts, strict=True)
+    ]
 
 
 def _compiled_lists(
-    near_pk: Tensor,
-    weights_pk: Tensor,
-    live_p: Tensor,
-    queries_q: Tensor,
-    width: int,
-    order_p: Tensor | None,
+    contexts: _Contexts, queries_q: Tensor, width: int, order_p: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """For CPUs: compiled loops over rows, in an order that reuses the cache."""
+    near_pk, weights_pk, live_p = contexts.near_pk, contexts.weights_pk, contexts.live_p
     near, queries, k2 = near_pk.numpy().astype(np.int32), queries_q.numpy(), weights_pk.shape[1]
     order = kernels.visiting_order(near) if order_p is None else order_p.numpy()
     places = np.empty_like(order)
@@ -93,14 +119,14 @@ def _compiled_lists(
     query_rows = places[queries][by_place]
 
     ones = np.ones(near.shape)
-    contexts_back = kernels.transposed(near, ones)
-    contexts = kernels.transposed_sparse(contexts_back)
+    rows_back = kernels.transposed(near, ones)
+    rows = kernels.transposed_sparse(rows_back)
     if k2 == 1:
         single = np.ones((len(near), 1))
-        middle, outer = kernels.transposed(near[:, :1].copy(), single), contexts_back
-        features = kernels.rows_of(contexts, query_rows)
+        middle, outer = kernels.transposed(near[:, :1].copy(), single), rows_back
+        features = kernels.rows_of(rows, query_rows)
     else:
-        middle = kernels.added(contexts, contexts_back)
+        middle = kernels.added(rows, rows_back)
         features, _ = kernels.spread(near, weights, middle)
         middle = kernels.added(features, kernels.transposed_sparse(features))
         if len(query_rows) == len(near):
@@ -147,55 +173,89 @@ def _best_columns(
 
 
 def _blockwise_lists(
-    near_pk: Tensor, weights_pk: Tensor, live_p: Tensor, queries_q: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
-    """For other devices: sparse features, and their products with dense blocks of queries."""
-    num_rows, k2 = weights_pk.shape
-    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
-        features = _matrix(near_pk, (near_pk >= 0).double())
-        if k2 > 1:
-            for _ in range(2):
-                features = _spread(near_pk, weights_pk, (features + features.T).coalesce())
-    rows, columns = features.indices()
-    values = features.values()
-    compressed = features.to_sparse_csr()
-    parts = []
-    for queries_b in torch.split(queries_q, max(1, _BLOCK_ELEMENTS // num_rows)):
-        place_p = torch.full_like(live_p, -1, dtype=torch.int64)
-        place_p[queries_b] = torch.arange(len(queries_b), device=queries_b.device)
-        chosen = place_p[rows] >= 0
-        dense_pb = values.new_zeros(num_rows, len(queries_b))
-        dense_pb[columns[chosen], place_p[rows[chosen]]] = values[chosen]
-        scores_bp = (compressed @ dense_pb).T.float()
-        parts.append(_best_columns(scores_bp, live_p, queries_b, width))
-    found, own = zip(*parts, strict=True)
-    return torch.cat(found), torch.cat(own)
+    contexts: Sequence[_Contexts], queries_q: Tensor, width: int
+) -> list[tuple[Tensor, Tensor]]:
+    """For other devices: products of sparse matrices with dense blocks of queries."""
+    found = []
+    for near, matrix in zip(contexts, _symmetric_matrices(contexts), strict=True):
+        parts = []
+        for queries_b in torch.split(queries_q, max(1, _BLOCK_ELEMENTS // len(near.live_p))):
+            scores_bp = _block_scores(near, matrix, queries_b).T.float()
+            parts.append(_best_columns(scores_bp, near.live_p, queries_b, width))
+        keys, own = zip(*parts, strict=True)
+        found.append((torch.cat(keys), torch.cat(own)))
+    return found
 
 
-def _matrix(columns_pk: Tensor, values_pk: Tensor) -> Tensor:
-    """Sparse (p, p) matrix with `values_pk` at `columns_pk`, where they are not 0."""
-    rows, entries = values_pk.nonzero(as_tuple=True)
-    places = torch.stack([rows, columns_pk[rows, entries]])
-    size = (len(values_pk), len(values_pk))
-    return torch.sparse_coo_tensor(places, values_pk[rows, entries], size).coalesce()
+def _block_scores(
+    near: _Contexts, matrix: tuple[PaddedMatrix, Tensor] | None, queries_b: Tensor
+) -> Tensor:
+    """Contextual similarities (p, b) of a block of queries.
+
+    `matrix` is B with the factors that give the rows of W B unit length, or None if k2 is 1.
+    """
+    if matrix is None:
+        ones_pk = (near.near_pk >= 0).double()
+        return _gathered(near.near_pk, ones_pk, _columns(near.near_pk, ones_pk, queries_b))
+    both, scales_p = matrix
+    near_pk = near.near_pk[:, : near.weights_pk.shape[1]]
+    features_pb = both.times(_columns(near_pk, near.weights_pk, queries_b)) * scales_p[queries_b]
+    return _gathered(near_pk, near.weights_pk, both.times(features_pb)) * scales_p[:, None]
 
 
-def _spread(near_pk: Tensor, weights_pk: Tensor, matrix: Tensor) -> Tensor:
-    """Rows sum_t weights[i, t] matrix[near[i, t]], scaled to unit length."""
-    num_rows = len(near_pk)
-    counts_p = torch.bincount(matrix.indices()[0], minlength=num_rows)
-    starts_p = counts_p.cumsum(0) - counts_p
-    rows, entries = weights_pk.nonzero(as_tuple=True)
-    sources = near_pk[rows, entries]
-    counts = counts_p[sources]
-    parent = torch.repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    taken = starts_p[sources][parent] + torch.arange(len(parent), device=rows.device)
-    taken -= first[parent]
-    places = torch.stack([rows[parent], matrix.indices()[1][taken]])
-    values = matrix.values()[taken] * weights_pk[rows, entries][parent]
-    total = torch.sparse_coo_tensor(places, values, (num_rows, num_rows)).coalesce()
-    squares_p = values.new_zeros(num_rows)
-    squares_p.index_add_(0, total.indices()[0], total.values().square())
-    scaled = total.values() / squares_p.sqrt()[total.indices()[0]]
-    return torch.sparse_coo_tensor(total.indices(), scaled, (num_rows, num_rows), is_coalesced=True)
+def _columns(near_pk: Tensor, values_pk: Tensor, rows_b: Tensor) -> Tensor:
+    """Transpose (p, b) of the chosen rows of the matrix with `values_pk` at `near_pk`."""
+    empty_bp = values_pk.new_zeros(len(rows_b), len(near_pk))
+    chosen = near_pk[rows_b].clamp_min(0), values_pk[rows_b]
+    return empty_bp.scatter_add(1, *chosen).T.contiguous()
+
+
+def _gathered(near_pk: Tensor, values_pk: Tensor, dense_pb: Tensor) -> Tensor:
+    """Product (p, b) of the matrix with `values_pk` at `near_pk` and a dense one."""
+    near_pk = near_pk.clamp_min(0)
+    return embedding_bag(near_pk, dense_pb, mode="sum", per_sample_weights=values_pk)
+
+
+def _symmetric_matrices(
+    contexts: Sequence[_Contexts],
+) -> Sequence[tuple[PaddedMatrix, Tensor] | None]:
+    """The second B of each pool, and the factors of the rows of W B; None where k2 is 1.
+
+    All sizes are read in one wait for the device, unless some rows are neighbours of very many.
+    """
+    k2 = contexts[0].weights_pk.shape[1]
+    if k2 == 1:
+        return [None] * len(contexts)
+
+    def spread(matrices: Sequence[PaddedMatrix]) -> list[Spread]:
+        """W (M + M^T) of each pool."""
+        return [
+            Spread(near.near_pk[:, :k2], near.weights_pk, matrix.plus_transpose())
+            for near, matrix in zip(contexts, matrices, strict=True)
+        ]
+
+    first = spread([_neighbor_matrix(near.near_pk) for near in contexts])
+    rooms = [_ROOM * k2 * near.near_pk.numel() for near in contexts]
+    while True:
+        features = [each.product(room).unit_rows() for each, room in zip(first, rooms, strict=True)]
+        second = spread(features)
+        counts = [each.size() for each in [*first, *second]]
+        counts += [each.matrix.starts[-1] for each in second]
+        needed, sizes, used = torch.stack(counts).view(3, -1).tolist()
+        if all(size <= room for size, room in zip(needed, rooms, strict=True)):
+            break
+        # Some rows are neighbours of very many.
+        rooms = needed
+    return [
+        (each.matrix.trimmed(num_entries), each.product(size).scales())
+        for each, size, num_entries in zip(second, sizes, used, strict=True)
+    ]
+
+
+def _neighbor_matrix(near_pk: Tensor) -> PaddedMatrix:
+    """The binary matrix of each row's neighbours."""
+    num_rows, k1 = near_pk.shape
+    rows_p1 = torch.arange(num_rows, device=near_pk.device)[:, None]
+    rows_pk = torch.where(near_pk >= 0, rows_p1, num_rows)
+    ones_e = torch.ones(num_rows * k1, dtype=torch.float64, device=near_pk.device)
+    return PaddedMatrix.summed(num_rows, rows_pk.flatten(), near_pk.flatten(), ones_e)

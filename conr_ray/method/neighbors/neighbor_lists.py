@@ -3,7 +3,8 @@
 Shapes: a and b rows, d width, s entries of a list.
 
 On a CPU, compiled loops read each block of similarities once for both sides. On other devices,
-torch operations do the same, one side at a time.
+torch operations do the same, one side at a time, and wait for the device at most once: rows for
+which rough products do not decide are doubts, whose number is read when all blocks are through.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _DEVICE_BLOCK = (1024, 65536)
 _EXACT_ROWS = 1024
 # Candidates beyond the list's width that the torch search scores exactly.
 _SLACK = 8
+# Pairs that other devices score exactly at a time; each takes some 40 bytes.
+_EXACT_PAIRS = 2**24
 
 
 @dataclass(frozen=True)
@@ -115,19 +118,37 @@ class _Block:
     """Some rows of a side, prepared for comparison."""
 
     rows: RoughRows
-    numbers_a: Tensor
-    lists: NeighborLists | None
+    side: Side
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Rows whose lists may lack rows that were offered: rough products could not tell.
+
+    Attributes:
+        unsure_a: which of the takers.
+        takers: with their lists.
+        offered: rows that must be scored exactly for those takers.
+    """
+
+    unsure_a: Tensor
+    takers: Side
+    offered: Side
 
 
 def compare(left: Side, right: Side) -> None:
     """Offer all rows of each side to the lists of the other; no row is offered to itself."""
-    compare_all([left], [right])
+    settle(compare_all([left], [right]))
 
 
-def compare_all(lefts: Sequence[Side], rights: Sequence[Side]) -> None:
-    """`compare` each left side with its right side; all right sides have the same rows."""
+def compare_all(lefts: Sequence[Side], rights: Sequence[Side]) -> list[Doubt]:
+    """`compare` each left side with its right side, up to doubts that the caller must settle.
+
+    All right sides have the same rows.
+    """
     device = rights[0].rows_ad.device
     left_size, right_size = _block_sizes(device)
+    doubts: list[Doubt] = []
     with full_precision(device):
         room = room_for(left_size * right_size, device)
         left_blocks = [[_block(left[p]) for p in _parts(left, left_size)] for left in lefts]
@@ -135,23 +156,53 @@ def compare_all(lefts: Sequence[Side], rights: Sequence[Side]) -> None:
             rows = RoughRows.of(rights[0].rows_ad[part])
             for blocks, right in zip(left_blocks, rights, strict=True):
                 for block in blocks:
-                    _compare_blocks(block, _block(right[part], rows), room)
+                    doubts += _compare_blocks(block, _Block(rows, right[part]), room)
+    return doubts
 
 
-def compare_within(side: Side) -> None:
-    """Offer all rows of a side to one another; each block of similarities is computed once."""
+def compare_within(side: Side) -> list[Doubt]:
+    """Offer all rows of a side to one another, up to doubts that the caller must settle.
+
+    On a CPU, each block of similarities is computed once, and there are no doubts.
+    """
     device = side.rows_ad.device
     if not compiled.serves(device):
-        compare(side, Side(side.rows_ad, side.numbers_a))
-        return
+        return compare_all([side], [replace(side, lists=None)])
     size = _CPU_BLOCK[1]
     with full_precision(device):
         room = room_for(size * size, device)
         blocks = [_block(side[part]) for part in _parts(side, size)]
         for place, left in enumerate(blocks):
-            _compare_blocks(left, replace(left, lists=None), room)
+            _compare_blocks(left, replace(left, side=replace(left.side, lists=None)), room)
             for right in blocks[place + 1 :]:
                 _compare_blocks(left, right, room)
+    return []
+
+
+def settle(doubts: Sequence[Doubt], *others: Tensor) -> list[int]:
+    """Complete the lists of all doubts, and read `others`, counts (), in the same wait."""
+    counts = [*(doubt.unsure_a.sum() for doubt in doubts), *others]
+    numbers = torch.stack(counts).tolist() if counts else []
+    for doubt, number in zip(doubts, numbers, strict=False):
+        if number:
+            _offer_exactly(doubt.takers, first_marked(doubt.unsure_a, number), doubt.offered)
+    return numbers[len(doubts) :]
+
+
+def offer(takers: Side, offered: Side) -> None:
+    """Offer rows to the lists of few others, without waiting for the device."""
+    if compiled.serves(takers.rows_ad.device):
+        compare(takers, replace(offered, lists=None))
+        return
+    every_a = torch.arange(len(takers.numbers_a), device=takers.numbers_a.device)
+    for part in _parts(offered, _DEVICE_BLOCK[1]):
+        _offer_exactly(takers, every_a, offered[part])
+
+
+def first_marked(marked_a: Tensor, number: int) -> Tensor:
+    """The first `number` places that are true, of as many or more, without a wait."""
+    places_a = torch.arange(len(marked_a), device=marked_a.device)
+    return torch.where(marked_a, places_a, len(marked_a)).sort().values[:number]
 
 
 def _parts(side: Side, size: int) -> Iterator[slice]:
@@ -159,8 +210,8 @@ def _parts(side: Side, size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _block(side: Side, rows: RoughRows | None = None) -> _Block:
-    return _Block(rows or RoughRows.of(side.rows_ad), side.numbers_a, side.lists)
+def _block(side: Side) -> _Block:
+    return _Block(RoughRows.of(side.rows_ad), side)
 
 
 def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> NeighborLists:
@@ -180,7 +231,7 @@ def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> Ne
         return lists
     numbers_n = torch.arange(num_rows, device=device)
     if local is None:
-        compare_within(Side(unit_nd, numbers_n, lists))
+        settle(compare_within(Side(unit_nd, numbers_n, lists)))
         return lists
     part = lists[local]
     compare(Side(unit_nd[local], numbers_n[local], part), Side(unit_nd, numbers_n))
@@ -192,84 +243,89 @@ def _block_sizes(device: torch.device) -> tuple[int, int]:
     return _CPU_BLOCK if compiled.serves(device) else _DEVICE_BLOCK
 
 
-def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> None:
+def _compare_blocks(left: _Block, right: _Block, room: Tensor) -> list[Doubt]:
     """Offer the rows of each block to the lists of the other."""
-    shape, on_host = (len(left.numbers_a), len(right.numbers_a)), compiled.serves(room.device)
-    if not on_host and max(shape) <= _EXACT_ROWS:
-        exact_ab = (left.rows.exact_ad.double() @ right.rows.exact_ad.double().T).float()
-        if left.lists is not None:
-            _offer_all(exact_ab, left, right, left.lists)
-        if right.lists is not None:
-            _offer_all(exact_ab.T, right, left, right.lists)
-        return
+    on_host = compiled.serves(room.device)
+    sides = [(left.side, right.side), (right.side, left.side)]
+    if not on_host and max(len(left.side.numbers_a), len(right.side.numbers_a)) <= _EXACT_ROWS:
+        for takers, offered in sides:
+            every_a = torch.arange(len(takers.numbers_a), device=room.device)
+            _offer_exactly(takers, every_a, offered)
+        return []
     rough_ab, margin = rough_products(left.rows, right.rows, room)
     if not on_host:
         rough_ab = rough_ab.float()
-        if left.lists is not None:
-            _offer_columns(rough_ab, left, right, left.lists, margin)
-        if right.lists is not None:
-            _offer_columns(rough_ab.T, right, left, right.lists, margin)
-        return
+        doubts = [
+            _offer_columns(rough, *both, margin)
+            for rough, both in zip((rough_ab, rough_ab.T), sides, strict=True)
+        ]
+        return [doubt for doubt in doubts if doubt is not None]
     # The loops compare bits, since numpy has no bfloat16.
     bits_ab = rough_ab.view(torch.int16 if rough_ab.dtype == torch.bfloat16 else torch.int32)
-    sides = left.rows.exact_ad, right.rows.exact_ad, left.numbers_a, right.numbers_a
-    arrays = [x.numpy() for x in (bits_ab, *sides)]
+    numbers = left.side.numbers_a, right.side.numbers_a
+    arrays = [x.numpy() for x in (bits_ab, left.rows.exact_ad, right.rows.exact_ad, *numbers)]
     for lists, loop in (
-        (left.lists, search_kernels.offer_columns),
-        (right.lists, search_kernels.offer_rows),
+        (left.side.lists, search_kernels.offer_columns),
+        (right.side.lists, search_kernels.offer_rows),
     ):
         if lists is not None and lists.keys_as.shape[1]:
             keys, floors = lists.keys_as.numpy(), lists.floors_a.numpy()
             compiled.over_threads(loop, len(keys), *arrays, keys, floors, np.float32(margin))
+    return []
 
 
-def _offer_all(exact_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists) -> None:
-    """Offer one side to the lists of the other by the exact similarities of all pairs."""
-    if not lists.keys_as.shape[1]:
-        return
-    keys_ab = rank_keys(exact_ab, offered.numbers_a)
-    refused_ab = _not_offered(takers, offered) | (keys_ab < lists.floors_a[:, None])
-    lists.keys_as.copy_(best_of(lists.keys_as, keys_ab.masked_fill(refused_ab, EMPTY)))
-
-
-def _not_offered(takers: _Block, offered: _Block) -> Tensor:
-    """Pairs (a, b) of a row with itself, or with a row that takes no part."""
-    same_ab = takers.numbers_a[:, None] == offered.numbers_a
-    return same_ab | (offered.numbers_a < 0) | (takers.numbers_a < 0)[:, None]
-
-
-def _offer_columns(
-    rough_ab: Tensor, takers: _Block, offered: _Block, lists: NeighborLists, margin: float
-) -> None:
+def _offer_columns(rough_ab: Tensor, takers: Side, offered: Side, margin: float) -> Doubt | None:
     """Offer one side to the lists of the other: rough products propose, exact ones decide."""
-    width = lists.keys_as.shape[1]
-    if not width:
+    lists = takers.lists
+    if lists is None or not lists.keys_as.shape[1]:
+        return None
+    num_candidates = min(rough_ab.shape[1], lists.keys_as.shape[1] + _SLACK)
+    refused_ab = _not_offered(takers.numbers_a, offered.numbers_a)
+    rough_as, columns_as = rough_ab.masked_fill(refused_ab, -torch.inf).topk(num_candidates)
+    exact_as = dot(takers.rows_ad[:, None], offered.rows_ad[columns_as])
+    keys_as = rank_keys(exact_as, offered.numbers_a[columns_as])
+    refused_as = (rough_as == -torch.inf) | (keys_as < lists.floors_a[:, None])
+    lists.keys_as.copy_(best_of(lists.keys_as, keys_as.masked_fill(refused_as, EMPTY)))
+    if num_candidates == rough_ab.shape[1]:
+        return None
+    # A row that was not proposed may belong to the list: mostly ties, or a tight cluster.
+    lowest_a = similarities_of(torch.maximum(lists.keys_as[:, -1], lists.floors_a))
+    last_a = rough_as[:, -1]
+    unsure_a = (lowest_a <= last_a + margin) & (last_a > -torch.inf)
+    return Doubt(unsure_a, takers, offered)
+
+
+def _offer_exactly(takers: Side, rows_r: Tensor, offered: Side) -> None:
+    """Offer one side to the lists of some rows of the other by the similarities of all pairs."""
+    lists = takers.lists
+    if lists is None or not lists.keys_as.shape[1]:
         return
-    rough_ab = rough_ab.masked_fill(_not_offered(takers, offered), -torch.inf)
-    num_candidates = min(rough_ab.shape[1], width + _SLACK)
-    rough_as, columns_as = rough_ab.topk(num_candidates)
+    offered_bd = offered.rows_ad.double()
+    num_found = min(lists.keys_as.shape[1], len(offered_bd))
+    for rows in torch.split(rows_r, max(1, _EXACT_PAIRS // max(1, len(offered_bd)))):
+        exact_rb = (takers.rows_ad[rows].double() @ offered_bd.T).float()
+        keys_rb = rank_keys(exact_rb, offered.numbers_a)
+        refused_rb = _not_offered(takers.numbers_a[rows], offered.numbers_a)
+        refused_rb |= keys_rb < lists.floors_a[rows, None]
+        found_rs = keys_rb.masked_fill_(refused_rb, EMPTY).topk(num_found).values
+        lists.keys_as[rows] = best_different(lists.keys_as[rows], found_rs)
 
-    def exact_keys(rows_a: Tensor, columns_as: Tensor, rough_as: Tensor) -> Tensor:
-        exact_as = dot(takers.rows.exact_ad[rows_a, None], offered.rows.exact_ad[columns_as])
-        keys_as = rank_keys(exact_as, offered.numbers_a[columns_as])
-        refused_as = (rough_as == -torch.inf) | (keys_as < lists.floors_a[rows_a, None])
-        return keys_as.masked_fill(refused_as, EMPTY)
 
-    every_a = torch.arange(len(rough_ab), device=rough_ab.device)
-    merged_as = best_of(lists.keys_as, exact_keys(every_a, columns_as, rough_as))
-    if num_candidates < rough_ab.shape[1]:
-        # If a row that was not proposed may belong to the list (mostly ties), score all rows.
-        lowest_a = torch.maximum(merged_as[:, -1], lists.floors_a)
-        last_a = rough_as[:, -1]
-        unsure_a = (similarities_of(lowest_a) <= last_a + margin) & (last_a > -torch.inf)
-        columns_1b = torch.arange(rough_ab.shape[1], device=rough_ab.device)[None]
-        for row_1 in unsure_a.nonzero():
-            keys_1b = exact_keys(row_1, columns_1b, rough_ab[row_1])
-            merged_as[row_1] = best_of(lists.keys_as[row_1], keys_1b)
-    lists.keys_as.copy_(merged_as)
+def _not_offered(takers_a: Tensor, offered_b: Tensor) -> Tensor:
+    """Pairs (a, b) of a row with itself, or with a row that takes no part, by their numbers."""
+    same_ab = takers_a[:, None] == offered_b
+    return same_ab | (offered_b < 0) | (takers_a < 0)[:, None]
 
 
 def best_of(left_as: Tensor, right_at: Tensor) -> Tensor:
     """The best keys of two lists of each row, as many as the left ones hold."""
     both = torch.cat([left_as, right_at], 1).sort(dim=1, descending=True).values
     return both[:, : left_as.shape[1]]
+
+
+def best_different(left_as: Tensor, right_at: Tensor) -> Tensor:
+    """`best_of` lists that may have keys in common; no list holds one twice."""
+    both = torch.cat([left_as, right_at], 1).sort(dim=1, descending=True).values
+    again = both[:, 1:] == both[:, :-1]
+    both[:, 1:] = both[:, 1:].masked_fill(again, EMPTY)
+    return both.sort(dim=1, descending=True).values[:, : left_as.shape[1]]

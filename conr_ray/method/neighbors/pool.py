@@ -6,7 +6,7 @@ Shapes: n rows of the global batch, b of this worker, m slots of the bank, d wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from conr_ray.method.neighbors.neighbor_lists import (
     best_of,
     compare_all,
     compare_within,
+    settle,
 )
-from conr_ray.method.neighbors.rank_keys import EMPTY
 from conr_ray.method.neighbors.shard import Shard
 
 
@@ -90,27 +90,35 @@ class Search:
         return Side(shard.rows_ld, self.numbers_m[shard.slots].contiguous(), lists)
 
 
-def run_searches(searches: Sequence[Search], shard: Shard) -> None:
-    """Compare the keys of each search with the bank's rows and with one another."""
+def run_searches(searches: Sequence[Search], shard: Shard, *counts: Tensor) -> list[int]:
+    """Compare the keys of each search with the bank's rows and with one another.
+
+    Returns:
+        `counts`, (), read in the one wait for the device that the searches may need.
+    """
+    doubts, in_batch = [], []
     for search in searches:
-        if search.lists_n.keys_as.shape[1]:
-            compare_within(search.batch)
-    if not shard.size:
-        return
-    in_batch = [search.lists_n.keys_as.clone() for search in searches]
-    for search in searches:
-        # From the bank, only rows better than those of the batch matter.
-        search.lists_n.raise_floors()
-        search.lists_n.keys_as.fill_(EMPTY)
-    rights = [search.bank(shard) for search in searches]
-    compare_all([search.batch for search in searches], rights)
-    if shard.num_shards > 1:
+        num_rows, width = search.lists_n.keys_as.shape
+        lists = NeighborLists.empty(num_rows, width, search.keys_nd.device)
+        in_batch.append(lists)
+        if width:
+            doubts += compare_within(replace(search.batch, lists=lists))
+    rights = [search.bank(shard) for search in searches] if shard.size else []
+    if shard.size:
+        for search, lists in zip(searches, in_batch, strict=True):
+            # From the bank, only rows better than those of the batch matter.
+            lists.raise_floors()
+            search.lists_n.floors_a.copy_(lists.floors_a)
+        doubts += compare_all([search.batch for search in searches], rights)
+    read = settle(doubts, *counts)
+    if shard.size and shard.num_shards > 1:
         for search, right in zip(searches, rights, strict=True):
             assert right.lists is not None
             search.lists_m.keys_as[shard.slots] = right.lists.keys_as
         _exchange(searches, shard)
-    for search, keys_ns in zip(searches, in_batch, strict=True):
-        search.lists_n.keys_as.copy_(best_of(search.lists_n.keys_as, keys_ns))
+    for search, lists in zip(searches, in_batch, strict=True):
+        search.lists_n.keys_as.copy_(best_of(search.lists_n.keys_as, lists.keys_as))
+    return read
 
 
 def _exchange(searches: Sequence[Search], shard: Shard) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from conr_ray.method import compiled
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.neighbors import search_kernels
-from conr_ray.method.neighbors.contexts import contextual_lists
+from conr_ray.method.neighbors.contexts import Pool, contextual_lists
 from conr_ray.method.neighbors.neighbor_lists import nearest_lists
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of
 
@@ -60,14 +60,9 @@ def contextual_neighbors(
     lists = nearest_lists(unit_nd, k1 - 1, None if num_rows is None else local)
     rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
     live_n = torch.ones(len(unit_nd), dtype=torch.bool, device=unit_nd.device)
-    keys_bk, own_b = contextual_lists(
-        lists.keys_as,
-        _own_products(unit_nd),
-        live_n,
-        rows_b,
-        k2=k2,
-        width=k - 1,
-        order_p=_similar_together(unit_nd),
+    pool = Pool(lists.keys_as, _own_products(unit_nd), live_n)
+    ((keys_bk, own_b),) = contextual_lists(
+        [pool], rows_b, k2=k2, width=k - 1, order_p=_similar_together(unit_nd)
     )
     return _with_self(keys_bk, own_b, rows_b)
 

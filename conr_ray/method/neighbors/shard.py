@@ -40,7 +40,9 @@ class Shard:
         self.num_shards, self._first = (world_size(), rank()) if sharded else (1, 0)
         self.slots = slice(self._first, None, self.num_shards)
         num_local = len(range(self._first, size, self.num_shards))
-        self.rows_ld = torch.zeros(num_local, width, dtype=dtype, device=device)
+        # The last row takes what belongs to other shards.
+        self._room = torch.zeros(num_local + 1, width, dtype=dtype, device=device)
+        self.rows_ld = self._room[:num_local]
 
     def holds(self, slots: Tensor) -> Tensor:
         """Which slots belong to this shard, bool."""
@@ -48,16 +50,18 @@ class Shard:
 
     def put(self, slots_r: Tensor, rows_rd: Tensor) -> None:
         """Store the rows whose slots belong to this shard."""
-        mine_r = self.holds(slots_r)
-        kept_rd = rows_rd[mine_r].to(self.rows_ld.dtype)
-        self.rows_ld[slots_r[mine_r] // self.num_shards] = kept_rd
+        self._room[self._places(slots_r)] = rows_rd.to(self._room.dtype)
 
     def take(self, slots_r: Tensor) -> Tensor:
         """Rows of any shards, (r, d) float32, on all workers."""
-        rows_rd = self.rows_ld.new_zeros((len(slots_r), self.rows_ld.shape[1])).float()
-        mine_r = self.holds(slots_r)
-        rows_rd[mine_r] = self.rows_ld[slots_r[mine_r] // self.num_shards].float()
+        rows_rd = self._room[self._places(slots_r)].float()
+        rows_rd = rows_rd.masked_fill(~self.holds(slots_r)[:, None], 0.0)
         return all_reduce_sum(rows_rd) if self.num_shards > 1 else rows_rd
+
+    def _places(self, slots_r: Tensor) -> Tensor:
+        """Row of each slot in this shard; of those in other shards, the spare one."""
+        places_r = slots_r // self.num_shards
+        return torch.where(self.holds(slots_r), places_r, len(self.rows_ld))
 
     def entries_of(
         self, keys_ms: Tensor, numbers_n: Tensor, batch_size: int
@@ -106,6 +110,8 @@ def masked_sums(rows_xd: Tensor, indices_nk: Tensor, chosen_nk: Tensor) -> Tenso
         return torch.zeros(len(indices_nk), rows_xd.shape[1], device=rows_xd.device)
     indices_nk = indices_nk.masked_fill(~chosen_nk, 0)
     if rows_xd.dtype != torch.float32:
-        used, places = torch.unique(indices_nk, return_inverse=True)
-        rows_xd, indices_nk = rows_xd[used].float(), places
+        if indices_nk.numel() < len(rows_xd):
+            rows_xd = rows_xd[indices_nk.flatten()]
+            indices_nk = torch.arange(len(rows_xd), device=rows_xd.device).view_as(indices_nk)
+        rows_xd = rows_xd.float()
     return embedding_bag(indices_nk, rows_xd, mode="sum", per_sample_weights=chosen_nk.float())
