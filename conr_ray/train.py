@@ -93,13 +93,17 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         if args.local:
             from conr_ray.scaling.worker import run_here
 
-            run_here(config, directory, resources, wandb, progress, trunks)
+            run_here(config, directory, resources, wandb, progress, trunks, profiled=args.profile)
         else:
             from conr_ray.scaling.train_job import run_on_workers
 
-            for row in run_on_workers(config, directory, resources, wandb, trunks):
+            for row in run_on_workers(
+                config, directory, resources, wandb, trunks, profiled=args.profile
+            ):
                 progress.epoch(row)
     _print_result(directory, console)
+    if args.profile:
+        _print_profile(directory, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of trunks, such as a search's, or s3://...: start from the instance stage "
         "stored there; if there is none yet, train and store it",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time the phases of each step and trace a few: a table here, and the files in the "
+        "run's folder profile",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -183,6 +193,33 @@ def _print_result(directory: RunDirectory, console: Console) -> None:
     names = (*AGREEMENT_WITH_LABELS, "silhouette")
     figures = "  ".join(f"{n.upper()} {last[n]:.4f}" for n in names if last.get(n) is not None)
     console.print(f"{figures}\nassignments: {directory.uri}/assignments.parquet", soft_wrap=True)
+
+
+def _print_profile(directory: RunDirectory, console: Console) -> None:
+    """A row for each phase: milliseconds a step and share of the time, by stage."""
+    from rich.table import Table
+
+    from conr_ray.engine.profile import PHASES, read_profile
+
+    profile = read_profile(directory)
+    if not profile:
+        console.print("profile: none, since no epoch was trained")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("ms a step")
+    for stage in profile:
+        table.add_column(f"{stage} stage", justify="right")
+        table.add_column("share", justify="right")
+    phases = dict.fromkeys(name for times in profile.values() for name in times.seconds)
+    for name in [*sorted(phases, key=PHASES.index), "all"]:
+        cells = []
+        for times in profile.values():
+            whole = sum(times.seconds.values())
+            seconds = whole if name == "all" else times.seconds.get(name, 0.0)
+            cells += [f"{1e3 * seconds / times.steps:.2f}", f"{seconds / whole:.1%}"]
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(f"profile: {directory.uri}/profile", soft_wrap=True)
 
 
 if __name__ == "__main__":

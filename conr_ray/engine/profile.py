@@ -22,6 +22,11 @@ from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.method.phases import Clock
 
+# In the order of a step; gradients are exchanged in `backward`, all else in `communication`.
+PHASES = (
+    *("views", "online", "target", "loss", "neighbours", "communication", "backward", "optimiser"),
+    *("evaluation", "checkpoint", "other"),
+)
 _FILE = "profile/phases.json"
 # Steps of a stage that are traced; those before them compile and warm up.
 _TRACED = range(3, 6)

@@ -36,6 +36,7 @@ def run_on_workers(
     span: Span = WHOLE,
     *,
     max_failures: int = 3,
+    profiled: bool = False,
 ) -> Iterator[MetricRow]:
     """Train on workers of the cluster; yield each epoch's metrics soon after it has ended.
 
@@ -50,6 +51,7 @@ def run_on_workers(
         trunks: if given, the run starts from its trunk.
         span: the epochs to train, if not all.
         max_failures: restarts of all workers after dead processes or nodes.
+        profiled: add a profile of the first worker to the run's directory.
 
     Raises:
         UserError, RunFailed: raised by the loop, or Ray gave up on the run.
@@ -67,6 +69,7 @@ def run_on_workers(
         "wandb": wandb,
         "trunks": trunks,
         "span": span,
+        "profiled": profiled,
     }
     train = _on_one_worker if resources.workers == 1 else _on_several_workers
     errors: list[BaseException] = []

@@ -11,6 +11,7 @@ from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
+from conr_ray.engine.profile import Profile
 from conr_ray.engine.run import tell_again
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
@@ -31,10 +32,13 @@ def run_here(
     observer: Observer,
     trunks: TrunkStore | None = None,
     span: Span = WHOLE,
+    *,
+    profiled: bool = False,
 ) -> None:
     """Train in this process as the only worker; `observer` is called after W&B.
 
-    With `trunks`, the run starts from its trunk; `span` selects the epochs to train.
+    With `trunks`, the run starts from its trunk; `span` selects the epochs to train; `profiled`
+    adds a profile to its directory.
 
     Raises:
         UserError, RunFailed: as the loop raises them.
@@ -45,6 +49,8 @@ def run_here(
     # Opened first: once started, a W&B run is ended only by the loop.
     images = open_data(config.data)
     observers = Observers([open_wandb(wandb, config), observer])
+    if profiled:
+        observers = Observers([observers, Profile(directory, device)])
     train_from_trunk(config, images, directory, observers, device, trunks, span)
 
 
@@ -60,9 +66,11 @@ def work(job: dict[str, Any], device: torch.device) -> None:
     images = _open_everywhere(config, directory, device)
     if images is None:
         return
-    tracking = open_wandb(job["wandb"], config) if rank() == 0 else Observer()
+    observer = open_wandb(job["wandb"], config) if rank() == 0 else Observer()
+    if job["profiled"] and rank() == 0:
+        observer = Observers([observer, Profile(directory, device)])
     with contextlib.suppress(UserError, RunFailed):
-        train_from_trunk(config, images, directory, tracking, device, job["trunks"], job["span"])
+        train_from_trunk(config, images, directory, observer, device, job["trunks"], job["span"])
 
 
 def _open_everywhere(
