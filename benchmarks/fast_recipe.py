@@ -49,7 +49,7 @@ def base(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each run changes in `base`, by its name: settings of BYOL without a group stage first."""
+    """What each run changes in `base`, by its name; settings without a group stage first."""
     epochs, side = args.epochs, args.side
     start = "schedule.group_start"
     # Half of the epochs at a quarter of the pixels: 1.6 times as many cost the same.
