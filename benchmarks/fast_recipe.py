@@ -49,31 +49,34 @@ def base(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each run changes in `base`, by its name."""
+    """What each run changes in `base`, by its name; settings without a group stage first."""
     epochs, side = args.epochs, args.side
     start = "schedule.group_start"
     # Half of the epochs at a quarter of the pixels: 1.6 times as many cost the same.
     longer = round(epochs / (0.5 + 0.5 / 4))
     smaller_views = {
         "schedule.epochs": longer,
-        start: longer // 2,
         "evaluation.every": longer,
         "views.sizes": [[0, side // 2], [longer // 2, side]],
     }
-    wide = {"neighborhood.k1": 20, "neighborhood.k2": 4, "neighborhood.k": 20}
-    return {
-        "base": {},
-        "BYOL alone": {start: "never"},
-        "momentum 0.97": {"byol.momentum": 0.97},
+    instance: dict[str, dict[str, Any]] = {
+        "BYOL": {},
         "momentum 0.996": {"byol.momentum": 0.996},
+        "momentum 0.97": {"byol.momentum": 0.97},
         "lr x 2": {"optim.lr": 0.2},
-        "lr x 4": {"optim.lr": 0.4},
-        "batch x 2": {"optim.batch_size": 2 * args.batch},
         "small views first": smaller_views,
+        "batch x 2": {"optim.batch_size": 2 * args.batch},
+        "lr x 4": {"optim.lr": 0.4},
+    }
+    wide = {"neighborhood.k1": 20, "neighborhood.k2": 4, "neighborhood.k": 20}
+    bank = {"bank.size": args.images // 2}
+    return {
+        **{name: {start: "never", **changes} for name, changes in instance.items()},
+        "group stage from 1/2": {},
         "group stage from 1/4": {start: epochs // 4},
         "group stage from 3/4": {start: 3 * epochs // 4},
-        "bank of half the images": {"bank.size": args.images // 2},
-        "bank, k = 20": {"bank.size": args.images // 2, **wide},
+        "from 1/2, bank of half the images": bank,
+        "from 1/2, bank, k = 20": {**bank, **wide},
     }
 
 

@@ -15,7 +15,8 @@ from conr_ray.errors import UserError
 from conr_ray.method.schedules import kept_fraction
 
 PAPER = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet_dogs"}
-NAMES = [*sorted(PAPER), "cifar100", "cifar10_released", "digits", "fashion_mnist"]
+OTHER_RUNS = ["cifar10_fast", "cifar10_released"]
+NAMES = [*sorted(PAPER), "cifar100", *OTHER_RUNS, "digits", "fashion_mnist"]
 
 # What the paper's runs have in common.
 RECIPE: dict[str, Any] = {
@@ -114,6 +115,21 @@ def test_a_preset_is_a_whole_run_that_its_source_accepts(name: str) -> None:
 def test_a_benchmark_of_the_paper_follows_its_recipe(name: str) -> None:
     config, wanted = load_preset(name), {**RECIPE, **OWN[name]}
     assert {field: get_field(config, field) for field in wanted} == wanted
+
+
+def test_the_fast_run_is_one_of_the_paper_with_other_lengths_and_rates() -> None:
+    paper, fast = load_preset("cifar10"), load_preset("cifar10_fast")
+    assert {line.partition(":")[0] for line in differences(paper, fast)} == {
+        "byol.group_stage_predictor_lr_factor",
+        "byol.momentum",
+        "checkpoint.every",
+        "optim.group_stage_lr_factor",
+        "optim.precision",
+        "schedule.epochs",
+        "schedule.group_start",
+        "schedule.relax_epochs",
+        "schedule.warmup_epochs",
+    }
 
 
 def test_the_released_run_differs_from_the_paper_in_these_fields() -> None:

@@ -19,6 +19,7 @@ from conr_ray.search.space import SearchSpace
 PUBLISHED = {
     "cifar10": (60_000, 10),
     "cifar100": (60_000, 100),
+    "cifar10_fast": (60_000, 10),
     "cifar10_released": (60_000, 10),
     "cifar20": (60_000, 20),
     "digits": (1_797, 10),
