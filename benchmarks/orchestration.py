@@ -1,9 +1,13 @@
-"""What a search costs beyond its training: against a plain Optuna loop in one process.
+"""What runs and searches cost beyond their training: on Ray, against the same in one process.
 
-    python benchmarks/orchestration.py --trials 4 --epochs 40
+    python benchmarks/orchestration.py search --trials 4 --epochs 40
+    python benchmarks/orchestration.py run --rounds 5
 
-The same points are trained by both, one trial at a time, without trunks. Overhead is wall time
-beyond the epochs' own, as a share of these; Ray's start is in it, and printed apart.
+A search is held against a plain Optuna loop. The same points are trained by both, one trial at a
+time, without trunks. Overhead is wall time beyond the epochs' own, as a share of these; Ray's start
+is in it, and printed apart.
+
+A run of one worker is held against `--local`, each from shell to prompt, in turn.
 """
 
 from __future__ import annotations
@@ -11,8 +15,13 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +43,16 @@ from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 
+@dataclass(frozen=True)
+class RunTimes:
+    """Seconds from shell to prompt, of the epochs, before the first and after the last of them."""
+
+    total_s: float
+    training_s: float
+    before_s: float
+    after_s: float
+
+
 def plain_loop(space: SearchSpace, folder: Path, num_trials: int) -> tuple[float, float]:
     """Wall time and the epochs' own of an ask-and-tell loop around `train`."""
     started, training_s = time.perf_counter(), 0.0
@@ -49,12 +68,8 @@ def plain_loop(space: SearchSpace, folder: Path, num_trials: int) -> tuple[float
     return time.perf_counter() - started, training_s
 
 
-def main() -> None:
-    """Parse, run both, print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=40, help="of a trial; 30 s or so are meant")
-    args = parser.parse_args()
+def measure_search(args: argparse.Namespace) -> None:
+    """Run the search and the loop, print the figures."""
     tree = {
         "preset": "digits",
         "metric": "nmi",
@@ -113,6 +128,73 @@ def trial_starts(directory: SearchDirectory) -> list[str]:
         begun = (following / "config.yaml").stat().st_mtime
         found.append(f"{begun - ended:.2f} s")
     return found
+
+
+def command_times(folder: Path, *arguments: str) -> RunTimes:
+    """Train a small run by the command, and take the time of what it prints."""
+    epochs = 6
+    settings = {"schedule.epochs": epochs, "schedule.group_start": 3, "data.limit": 256}
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *words, *arguments]
+    started, seen = time.perf_counter(), {}
+    with subprocess.Popen(
+        [*command, "--storage", str(folder), "--name", "run"],
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), **os.environ},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch "):
+                seen[int(line.split()[1].partition("/")[0])] = time.perf_counter()
+    ended = time.perf_counter()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} has ended with status {process.returncode}")
+    rows = RunDirectory(folder / "run").metric_rows()
+    first_s, training_s = (float(row["train_time_s"] or 0) for row in (rows[0], rows[-1]))
+    before_s = seen[1] - started - first_s
+    return RunTimes(ended - started, training_s, before_s, ended - seen[epochs])
+
+
+def measure_run(args: argparse.Namespace) -> None:
+    """Train on Ray and in the command's own process by turns, print a table of medians."""
+    ways = {"--local": ["--local"], "on Ray, one worker": []}
+    found: dict[str, list[RunTimes]] = {way: [] for way in ways}
+    # What is read from the disk or compiled for the first time does not count.
+    with tempfile.TemporaryDirectory() as root:
+        command_times(Path(root), "--local")
+    for _ in range(args.rounds):
+        for way, arguments in ways.items():
+            with tempfile.TemporaryDirectory() as root:
+                found[way].append(command_times(Path(root), *arguments))
+    print(
+        f"{'medians, s':20}{'total':>9}{'epochs':>9}{'before':>9}{'after':>9}{'beyond epochs':>15}"
+    )
+    for way, rounds in found.items():
+        columns = [*zip(*map(astuple, rounds), strict=True)]
+        columns.append(tuple(times.total_s - times.training_s for times in rounds))
+        figures = [statistics.median(column) for column in columns]
+        print(f"{way:20}" + "".join(f"{f:9.2f}" for f in figures[:-1]) + f"{figures[-1]:15.2f}")
+    beyond = [[times.total_s - times.training_s for times in found[way]] for way in ways]
+    more = [on_ray - local for local, on_ray in zip(*beyond, strict=True)]
+    each = ", ".join(f"{seconds:.1f}" for seconds in sorted(more))
+    print(f"on Ray, beyond the epochs: {statistics.median(more):.1f} s more (rounds: {each})")
+
+
+def main() -> None:
+    """Parse, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_subparsers(required=True)
+    search = what.add_parser("search", help="against a plain Optuna loop")
+    search.add_argument("--trials", type=int, default=4)
+    search.add_argument("--epochs", type=int, default=40, help="of a trial; 30 s or so are meant")
+    search.set_defaults(measure=measure_search)
+    run = what.add_parser("run", help="against --local")
+    run.add_argument("--rounds", type=int, default=5)
+    run.set_defaults(measure=measure_run)
+    args = parser.parse_args()
+    args.measure(args)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class RunFailed(RuntimeError):
     """A run that started but cannot continue; commands exit with status 1."""
 
 
+class OutOfMemory(RunFailed):
+    """A worker has no memory left, while the run's other workers may still wait for it."""
+
+
 def last_line(error: object) -> str:
     """The last line of an error's text, which in a chain of tracebacks names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

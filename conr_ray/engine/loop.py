@@ -13,6 +13,7 @@ from torch import nn
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
+from conr_ray.engine.memory import is_out_of_memory, out_of_memory
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run import Run
@@ -20,7 +21,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.step_figures import StepFigures
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.phases import phase
@@ -49,29 +50,33 @@ def train(
 
     Raises:
         UserError: config, samples and checkpoint do not fit together.
-        RunFailed: the loss is not finite.
+        RunFailed: the loss is not finite; OutOfMemory, which one worker alone may raise.
     """
     error: BaseException | None = None
+    run = None
     try:
-        return _train(config, data, directory, observer, device, span)
+        run = Run(config, data, directory, device, span)
+        return _train(run, observer)
     except BaseException as raised:
         error = raised
-        if isinstance(raised, UserError | RunFailed) and rank() == 0:
-            directory.record_failure(raised)
+        if is_out_of_memory(raised):
+            moment = "while the run is made" if run is None else run.moment
+            error = out_of_memory(raised, config, data, device, moment)
+            record_failure(directory, error)
+            raise error from raised
+        record_failure(directory, raised)
         raise
     finally:
         observer.end(error)
 
 
-def _train(
-    config: RunConfig,
-    data: DataSet,
-    directory: RunDirectory,
-    observer: Observer,
-    device: torch.device,
-    span: Span,
-) -> list[MetricRow]:
-    run = Run(config, data, directory, device, span)
+def record_failure(directory: RunDirectory, error: BaseException) -> None:
+    """Record why a run has failed, once, unless it is an error of the code."""
+    if isinstance(error, OutOfMemory) or (isinstance(error, UserError | RunFailed) and rank() == 0):
+        directory.record_failure(error)
+
+
+def _train(run: Run, observer: Observer) -> list[MetricRow]:
     with run.acceleration.applied():
         trained = run.state.trained_module()
         run.tell_what_was(observer)

@@ -89,6 +89,11 @@ class Run:
             return "none yet"
         return f"{self.directory.uri}/{self.directory.checkpoint_name(self._saved_epoch)}"
 
+    @property
+    def moment(self) -> str:
+        """How far training is, for messages."""
+        return f"after {self.state.epoch} epochs, {self.stage_at(self.state.epoch).name} stage"
+
     def stage_at(self, epoch: int) -> Stage:
         """The stage that `epoch` belongs to."""
         grouped = self.schedule.in_group_stage(epoch)

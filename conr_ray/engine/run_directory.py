@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from conr_ray.config import RunConfig, build, differences, override, parse_yaml
 from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
-from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
+from conr_ray.errors import FolderTaken, OutOfMemory, RunFailed, StorageError, UserError
 
 # Kinds of recorded failures by name; a subclass comes before its base class.
-_FAILURES = {"StorageError": StorageError, "UserError": UserError, "RunFailed": RunFailed}
+_FAILURES = {kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunFailed)}
 
 
 class RunDirectory(CheckpointFolder):
@@ -102,9 +102,13 @@ class RunDirectory(CheckpointFolder):
         failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
 
+    def has_failed(self) -> bool:
+        """Whether a failure is recorded."""
+        return self.read_bytes("failure.json") is not None
+
     def clear_failure(self) -> None:
         """Delete the record of an earlier failure."""
-        if self.read_bytes("failure.json") is not None:
+        if self.has_failed():
             self.delete_file("failure.json")
 
     def raise_failure(self) -> None:

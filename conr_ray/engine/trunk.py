@@ -18,7 +18,7 @@ import torch
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.loop import train
+from conr_ray.engine.loop import record_failure, train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.origin import Origin
@@ -26,7 +26,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank
 from conr_ray.storage.locks import Lock
 
@@ -59,8 +59,7 @@ def train_from_trunk(
     try:
         origin = _provide(store, config, epoch, data, device)
     except BaseException as error:
-        if isinstance(error, UserError | RunFailed) and rank() == 0:
-            directory.record_failure(error)
+        record_failure(directory, error)
         observer.end(error)
         raise
     if rank() == 0:
@@ -125,11 +124,11 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
         return _READY, note
     try:
         trunk.raise_failure()
-    except RunFailed:
-        return _FAILED, note
-    except UserError:
+    except (UserError, OutOfMemory):
         # Of an earlier attempt; its cause may be fixed.
         trunk.clear_failure()
+    except RunFailed:
+        return _FAILED, note
     return _BUILD, note
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import RunFailed, UserError
-from conr_ray.method.collectives import all_reduce_sum, rank
+from conr_ray.errors import OutOfMemory, RunFailed, UserError
+from conr_ray.method.collectives import all_reduce_sum, rank, world_size
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings
@@ -58,19 +57,27 @@ def work(job: dict[str, Any], device: torch.device) -> None:
     """Train as one worker on `device`.
 
     An error raised here makes Ray start all workers again. One that would recur is recorded for the
-    driver instead, and all workers end.
+    driver instead, and all workers end. If only one of several has no memory, its error ends the
+    others, and no worker that is started again trains.
     """
     config = from_yaml(job["config"], "the run's config")
     torch.set_num_threads(job["threads"])
     directory = RunDirectory(job["uri"])
+    if directory.has_failed():
+        return
     images = _open_everywhere(config, directory, device)
     if images is None:
         return
     observer = open_wandb(job["wandb"], config) if rank() == 0 else Observer()
     if job["profiled"] and rank() == 0:
         observer = Observers([observer, Profile(directory, device)])
-    with contextlib.suppress(UserError, RunFailed):
+    try:
         train_from_trunk(config, images, directory, observer, device, job["trunks"], job["span"])
+    except OutOfMemory:
+        if world_size() > 1:
+            raise
+    except (UserError, RunFailed):
+        pass
 
 
 def _open_everywhere(

@@ -20,7 +20,7 @@ from conr_ray.engine.span import Span
 from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_fields import shapes_trunk, trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
-from conr_ray.errors import RunFailed
+from conr_ray.errors import OutOfMemory, RunFailed
 from conr_ray.method.frameworks import byol
 from conr_ray.storage.locks import FileLocks
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
@@ -223,6 +223,16 @@ def test_a_trunk_that_fails_fails_all_its_runs_alike(tmp_path: Path) -> None:
             fork(config, store, tmp_path / name)
         with pytest.raises(RunFailed, match="the loss is"):
             RunDirectory(tmp_path / name).raise_failure()
+
+
+def test_a_trunk_that_had_no_memory_is_tried_again(tmp_path: Path) -> None:
+    """Where the samples are kept is no part of its name, and may have been the remedy."""
+    store = store_in(tmp_path, 2)
+    config = tiny_config(schedule__epochs=3)
+    trunk = store.directory(trunk_name(config, open_data(config.data).fingerprint))
+    trunk.record_failure(OutOfMemory("out of memory on cuda:0"))
+    assert len(fork(config, store, tmp_path / "run")) == 3
+    assert not trunk.has_failed()
 
 
 CHANGES: dict[str, Any] = {

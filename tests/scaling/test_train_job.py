@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.scaling.cluster import room_for, start
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
@@ -98,6 +98,18 @@ def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_aga
     ) as info:
         list(run_on_workers(config, directory, WorkerResources(workers), OFF))
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_without_memory_is_told_in_one_line_and_not_tried_again(
+    tmp_path: Path, workers: int
+) -> None:
+    config = tiny_config(bank__size=20_000_000_000_000)
+    directory = RunDirectory(tmp_path)
+    directory.claim(config, resume=False)
+    with pytest.raises(OutOfMemory, match=r"^out of memory on the host: .* lower bank\.size=2000"):
+        list(run_on_workers(config, directory, WorkerResources(workers), OFF))
+    assert not directory.metric_rows()
 
 
 def test_more_workers_than_the_cluster_has_are_refused() -> None:
