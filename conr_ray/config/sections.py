@@ -212,6 +212,10 @@ class ClusteringConfig(Section):
     )
     restarts: Count = Field(10, description="k-means++ starts; the best is kept")
     max_iterations: Count = Field(100, description="per start")
+    start_rows: Count = Field(
+        8192,
+        description="rows on which k-means starts are compared; more than the data set uses all",
+    )
 
 
 class EvaluationConfig(Section):

@@ -154,6 +154,7 @@ def cluster_data(
         seed=fold(config.seed, "kmeans", epoch),
         restarts=config.clustering.restarts,
         max_iterations=config.clustering.max_iterations,
+        start_rows=config.clustering.start_rows,
     )
     clusters_n = all_gather_rows(clustering.labels_b, num_rows)
     return DataClustering(embeddings_bd, clusters_n, clustering.centers_cd)

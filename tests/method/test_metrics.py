@@ -123,3 +123,16 @@ def test_silhouette_is_one_on_the_own_centres_and_zero_on_coinciding_ones() -> N
     assert centre_silhouette(centers[clusters], (clusters + 1) % 3, centers) == -1.0
     same = centers[:1].repeat(3, 1)
     assert centre_silhouette(same, torch.tensor([0, 1, 2]), same) == 0.0
+
+
+def test_silhouette_of_rows_that_nearly_coincide_with_centres_is_in_range() -> None:
+    row = unit_rows(torch.randn(1, 64))
+    for noise in (0, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
+        rows = unit_rows(row + noise * torch.randn(400, 64))
+        centers = unit_rows(row + noise * torch.randn(6, 64))
+        clusters = (rows @ centers.T).argmax(1)
+        for shift in (0, 1):
+            found = centre_silhouette(rows, (clusters + shift) % 6, centers)
+            assert -1 <= found <= 1
+            if noise <= 1e-6:
+                assert found == 0

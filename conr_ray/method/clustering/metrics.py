@@ -104,13 +104,16 @@ def centre_silhouette(embeddings_nd: Tensor, clusters_n: Tensor, centers_cd: Ten
     """Simplified silhouette, label-free, in [-1, 1]: mean of (b - a) / max(a, b).
 
     a and b are cosine distances to the own and to the nearest other centre. Time is O(n c), that of
-    the plain silhouette O(n^2).
+    the plain silhouette O(n^2). Distances within the rounding of a cosine are 0, and a row with two
+    such distances counts 0.
     """
     distances_nc = 1 - embeddings_nd @ centers_cd.T
+    rounding = embeddings_nd.shape[1] * torch.finfo(embeddings_nd.dtype).eps
+    distances_nc = distances_nc.where(distances_nc > rounding, 0)
     own_n1 = clusters_n[:, None]
     own_n = distances_nc.gather(1, own_n1).squeeze(1)
     other_n = distances_nc.scatter(1, own_n1, torch.inf).amin(1)
-    larger_n = torch.maximum(own_n, other_n).clamp_min(1e-12)
+    larger_n = torch.maximum(own_n, other_n).clamp_min(rounding)
     return float(((other_n - own_n) / larger_n).mean())
 
 
