@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method import compiled
+from conr_ray.method.clustering import lloyd
+from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.frameworks import framework_names
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors import rough_products
@@ -109,3 +111,27 @@ def test_a_step_waits_for_nothing(
 
     train()
     assert waits(train) == {}
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_kmeans_looks_once_in_ten_iterations(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "serves", lambda device: False)
+    sums, iterations = lloyd.cluster_sums, 0
+
+    def counted(*args: Tensor) -> Tensor:
+        nonlocal iterations
+        iterations += 1
+        return sums(*args)
+
+    monkeypatch.setattr(lloyd, "cluster_sums", counted)
+    # Two distinct rows among them leave clusters empty.
+    rows = torch.cat([unit_rows(torch.randn(400, 6)), torch.eye(6)[:2].repeat(50, 1)])
+    warm_cd = torch.eye(6)[[0, 0, 1, 1, 1, 2, 2]] if warm else None
+
+    def cluster() -> None:
+        spherical_kmeans(rows, 500, 7, seed=0, restarts=3, start_rows=200, warm_cd=warm_cd)
+
+    found = waits(cluster)
+    assert set(found) == {"equal"}
+    assert iterations >= 30
+    assert found["equal"] <= iterations / 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -226,6 +227,23 @@ def test_one_start_fits_as_well_as_the_best_of_ten_of_scikit_learn() -> None:
         for c in (found.centers_cd, torch.from_numpy(by_peer))
     )
     assert ours <= 1.001 * peers
+
+
+@pytest.mark.parametrize("start_rows", [8192, 150])
+@pytest.mark.usefixtures("route")
+def test_it_continues_from_centres_unless_a_start_fits_better(start_rows: int) -> None:
+    rows, labels = _blobs(600, 6)
+    options: dict[str, Any] = {"restarts": 1, "start_rows": start_rows}
+    fresh = spherical_kmeans(rows, 600, 6, seed=0, **options)
+    # The clusters keep their numbers.
+    order = torch.randperm(6)
+    warm = unit_rows(fresh.centers_cd[order] + 0.1 * torch.randn(6, 8))
+    continued = spherical_kmeans(rows, 600, 6, seed=0, **options, warm_cd=warm)
+    torch.testing.assert_close(continued.centers_cd, fresh.centers_cd[order])
+    # Of two clusters one is lost, or all are.
+    for lost in (warm[[0, 0, 2, 3, 4, 5]], warm[:1].repeat(6, 1)):
+        recovered = spherical_kmeans(rows, 600, 6, seed=0, **options, warm_cd=lost)
+        assert _same_partition(recovered.labels_b, labels)
 
 
 def test_more_clusters_than_rows_are_refused() -> None:

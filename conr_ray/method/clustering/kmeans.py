@@ -39,6 +39,7 @@ def spherical_kmeans(
     restarts: int = 4,
     max_iterations: int = 100,
     start_rows: int = 8192,
+    warm_cd: Tensor | None = None,
 ) -> Clustering:
     """Cluster unit-length rows by cosine similarity (the pseudo-labels of paper section 3.3).
 
@@ -58,6 +59,8 @@ def spherical_kmeans(
         restarts: starts on the sample.
         max_iterations: maximum number of iterations, on the sample and again on all rows.
         start_rows: rows of the sample, at least 4 c; more than n are all.
+        warm_cd: centres to continue from, unless a start fits the sample better after both are
+            refined on it.
 
     Raises:
         ValueError: more clusters than rows.
@@ -69,12 +72,19 @@ def spherical_kmeans(
         most = max(start_rows, 4 * num_clusters)
         sample_sd = _gather_sample(local_bd, num_rows, most, generator)
         starts_rcd = _starts(sample_sd, num_clusters, restarts, generator)
-        starts_rcd = refine(sample_sd, starts_rcd, sample_sd, max_iterations, spread=False)
+        if warm_cd is not None:
+            starts_rcd = torch.cat([warm_cd[None], starts_rcd])
+        found_rcd = refine(sample_sd, starts_rcd, sample_sd, max_iterations, spread=False)
+        best_1 = _fits(sample_sd, found_rcd).argmax(0, keepdim=True)
+        spread = num_rows > len(sample_sd)
+        if spread and warm_cd is not None:
+            # Nearer to where it will end than what is left of it on the sample.
+            found_rcd[0] = warm_cd
         # Sums on a GPU have no fixed order: the workers' centres could differ in the last bit.
-        best_cd = broadcast_first(_best(sample_sd, starts_rcd))
-        if num_rows > len(sample_sd):
-            best_cd = refine(local_bd, best_cd[None], sample_sd, max_iterations, spread=True)[0]
-        return Clustering(best_cd, (local_bd @ best_cd.T).argmax(1))
+        best_1cd = broadcast_first(found_rcd.index_select(0, best_1))
+        if spread:
+            best_1cd = refine(local_bd, best_1cd, sample_sd, max_iterations, spread=True)
+        return Clustering(best_1cd[0], (local_bd @ best_1cd[0].T).argmax(1))
 
 
 def _starts(
@@ -90,10 +100,9 @@ def _starts(
     return merge(sums_rad, num_clusters).to(sample_sd.dtype)
 
 
-def _best(sample_sd: Tensor, starts_rcd: Tensor) -> Tensor:
-    """The centres that the rows fit best, the first of equally good ones, (c, d)."""
-    fits_r = torch.stack([(sample_sd @ c.T).amax(1).double().mean() for c in starts_rcd])
-    return starts_rcd.index_select(0, fits_r.argmax(0, keepdim=True))[0]
+def _fits(sample_sd: Tensor, centers_rcd: Tensor) -> Tensor:
+    """Mean cosine of the rows and their nearest centres, for each start, (r,)."""
+    return torch.stack([(sample_sd @ c.T).amax(1).double().mean() for c in centers_rcd])
 
 
 def _gather_sample(

@@ -27,18 +27,18 @@ def merge(sums_rad: Tensor, num_clusters: int) -> Tensor:
     gone_ra = torch.zeros(starts, surplus, dtype=torch.bool, device=sums_rad.device)
     costs_raa = _costs(sums_rad, sums_rad)
     costs_raa.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    never_ra = torch.full_like(costs_raa[:, 0], torch.inf)
     for _ in range(surplus - num_clusters):
         pair_r = costs_raa.flatten(1).argmin(1)
         kept_r, gone_r = pair_r // surplus, pair_r % surplus
         sums_rad[start_r, kept_r] += sums_rad[start_r, gone_r]
-        gone_ra[start_r, gone_r] = True
+        gone_ra.scatter_(1, gone_r[:, None], True)
         cost_ra = _costs(sums_rad[start_r, kept_r][:, None], sums_rad).squeeze(1)
-        cost_ra = cost_ra.masked_fill(gone_ra, torch.inf)
-        cost_ra[start_r, kept_r] = torch.inf
+        cost_ra = cost_ra.masked_fill(gone_ra, torch.inf).scatter_(1, kept_r[:, None], torch.inf)
         costs_raa[start_r, kept_r] = cost_ra
         costs_raa[start_r, :, kept_r] = cost_ra
-        costs_raa[start_r, gone_r] = torch.inf
-        costs_raa[start_r, :, gone_r] = torch.inf
+        costs_raa[start_r, gone_r] = never_ra
+        costs_raa[start_r, :, gone_r] = never_ra
     kept_rc = gone_ra.int().argsort(dim=1, stable=True)[:, :num_clusters]
     return normalize(sums_rad[start_r[:, None], kept_rc], dim=-1)
 
