@@ -239,13 +239,24 @@ class ClusteringConfig(Section):
     )
     restarts: Count = Field(10, description="k-means++ starts; the best is kept")
     max_iterations: Count = Field(100, description="per start")
+    start_rows: Count = Field(
+        8192,
+        description="rows on which k-means starts are compared; more than the data set uses all",
+    )
+    warm_start: Annotated[bool, Mark(stage="group", changeable=True)] = Field(
+        True,
+        description="group stage: k-means continues from the centres of the epoch before, unless a "
+        "fresh start fits better; after the last epoch all restarts are made",
+    )
 
 
 class EvaluationConfig(Section):
     """When the whole data set is embedded and clustered."""
 
     every: Count = Field(
-        10, description="epochs between evaluations; every epoch in the group stage"
+        10,
+        description="epochs between evaluations; the group stage clusters after every epoch, but "
+        "computes label-free scores only then",
     )
     neighbors: Annotated[bool, Mark(shapes_rows=False)] = Field(
         True,

@@ -67,15 +67,21 @@ class DataClustering:
         return rows_m, all_gather_varying(self.embeddings_bd[own_m])
 
     def metrics(
-        self, labels: npt.NDArray[np.int64] | None, embedder: Embedder, key: int
+        self,
+        labels: npt.NDArray[np.int64] | None,
+        embedder: Embedder,
+        key: int,
+        *,
+        label_free: bool,
     ) -> dict[str, float]:
-        """`label_free_scores`, and `agreement` if there are labels.
+        """`agreement` if there are labels, and with `label_free` the `label_free_scores`.
 
         Equal on all workers.
         """
-        found = self.embeddings_bd, self.clusters_n, self.centers_cd
-        sample = self.spread_sample(NUM_SCORED)
-        scores = label_free_scores(*found, *sample, embedder, key)
+        scores = {}
+        if label_free:
+            found = self.embeddings_bd, self.clusters_n, self.centers_cd
+            scores = label_free_scores(*found, *self.spread_sample(NUM_SCORED), embedder, key)
         if labels is not None:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return scores
@@ -147,12 +153,19 @@ class DataNeighbors:
 
 
 def cluster_data(
-    config: RunConfig, embedder: Embedder, *, num_rows: int, num_clusters: int, epoch: int
+    config: RunConfig,
+    embedder: Embedder,
+    *,
+    num_rows: int,
+    num_clusters: int,
+    epoch: int,
+    warm_cd: Tensor | None,
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
-    The result depends only on the networks, the seed and `epoch` (epochs trained). Clustering uses
-    float32, whatever the precision of the networks.
+    The result depends only on the networks, the seed, `epoch` (epochs trained) and `warm_cd`, the
+    centres to continue from: they and one fresh start take the place of all restarts. Clustering
+    uses float32, whatever the precision of the networks.
 
     Raises:
         FloatingPointError: an embedding on any worker is not finite; raised on all workers.
@@ -167,8 +180,10 @@ def cluster_data(
         num_rows,
         num_clusters,
         seed=fold(config.seed, "kmeans", epoch),
-        restarts=config.clustering.restarts,
+        restarts=config.clustering.restarts if warm_cd is None else 1,
         max_iterations=config.clustering.max_iterations,
+        start_rows=config.clustering.start_rows,
+        warm_cd=warm_cd,
     )
     clusters_n = all_gather_rows(clustering.labels_b, num_rows)
     centers_cd = clustering.centers_cd

@@ -189,6 +189,7 @@ class Run:
                 num_rows=self.data.num_rows,
                 num_clusters=self._num_clusters,
                 epoch=state.epoch,
+                warm_cd=state.centers if self.schedule.continues(state.epoch - 1) else None,
             )
         except FloatingPointError as error:
             raise RunFailed(
@@ -202,7 +203,10 @@ class Run:
 
     def _scores(self, clustering: DataClustering) -> dict[str, float]:
         key = fold(self.config.seed, "scores", self.state.epoch)
-        return clustering.metrics(self.data.labels, self._embedder, key)
+        ended = self.state.epoch
+        # Members of a population are compared after the last epoch of each span.
+        label_free = self.schedule.scored(ended - 1) or ended == self.last_epoch
+        return clustering.metrics(self.data.labels, self._embedder, key, label_free=label_free)
 
     def _read_newest(self) -> tuple[int | None, dict[str, Any] | None]:
         """The newest checkpoint up to the last epoch, the same one on all workers, and its epoch.

@@ -35,12 +35,18 @@ class Schedule:
 
     def evaluated(self, epoch: int) -> bool:
         """Whether the data set is clustered after `epoch`: when due, and for the group stage."""
+        return self.scored(epoch) or self.in_group_stage(epoch + 1)
+
+    def scored(self, epoch: int) -> bool:
+        """Whether the clustering after `epoch` is also rated without labels."""
         ended = epoch + 1
-        return (
-            ended % self.config.evaluation.every == 0
-            or ended == self.config.schedule.epochs
-            or self.in_group_stage(ended)
-        )
+        return ended % self.config.evaluation.every == 0 or ended == self.config.schedule.epochs
+
+    def continues(self, epoch: int) -> bool:
+        """Whether the clustering after `epoch` starts from the one before."""
+        ended = epoch + 1
+        within = self.in_group_stage(epoch) and ended < self.config.schedule.epochs
+        return within and self.config.clustering.warm_start
 
     def pictured(self, epoch: int) -> bool:
         """Whether a snapshot for figures is taken after `epoch`, which must be evaluated."""

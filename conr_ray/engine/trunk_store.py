@@ -21,7 +21,7 @@ from conr_ray.storage.locks import FileLocks, Locks
 # Version of the code that trains an instance stage or computes its metric rows, except the
 # frameworks, which have their own. Increase it with every change of results, as detected by
 # `tests/engine/test_trunk_results.py`.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def trunk_name(config: RunConfig, fingerprint: str) -> str:

@@ -341,6 +341,40 @@ def test_mixed_precision_trains_the_networks_in_it_and_nothing_else(
     assert rows[0]["loss"] == pytest.approx(whole_run[1][0]["loss"], abs=0.05)
 
 
+def test_the_group_stage_clusters_each_epoch_from_the_last_and_scores_where_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conr_ray.engine import evaluation
+
+    kmeans, starts, centers = evaluation.spherical_kmeans, [], []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        warm = options["warm_cd"]
+        starts.append((options["restarts"], warm is not None))
+        assert warm is None or torch.equal(warm, centers[-1])
+        found = kmeans(*args, **options)
+        centers.append(found.centers_cd)
+        return found
+
+    monkeypatch.setattr(evaluation, "spherical_kmeans", watched)
+    changes = {"schedule__epochs": 6, "evaluation__every": 4}
+    rows = run_here(tiny_config(**changes), tmp_path / "warm")
+    assert [row["epoch"] for row in rows if "acc" in row] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in rows if "silhouette" in row] == [3, 5]
+    full, continued = (10, False), (1, True)
+    assert starts == [full, continued, continued, continued, full]
+    starts.clear()
+    run_here(tiny_config(**changes, clustering__warm_start=False), tmp_path / "cold")
+    assert starts == [full] * 5
+
+
+def test_the_last_epoch_of_a_span_is_scored(tmp_path: Path) -> None:
+    config = tiny_config(schedule__epochs=6, evaluation__every=6)
+    data, cpu = open_data(config.data), torch.device("cpu")
+    rows = train(config, data, RunDirectory(tmp_path), Observers(), cpu, Span(until=3))
+    assert [row["epoch"] for row in rows if "silhouette" in row] == [2]
+
+
 class Told(Observers):
     def __init__(self) -> None:
         super().__init__()

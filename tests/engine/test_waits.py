@@ -11,6 +11,8 @@ from torch import Tensor
 
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.clustering import lloyd
+from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.frameworks import framework_names
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors import neighbor_lists
@@ -133,3 +135,24 @@ def test_lists_made_anew_and_unsure_rows_need_no_further_wait(
                 assert torch.equal(part.numbers_bk.cpu(), expected.numbers_bk)
     assert bank.num_searched_anew == on_host.num_searched_anew > 0
     assert settled > 0
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_kmeans_looks_once_in_ten_iterations(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, iterations = lloyd.cluster_sums, 0
+
+    def counted(*args: Tensor) -> Tensor:
+        nonlocal iterations
+        iterations += 1
+        return sums(*args)
+
+    monkeypatch.setattr(lloyd, "cluster_sums", counted)
+    # Two distinct rows among them leave clusters empty.
+    rows = torch.cat([unit_rows(torch.randn(400, 6)), torch.eye(6)[:2].repeat(50, 1)])
+    warm_cd = torch.eye(6)[[0, 0, 1, 1, 1, 2, 2]]
+    with second_device() as device:
+        there, warm_there = rows.to(device), warm_cd.to(device) if warm else None
+        with device_waits() as found:
+            spherical_kmeans(there, 500, 7, seed=0, restarts=3, start_rows=200, warm_cd=warm_there)
+    assert iterations >= 30
+    assert found.total() <= 2 + iterations / 10, found

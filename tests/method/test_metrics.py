@@ -84,6 +84,16 @@ def test_agreement_leaves_unlabelled_samples_out() -> None:
     assert agreement(labels, elsewhere) == found
 
 
+@pytest.mark.parametrize(("classes", "groups"), [(1, 1), (1, 3), (3, 1), (4, 40), (40, 40)])
+def test_agreement_of_few_and_of_many_groups(classes: int, groups: int) -> None:
+    random = np.random.default_rng(2)
+    labels, clusters = random.integers(0, classes, 50), random.integers(0, groups, 50)
+    for other in (clusters, labels):
+        found = agreement(labels, other)
+        assert found["nmi"] == pytest.approx(normalized_mutual_info_score(labels, other))
+        assert found["ari"] == pytest.approx(adjusted_rand_score(labels, other))
+
+
 def test_purity_is_the_share_of_equal_labels_among_known_others() -> None:
     labels, pool = torch.randint(-1, 3, (20,)), torch.randint(-1, 3, (30,))
     neighbors = torch.randint(30, (20, 6))
@@ -123,3 +133,16 @@ def test_silhouette_is_one_on_the_own_centres_and_zero_on_coinciding_ones() -> N
     assert centre_silhouette(centers[clusters], (clusters + 1) % 3, centers) == -1.0
     same = centers[:1].repeat(3, 1)
     assert centre_silhouette(same, torch.tensor([0, 1, 2]), same) == 0.0
+
+
+def test_silhouette_of_rows_that_nearly_coincide_with_centres_is_in_range() -> None:
+    row = unit_rows(torch.randn(1, 64))
+    for noise in (0, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
+        rows = unit_rows(row + noise * torch.randn(400, 64))
+        centers = unit_rows(row + noise * torch.randn(6, 64))
+        clusters = (rows @ centers.T).argmax(1)
+        for shift in (0, 1):
+            found = centre_silhouette(rows, (clusters + shift) % 6, centers)
+            assert -1 <= found <= 1
+            if noise <= 1e-6:
+                assert found == 0
