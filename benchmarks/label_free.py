@@ -84,9 +84,11 @@ def scored(folder: Path) -> dict[str, float]:
     )
     clusters = config.clustering.num_clusters or images.num_classes
     found = cluster_data(
-        config, embedder, num_rows=images.num_rows, num_clusters=clusters, epoch=epoch
+        config, embedder, num_rows=images.num_rows, num_clusters=clusters, epoch=epoch, warm_cd=None
     )
-    return found.metrics(images.labels, embedder, fold(config.seed, "scores", epoch))
+    return found.metrics(
+        images.labels, embedder, fold(config.seed, "scores", epoch), label_free=True
+    )
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

@@ -169,11 +169,13 @@ def _evaluation(device: torch.device) -> Tensors:
     data = open_data(config.data)
     state = TrainingState.create(config, data.row_shape, Acceleration(device))
     embedder = Embedder(state.framework, make_inputs(config, data, device), Acceleration(device))
-    found = cluster_data(config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1)
+    found = cluster_data(
+        config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1, warm_cd=None
+    )
     near = DataNeighbors.of(config.neighborhood, found.embeddings_bd, data.num_rows)
     snapshot = take_snapshot(config.neighborhood, found, data, epoch=1, fraction=0.8)
     assert snapshot is not None
-    scores = found.metrics(data.labels, embedder, 11) | near.metrics(data.labels)
+    scores = found.metrics(data.labels, embedder, 11, label_free=True) | near.metrics(data.labels)
     fit = (found.embeddings_bd * found.centers_cd[found.clusters_n]).sum(1).mean()
     return {
         "embeddings": found.embeddings_bd,

@@ -49,7 +49,9 @@ def _evaluation(device: torch.device) -> Waits:
     embedder = Embedder(stepper.framework, stepper.inputs, how)
 
     def evaluate() -> object:
-        return cluster_data(config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1)
+        return cluster_data(
+            config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1, warm_cd=None
+        )
 
     evaluate()
     return _counted(device, evaluate)
