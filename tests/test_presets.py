@@ -138,6 +138,7 @@ def test_the_released_run_differs_from_the_paper_in_these_fields() -> None:
         "boundary.centers: unit -> mean",
         "clustering.max_iterations: 100 -> 300",
         "clustering.restarts: 10 -> 40",
+        "clustering.start_rows: 8192 -> 60000",
         "model.norm_batch: None -> 128",
         "optim.group_loss_weight: 1.0 -> 0.25",
         "optim.precision: auto -> fp32",
