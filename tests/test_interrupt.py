@@ -14,13 +14,14 @@ from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_ti
 pytestmark = pytest.mark.slow
 
 
-def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [["--local"], []], ids=["here", "on Ray"])
+def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path, where: list[str]) -> None:
     changes = {**TINY, "schedule.epochs": 60}
-    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", "--local"]
+    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *where]
     command += [*as_settings(changes), "--storage", str(tmp_path), "--name", "run"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     directory = RunDirectory(tmp_path / "run")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not directory.checkpoint_epochs():
         assert time.monotonic() < deadline, "the run does not start"
         time.sleep(0.05)
