@@ -17,7 +17,7 @@ from conr_ray.config import load_preset
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from tests.reporting.made_searches import make_search
-from tests.tiny_runs import TINY, as_settings, run_here, tiny_config
+from tests.tiny_runs import run_here, tiny_config
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
 # A peak that the kernel keeps for this program alone: ru_maxrss begins with that of its parent.
@@ -111,15 +111,6 @@ def test_a_plan_uses_the_images_that_are_prepared(tmp_path: Path) -> None:
     assert images.num_rows > 1000
     assert "images     1,000, 10 classes, as prepared by an earlier run\n" in seen.printed
     assert not seen.modules & HEAVY
-
-
-@pytest.mark.slow
-def test_a_command_that_trains_one_worker_on_ray_loads_no_ray_train(tmp_path: Path) -> None:
-    arguments = ["--preset", "digits", *as_settings(TINY)]
-    seen = observe(tmp_path / "here", "train", *arguments)
-    assert "epoch 4/4" in seen.printed
-    assert "ray" in seen.modules
-    assert not seen.modules & {"ray.train", "ray.data", "sklearn", "torchvision", "numba"}
 
 
 def test_the_report_of_a_search_is_light(tmp_path: Path) -> None:
