@@ -132,15 +132,20 @@ def trial_starts(directory: SearchDirectory) -> list[str]:
 
 def command_times(folder: Path, *arguments: str) -> RunTimes:
     """Train a small run by the command, and take the time of what it prints."""
-    epochs = 6
-    settings = {"schedule.epochs": epochs, "schedule.group_start": 3, "data.limit": 256}
+    epochs = 2
+    settings = {
+        "data.limit": 256,
+        "schedule.epochs": epochs,
+        "schedule.group_start": 1,
+        "schedule.warmup_epochs": 1,
+    }
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *words, *arguments]
     started, seen = time.perf_counter(), {}
     with subprocess.Popen(
         [*command, "--storage", str(folder), "--name", "run"],
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), **os.environ},
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), **os.environ, "WANDB_MODE": "disabled"},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

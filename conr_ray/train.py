@@ -71,10 +71,12 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     if args.local:
         resources = local_resources(cluster_options(args), 1)
     else:
-        from conr_ray.scaling.cluster import connect
+        from conr_ray.scaling.cluster import connect, leave
         from conr_ray.scaling.shared_storage import check_storage
+        from conr_ray.scaling.train_job import load_ahead
 
         resources = connect(cluster_options(args), workers)
+        load_ahead(resources)
         check_storage(directory, more_to_come=resources.more_to_come)
         if trunks is not None:
             with folder_option("--trunks"):
@@ -104,6 +106,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     _print_result(directory, console)
     if args.profile:
         _print_profile(directory, console)
+    if not args.local:
+        leave()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,23 +14,27 @@ from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_ti
 pytestmark = pytest.mark.slow
 
 
-def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [["--local"], []], ids=["here", "on Ray"])
+def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path, where: list[str]) -> None:
     changes = {**TINY, "schedule.epochs": 60}
-    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", "--local"]
+    command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *where]
     command += [*as_settings(changes), "--storage", str(tmp_path), "--name", "run"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     directory = RunDirectory(tmp_path / "run")
-    deadline = time.monotonic() + 60
-    while not directory.checkpoint_epochs():
-        assert time.monotonic() < deadline, "the run does not start"
-        time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    told = run.communicate(timeout=30)[1]
+    try:
+        deadline = time.monotonic() + 150
+        while not directory.checkpoint_epochs():
+            assert time.monotonic() < deadline, "the run does not start"
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        told = run.communicate(timeout=60)[1]
+    finally:
+        run.kill()
     assert run.returncode == 130
     assert told == "interrupted: resume with the same command and --name run --resume\n"
     assert 0 < directory.checkpoint_epochs()[-1] < 60
 
-    subprocess.run([*command, "--resume"], check=True, timeout=120, capture_output=True)
+    subprocess.run([*command, "--resume"], check=True, timeout=240, capture_output=True)
     rows = directory.metric_rows()
     assert [row["epoch"] for row in rows] == list(range(60))
     assert directory.read_table("assignments.parquet") is not None

@@ -1,1 +1,1 @@
-"""Ray Train: workers, placement, storage, failures."""
+"""Ray: workers, placement, storage, failures."""

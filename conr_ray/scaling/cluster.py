@@ -103,6 +103,14 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     room_for(resources)
 
 
+def leave() -> None:
+    """Leave the cluster, and stop it if it was started by this process.
+
+    When Python exits, Ray does the same, but first waits for messages of workers, which are off.
+    """
+    ray.shutdown()
+
+
 def room_for(resources: WorkerResources) -> int:
     """Number of such runs that fit at once on the connected cluster, with nodes that it may start.
 

@@ -2,13 +2,13 @@
 
 The run directory is the only channel in a cluster: workers write metrics and checkpoints there, the
 driver reads them, and workers restarted by Ray resume from the newest checkpoint. The driver loads
-neither torch nor, for one worker, Ray Train: a command is at work some seconds earlier without.
+Ray Train only for several workers: a command is at work some seconds earlier without.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -102,6 +102,33 @@ def run_on_workers(
         raise RunFailed(f"Ray gave up on the run: {last_line(errors[0])}") from errors[0]
 
 
+def load_ahead(resources: WorkerResources) -> None:
+    """Have the process of a run's only worker load what it needs; does not wait for it.
+
+    Called before the driver prepares the run, for which it loads torch too.
+    """
+    if resources.workers == 1:
+        _task(_load, resources).remote()
+
+
+def _task(function: Callable[..., None], resources: WorkerResources) -> Any:
+    """A Ray task with one worker's resources.
+
+    Without Ray's own retries: where the memory of the node is short they have no end. In a process
+    that other tasks have used, also if it has GPUs.
+    """
+    return ray.remote(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        max_retries=0,
+        max_calls=0,
+    )(function)
+
+
+def _load() -> None:
+    import conr_ray.scaling.worker  # noqa: F401
+
+
 def _on_one_worker(
     job: dict[str, Any], _: RunDirectory, resources: WorkerResources, max_failures: int
 ) -> None:
@@ -109,15 +136,14 @@ def _on_one_worker(
 
     Ray Train would start a controller and four more processes, one after another, to do the same.
     """
-    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    # Ray's own retries would go on without end where it is the memory of the node that is short.
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    task = _task(_work_alone, resources)
     for failures_left in range(max_failures, -1, -1):
         try:
             ray.get(task.remote(job, "cuda" if resources.gpus_per_worker else "cpu"))
             return
         except RayError:
-            if not failures_left:
+            # A task would start another Ray for a command that is being left.
+            if not failures_left or not ray.is_initialized():
                 raise
 
 

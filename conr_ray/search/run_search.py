@@ -57,14 +57,14 @@ def run_search(
         on_news: called, in this process, after each report and at the end of each trial.
 
     Raises:
-        UserError: earlier trials were trained on other images.
+        UserError: earlier trials were trained on other data.
         RunFailed: no trial trained all its epochs.
         KeyboardInterrupt: the user stopped the search; another call continues it.
     """
     study = directory.open_study(space)
     if study.user_attrs.get(_IMAGES, fingerprint) != fingerprint:
         raise UserError(
-            f"{directory.uri} is a search on other images: check data.path, or choose another name"
+            f"{directory.uri} is a search on other data: check data.path, or choose another name"
         )
     study.set_user_attr(_IMAGES, fingerprint)
     if (remaining := num_left(space, study, num_trials)) > 0:

@@ -58,7 +58,7 @@ def test_a_search_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     space, directory = space_of(tmp_path, FIELDS), at(tmp_path / "search")
     directory.claim(space, resume=False)
     directory.open_study(space).set_user_attr("images", "those")
-    with pytest.raises(UserError, match="is a search on other images"):
+    with pytest.raises(UserError, match="is a search on other data"):
         run_search(
             space,
             directory,
