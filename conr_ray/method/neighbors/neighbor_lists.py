@@ -172,8 +172,10 @@ def compare_within(side: Side) -> list[Doubt]:
     with full_precision(device):
         room = room_for(size * size, device)
         blocks = [_block(side[part]) for part in _parts(side, size)]
+        # First, so that few rows of other blocks are good enough where similar ones are together.
+        for block in blocks:
+            _compare_blocks(block, replace(block, side=replace(block.side, lists=None)), room)
         for place, left in enumerate(blocks):
-            _compare_blocks(left, replace(left, side=replace(left.side, lists=None)), room)
             for right in blocks[place + 1 :]:
                 _compare_blocks(left, right, room)
     return []
@@ -214,7 +216,9 @@ def _block(side: Side) -> _Block:
     return _Block(RoughRows.of(side.rows_ad), side)
 
 
-def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> NeighborLists:
+def nearest_lists(
+    unit_nd: Tensor, width: int, local: slice | None = None, order_n: Tensor | None = None
+) -> NeighborLists:
     """The `width` nearest others of every row by cosine, found exactly.
 
     Time is O(n^2 d), memory O(n width) besides the input.
@@ -224,6 +228,7 @@ def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> Ne
         width: entries of a list.
         local: if all workers of a process group call this, the rows that this one searches for:
             its `collectives.share`. The lists are then gathered.
+        order_n: all rows, similar ones close together, for speed where one worker searches.
     """
     num_rows, device = len(unit_nd), unit_nd.device
     lists = NeighborLists.empty(num_rows, width, device)
@@ -231,7 +236,11 @@ def nearest_lists(unit_nd: Tensor, width: int, local: slice | None = None) -> Ne
         return lists
     numbers_n = torch.arange(num_rows, device=device)
     if local is None:
-        settle(compare_within(Side(unit_nd, numbers_n, lists)))
+        if order_n is None:
+            settle(compare_within(Side(unit_nd, numbers_n, lists)))
+        else:
+            settle(compare_within(Side(unit_nd[order_n], order_n, lists)))
+            lists.keys_as[order_n] = lists.keys_as.clone()
         return lists
     part = lists[local]
     compare(Side(unit_nd[local], numbers_n[local], part), Side(unit_nd, numbers_n))

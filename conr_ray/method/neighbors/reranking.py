@@ -57,13 +57,12 @@ def contextual_neighbors(
     unit_nd, local = _checked(embeddings, num_rows, k1=k1, k=k)
     if not 1 <= k2 <= k1:
         raise ValueError(f"k2={k2} must be between 1 and k1={k1}")
-    lists = nearest_lists(unit_nd, k1 - 1, None if num_rows is None else local)
+    order_n = _similar_together(unit_nd)
+    lists = nearest_lists(unit_nd, k1 - 1, None if num_rows is None else local, order_n)
     rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
     live_n = torch.ones(len(unit_nd), dtype=torch.bool, device=unit_nd.device)
     pool = Pool(lists.keys_as, _own_products(unit_nd), live_n)
-    ((keys_bk, own_b),) = contextual_lists(
-        [pool], rows_b, k2=k2, width=k - 1, order_p=_similar_together(unit_nd)
-    )
+    ((keys_bk, own_b),) = contextual_lists([pool], rows_b, k2=k2, width=k - 1, order_p=order_n)
     return _with_self(keys_bk, own_b, rows_b)
 
 
@@ -75,13 +74,19 @@ def euclidean_neighbors(
     Arguments, order, results and errors are those of `contextual_neighbors`.
     """
     unit_nd, local = _checked(embeddings, num_rows, k=k)
-    keys_nk = nearest_lists(unit_nd, k - 1, None if num_rows is None else local).keys_as
+    order_n = _similar_together(unit_nd)
+    keys_nk = nearest_lists(unit_nd, k - 1, None if num_rows is None else local, order_n).keys_as
     rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
     return _with_self(keys_nk[local], _own_products(unit_nd[local]), rows_b)
 
 
-def _similar_together(unit_nd: Tensor) -> Tensor:
-    """All rows, sorted by nearest pivot, and pivots by theirs; takes 1% of the search's time."""
+def _similar_together(unit_nd: Tensor) -> Tensor | None:
+    """All rows, sorted by nearest pivot, and pivots by theirs; takes 1% of the search's time.
+
+    None on devices other than CPUs, which gain nothing by it.
+    """
+    if not compiled.serves(unit_nd.device):
+        return None
     pivots_xd = unit_nd[::_ROWS_PER_PIVOT]
     parts = torch.split(unit_nd, _BLOCK // 32)
     nearest_n = torch.cat([(part @ pivots_xd.T).argmax(1) for part in parts])
