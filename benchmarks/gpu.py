@@ -45,6 +45,12 @@ def main() -> None:
     if args.mode == "table":
         print(table(json.loads(args.file.read_text())))
         return
+    if args.mode == "train" and not args.tiny:
+        files = (
+            [args.data] if args.data is None or args.data.is_file() else args.data.glob("*.parquet")
+        )
+        if args.data is None or not list(files):
+            parser.error("train needs --data, a Parquet file or a folder with some")
     device = torch.device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.mode == "check":

@@ -54,11 +54,19 @@ def test_a_run_that_fits_its_minutes_brings_back_curve_weights_and_assignments(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    run("train", "--out", str(out), "--device", "cpu", "--tiny", "--minutes", "1")
+    run("train", "--out", str(out), "--device", "cpu", "--tiny", "--minutes", "0.2")
     rows = json.loads((out / "curve.json").read_text())
     assert [row["stage"] for row in rows][-1] == "group" and rows[-1]["acc"] > 0
     assert pq.read_table(out / "assignments.parquet").num_rows == 600
     about = json.loads((out / "weights.json").read_text())
     count = sum(int(np.prod(shape)) for shape in about["shapes"].values())
     assert len(np.load(out / "weights-0.npy")) == count
+    assert about["epoch"] == len(rows)
     assert all(file.stat().st_size <= 16 * 2**20 for file in out.iterdir())
+
+
+def test_data_are_asked_for() -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "train", "--out", "nowhere", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "train needs --data" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 import traceback
@@ -116,11 +117,14 @@ def _compare(expected: Tensors, found: Tensors) -> dict[str, float]:
     assert expected.keys() == found.keys()
     figures = {}
     for name, left in expected.items():
-        right = found[name].detach().cpu()
-        left = left.detach().cpu()
+        left, right = left.detach().cpu(), found[name].detach().cpu()
+        if left.shape != right.shape:
+            raise ValueError(f"{name}: {tuple(right.shape)} instead of {tuple(left.shape)}")
         if left.is_floating_point():
             scale = left.double().abs().max().clamp_min(1e-12)
             figures[name] = float((left.double() - right.double()).abs().max() / scale)
+            if math.isnan(figures[name]):
+                figures[name] = math.inf
         else:
             figures[name] = float((left != right).double().mean())
     return figures

@@ -95,6 +95,12 @@ def paths(*, tiny: bool) -> Iterator[Path]:
                 lambda device, n=name, g=grouped: _step(device, n, grouped=g),  # type: ignore[misc]
                 2e-3,
             )
+            if name == "byol":
+                yield Path(
+                    f"compiled step: {name}, {stage} stage",
+                    lambda device, n=name, g=grouped: _step(device, n, grouped=g, compiles=True),  # type: ignore[misc]
+                    2e-3,
+                )
     yield Path("evaluation, scores, snapshot", _evaluation, 2e-3)
     yield Path("run, stopped and resumed", _run, 0.05)
 
@@ -151,12 +157,14 @@ def _kmeans(device: torch.device, num_rows: int) -> Tensors:
     return {"mean cosine": fit}
 
 
-def _step(device: torch.device, name: str, *, grouped: bool) -> Tensors:
+def _step(device: torch.device, name: str, *, grouped: bool, compiles: bool = False) -> Tensors:
+    """One step; with `compiles`, networks and views are compiled on a GPU."""
     changes: dict[str, Any] = {"model__framework": name, "bank__size": 0}
     if name == "propos":
         changes["propos__scattering_start"] = 0
     config = small_config(**changes)
-    stepper = Stepper(config, open_data(config.data), Acceleration(device), grouped=grouped)
+    how = Acceleration(device, compiles=compiles and device.type == "cuda")
+    stepper = Stepper(config, open_data(config.data), how, grouped=grouped)
     views, framework = stepper.views(), stepper.framework
     loss = stepper.train(views, step_of(device, 64, config.model.embedding_dim))
     grads = [p.grad.flatten() for p in framework.parameters() if p.grad is not None]

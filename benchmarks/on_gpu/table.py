@@ -9,16 +9,16 @@ from typing import Any
 def table(found: Mapping[str, Any]) -> str:
     """The tables for docs/benchmarks.md."""
     machine = found["machine"]
-    agreeing = [name for name, path in found["agreement"].items() if path["ok"]]
+    agreeing = [name for name, path in found.get("agreement", {}).items() if path["ok"]]
     lines = [
         f"{machine['device']}, torch {machine['torch']}, {machine['date']}",
         "",
-        f"{len(agreeing)} of {len(found['agreement'])} paths agree with the CPU.",
+        f"{len(agreeing)} of {len(found.get('agreement', {}))} paths agree with the CPU.",
         "",
         "| what | largest difference | allowed |",
         "| --- | --- | --- |",
     ]
-    for name, path in found["agreement"].items():
+    for name, path in found.get("agreement", {}).items():
         worst = path.get("error") or f"{max(path['differences'].values()):.1e}"
         lines.append(f"| {name} | {worst} | {path['tolerance']:g} |")
     lines += ["", "| what | waits for the device |", "| --- | --- |"]
@@ -27,7 +27,12 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"| all | {waits['error']} |")
     else:
         lines += [f"| {name} | {sum(places.values())} |" for name, places in waits.items()]
-    lines += ["", "| measured | figures |", "| --- | --- |", f"| rates | {_told(found['rates'])} |"]
+    lines += [
+        "",
+        "| measured | figures |",
+        "| --- | --- |",
+        f"| rates | {_told(found.get('rates', {}))} |",
+    ]
     for name, figures in found.items():
         if name.startswith("times/"):
             lines.append(f"| {name.removeprefix('times/')} | {_told(figures)} |")

@@ -77,6 +77,8 @@ def _step(
     """Milliseconds of a whole step, of its views alone, and the share of the card's rate."""
     device, num_rows = how.device, config.optim.batch_size
     with how.applied():
+        # What cannot be compiled must not be measured as if it were.
+        torch._dynamo.config.suppress_errors = False
         stepper = Stepper(config, data, how, grouped=grouped)
         stepper.fill_bank()
         step = step_of(device, num_rows, config.model.embedding_dim)

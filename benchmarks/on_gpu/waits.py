@@ -6,9 +6,11 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+import conr_ray
 from conr_ray.data.store import open_data
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
@@ -17,6 +19,7 @@ from on_gpu.paths import small_config
 from on_gpu.stepper import Stepper, step_of
 
 Waits = dict[str, int]
+_PACKAGE = f"{Path(conr_ray.__file__).parent}/"
 
 
 def waits(device: torch.device) -> dict[str, Waits]:
@@ -63,10 +66,12 @@ def _counted(device: torch.device, work: Callable[[], object]) -> Waits:
         return {}
     found: Counter[str] = Counter()
 
-    def note(*_: object, **__: object) -> None:
-        frames = [f for f in traceback.extract_stack() if "/conr_ray/" in f.filename]
-        place = "torch" if not frames else f"{frames[-1].filename}:{frames[-1].lineno}"
-        found[place.rpartition("/conr_ray/")[2]] += 1
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        if "synchroniz" in str(message):
+            frames = [f for f in traceback.extract_stack() if f.filename.startswith(_PACKAGE)]
+            last = frames[-1] if frames else None
+            place = f"{last.filename.removeprefix(_PACKAGE)}:{last.lineno}" if last else "torch"
+            found[place] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

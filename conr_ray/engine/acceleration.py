@@ -46,7 +46,8 @@ class Acceleration:
         if lacking.get(optim.precision):
             others = " or ".join(p for p in ("fp32", "bf16") if not lacking.get(p))
             raise UserError(
-                f"optim.precision={optim.precision}: {_name(device)} does not have it: set {others}"
+                f"optim.precision={optim.precision}: {_name(device)} does not have it: set "
+                f"{others}, in a run of another name if this one has begun"
             )
         compiles = optim.compile == "auto" and device.type == "cuda"
         if compiles and not has_triton():
@@ -87,13 +88,19 @@ class Acceleration:
             yield
             return
         products = "tf32" if self.precision == "tf32" else "ieee"
+        cudnn: Any = torch.backends.cudnn
         settings: list[tuple[Any, str, Any]] = [
-            (torch.backends.cudnn, "benchmark", True),
-            (torch.backends.cudnn.conv, "fp32_precision", products),  # type: ignore[attr-defined]
+            (cudnn, "benchmark", True),
+            # Both: torch refuses to name one precision of cuDNN where the two differ.
+            (cudnn.conv, "fp32_precision", products),
+            (cudnn.rnn, "fp32_precision", products),
             (torch.backends.cuda.matmul, "fp32_precision", products),
-            # What cannot be compiled runs as it is, with a warning.
-            (torch._dynamo.config, "suppress_errors", True),
         ]
+        if self.compiles:
+            # A forward program that cannot be compiled runs as it is, with a warning. All compiled
+            # modules of a process share one limit on programs.
+            compiler: Any = torch._dynamo.config
+            settings += [(compiler, "suppress_errors", True), (compiler, "recompile_limit", 64)]
         before = [getattr(owner, name) for owner, name, _ in settings]
         for owner, name, value in settings:
             setattr(owner, name, value)
@@ -102,6 +109,8 @@ class Acceleration:
         finally:
             for (owner, name, _), value in zip(settings, before, strict=True):
                 setattr(owner, name, value)
+            if self.compiles:
+                torch._dynamo.reset()
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -81,7 +81,8 @@ class DataClustering:
         scores = {}
         if label_free:
             found = self.embeddings_bd, self.clusters_n, self.centers_cd
-            scores = label_free_scores(*found, *self.spread_sample(NUM_SCORED), embedder, key)
+            most = max(NUM_SCORED, 4 * len(self.centers_cd))
+            scores = label_free_scores(*found, *self.spread_sample(most), embedder, key)
         if labels is not None:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return scores

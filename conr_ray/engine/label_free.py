@@ -15,7 +15,7 @@ from conr_ray.method.collectives import all_reduce_sum, share
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import euclidean_neighbors
 
-# Samples in the subset for scores that need more than the embeddings of the whole data set.
+# Samples, or four a cluster, in the subset for scores that need more than all embeddings.
 NUM_SCORED = 4096
 # For the neighbour consistency; fixed, since a search may vary the method's own.
 _NUM_NEIGHBORS = 10

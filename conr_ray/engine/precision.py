@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from conr_ray.config import RunConfig
+from conr_ray.data.store import default_cache_dir
 from conr_ray.engine.acceleration import Acceleration, has_bf16, has_tf32
 from conr_ray.engine.training_state import make_backbone
 from conr_ray.method.collectives import broadcast_first
 
+_PRECISIONS = ("fp32", "tf32", "bf16")
 # Rows of the trial batch, and the share of float32's time that bfloat16 must stay below.
 _TRIAL_ROWS, _CLEARLY_FASTER = 16, 0.9
 
 
 def chosen_precision(config: RunConfig, row_shape: tuple[int, ...], device: torch.device) -> str:
-    """The precision of a new run: fp32, tf32 or bf16; the same on all workers.
+    """The precision of a new run: fp32, tf32 or bf16, as the first worker chooses.
 
     On GPUs it is bf16 where they have it, else tf32 where they have that. On CPUs with bfloat16
-    instructions, the first worker times a forward and a backward pass of the backbone in each.
+    instructions, a forward and a backward pass of the backbone are timed in each, once for a
+    machine and a network: runs side by side, and later ones, choose alike.
     """
+    own = _PRECISIONS.index(_own_choice(config, row_shape, device))
+    return _PRECISIONS[int(broadcast_first(torch.tensor(own, device=device)))]
+
+
+def _own_choice(config: RunConfig, row_shape: tuple[int, ...], device: torch.device) -> str:
     if device.type == "cuda":
         if has_bf16(device):
             return "bf16"
         return "tf32" if has_tf32(device) else "fp32"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    mkldnn: Any = torch.backends.mkldnn
+    if not mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32"
-    faster = broadcast_first(torch.tensor(_bfloat16_is_faster(config, row_shape), device=device))
-    return "bf16" if faster else "fp32"
+    file = _file_of_choice(config, row_shape)
+    try:
+        known = file.read_text()
+    except OSError:
+        known = ""
+    if known in _PRECISIONS:
+        return known
+    choice = "bf16" if _bfloat16_is_faster(config, row_shape) else "fp32"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(choice)
+    except OSError:
+        pass  # Then the next run tries again.
+    return choice
+
+
+def _file_of_choice(config: RunConfig, row_shape: tuple[int, ...]) -> Path:
+    """Where the choice for this machine and network is kept."""
+    machine = platform.processor(), platform.machine(), torch.get_num_threads(), torch.__version__
+    network = config.model.model_dump_json(), config.views.size, row_shape
+    name = hashlib.sha256(repr((machine, network)).encode()).hexdigest()[:16]
+    return default_cache_dir() / "precision" / name
 
 
 def _bfloat16_is_faster(config: RunConfig, row_shape: tuple[int, ...]) -> bool:

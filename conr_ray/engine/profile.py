@@ -55,6 +55,8 @@ class Profile(Observer):
     def __init__(self, directory: RunDirectory, device: torch.device) -> None:
         """Start the clock; `end` stops it."""
         self._directory, self._device = directory, device
+        # Of an earlier attempt.
+        directory.delete_folder("profile")
         self._clock = Clock(device, self._left)
         self._running = ExitStack()
         self._running.enter_context(self._clock.running())
@@ -71,8 +73,13 @@ class Profile(Observer):
 
     def end(self, error: BaseException | None) -> None:
         self._running.close()
+        self._drop_trace()
+
+    def _drop_trace(self) -> None:
+        """Stop a trace whose stage has too few steps for it."""
         if self._trace is not None:
             self._trace.stop()
+            self._trace = None
 
     def _so_far(self, stage: str) -> PhaseTimes:
         own = {p: s for (outer, p), s in self._clock.seconds.items() if outer == stage}
@@ -93,6 +100,7 @@ class Profile(Observer):
             return
         steps = self._steps[stage] = self._steps.get(stage, 0) + 1
         if steps == _TRACED.start:
+            self._drop_trace()
             on_gpu = self._device.type == "cuda"
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
             self._trace = profile(activities=activities)

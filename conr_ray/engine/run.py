@@ -225,12 +225,18 @@ class Run:
 
     def _settled(self, config: RunConfig, checkpoint: Mapping[str, Any] | None) -> RunConfig:
         """`config` with the precision that the run keeps; the first worker writes it."""
-        precision: str = config.optim.precision
-        if precision != "auto":
+        if config.optim.precision != "auto":
             return config
+        precision: str = "auto"
         if checkpoint is not None:
             config_then = from_yaml(checkpoint["config"], "the checkpoint's config", trusted=True)
             precision = config_then.optim.precision
+            if precision == "auto" and self._device.type == "cpu":
+                # What it once stood for.
+                precision = "fp32"
+        claimed = self.directory.read_config() if rank() == 0 else None
+        if precision == "auto" and claimed is not None:
+            precision = claimed.optim.precision
         if precision == "auto":
             precision = chosen_precision(config, self.data.row_shape, self._device)
         config = override(config, {"optim.precision": precision})

@@ -29,7 +29,8 @@ class RunDirectory(CheckpointFolder):
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether the folder holds a run of `config`; nothing is written.
 
-        The path of its data may have changed, and `auto` stands for whatever precision it has.
+        The path of its data and `optim.compile` may have changed, and `auto` stands for whatever
+        precision it has.
 
         Raises:
             FolderTaken: it holds another run, or this one and `resume` is false.
@@ -37,7 +38,7 @@ class RunDirectory(CheckpointFolder):
         old = self._read_config(trusted=False)
         if old is None:
             return False
-        kept = {"data.path": old.data.path}
+        kept = {"data.path": old.data.path, "optim.compile": old.optim.compile}
         if config.optim.precision == "auto":
             kept["optim.precision"] = old.optim.precision
         changed = differences(old, override(config, kept))

@@ -38,9 +38,13 @@ class Schedule:
         return self.scored(epoch) or self.in_group_stage(epoch + 1)
 
     def scored(self, epoch: int) -> bool:
-        """Whether the clustering after `epoch` is also rated without labels."""
-        ended = epoch + 1
-        return ended % self.config.evaluation.every == 0 or ended == self.config.schedule.epochs
+        """Whether the clustering after `epoch` is also rated without labels.
+
+        When due, after the last epoch and, for searches to have a value, the group stage's first.
+        """
+        ended, first = epoch + 1, self.config.group_start_epoch
+        last = self.config.schedule.epochs
+        return ended % self.config.evaluation.every == 0 or ended == last or epoch == first
 
     def continues(self, epoch: int) -> bool:
         """Whether the clustering after `epoch` starts from the one before."""

@@ -48,6 +48,8 @@ class Clock:
             self._account()
             self._inside.pop()
             self._left(outer, name)
+            # What a listener does is no one's time.
+            self._since = time.perf_counter()
 
     def _account(self) -> None:
         if self._device.type == "cuda":

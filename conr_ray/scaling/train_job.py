@@ -108,20 +108,19 @@ def load_ahead(resources: WorkerResources) -> None:
     Called before the driver prepares the run, for which it loads torch too.
     """
     if resources.workers == 1:
-        _task(_load, resources).remote()
+        _task(_load, resources, max_calls=0).remote()
 
 
-def _task(function: Callable[..., None], resources: WorkerResources) -> Any:
-    """A Ray task with one worker's resources.
+def _task(function: Callable[..., None], resources: WorkerResources, *, max_calls: int) -> Any:
+    """A Ray task with one worker's resources, whose process ends after `max_calls` of it, if not 0.
 
-    Without Ray's own retries: where the memory of the node is short they have no end. In a process
-    that other tasks have used, also if it has GPUs.
+    Without Ray's own retries: where the memory of the node is short they have no end.
     """
     return ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
         max_retries=0,
-        max_calls=0,
+        max_calls=max_calls,
     )(function)
 
 
@@ -136,7 +135,8 @@ def _on_one_worker(
 
     Ray Train would start a controller and four more processes, one after another, to do the same.
     """
-    task = _task(_work_alone, resources)
+    # Each attempt in a process of its own: that of a failed one may be broken.
+    task = _task(_work_alone, resources, max_calls=1)
     for failures_left in range(max_failures, -1, -1):
         try:
             ray.get(task.remote(job, "cuda" if resources.gpus_per_worker else "cpu"))

@@ -63,7 +63,8 @@ def work(job: dict[str, Any], device: torch.device) -> None:
     config = from_yaml(job["config"], "the run's config")
     torch.set_num_threads(job["threads"])
     directory = RunDirectory(job["uri"])
-    if directory.has_failed():
+    # Asked by all before any of them can record a failure.
+    if all_reduce_sum(torch.tensor(float(directory.has_failed()), device=device)):
         return
     images = _open_everywhere(config, directory, device)
     if images is None:

@@ -19,7 +19,12 @@ from pydantic import ValidationError
 
 from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
 from conr_ray.errors import UserError
-from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
+from conr_ray.metric_names import (
+    COST_METRICS,
+    LABEL_FREE_METRICS,
+    LABEL_FREE_SCORES,
+    LABELLED_METRICS,
+)
 from conr_ray.search.space import SearchSpace, ShareDrawer
 
 _DRAWS_CHECKED = 64
@@ -146,11 +151,25 @@ def _check(space: SearchSpace) -> None:
             f"scheduler.grace_epochs={space.asked_grace} leaves nothing to stop or exchange: lower "
             f"it below schedule.epochs={space.config().schedule.epochs}"
         )
+    _check_scored(space)
     if space.sampler == "grid":
         space.grid()
     check_points(space)
     if space.scheduler is not None and space.scheduler.is_population:
         _check_population(space)
+
+
+def _check_scored(space: SearchSpace) -> None:
+    """Raise UserError if early stopping would see no label-free score before the last epoch."""
+    config, grace = space.config(), space.grace_epochs
+    every, epochs = config.evaluation.every, config.schedule.epochs
+    scores = [metric for metric in space.metrics if metric in LABEL_FREE_SCORES]
+    stops = space.scheduler is not None and not space.scheduler.is_population
+    if stops and scores and max(1, -(-grace // every)) * every >= epochs:
+        raise UserError(
+            f"metric={scores[0]}: no epoch between {grace} and {epochs} has it, so the scheduler "
+            f"has nothing to go by: lower evaluation.every={every}"
+        )
 
 
 def _check_metrics(space: SearchSpace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class TrialRunner:
         except (UserError, RunFailed) as error:
             # If raised, Tune would retry the trial, with the same result.
             reporter.failure(str(error))
+        # The next trial of this process needs the memory that a failed one's frames hold.
+        gc.collect()
 
     def _parent(self, leg: dict[str, Any]) -> tuple[RunDirectory, int] | None:
         if leg["parent"] is None:

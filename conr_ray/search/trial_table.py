@@ -97,9 +97,20 @@ class Trial:
             trunk_time_s=sum(times_s[:trunk]),
             built_time_s=sum(times_s[trunk - built : trunk]),
             origin=origin,
-            figures={name: evaluated.get(name) for name in _FIGURES},  # type: ignore[misc]
+            figures={
+                name: _newest(rows, name)
+                if name in LABEL_FREE_SCORES
+                else _newest([evaluated], name)
+                for name in _FIGURES
+            },
             rows=rows,
         )
+
+
+def _newest(rows: list[MetricRow], name: str) -> float | None:
+    """The last value of a metric that not every evaluated epoch has."""
+    values = (row.get(name) for row in reversed(rows))
+    return next((float(value) for value in values if value is not None), None)
 
 
 def read_files(directory: RunDirectory) -> tuple[list[MetricRow], Origin | None]:

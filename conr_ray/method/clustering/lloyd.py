@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 
 from conr_ray.method import compiled
 from conr_ray.method.clustering.partition import Partition
-from conr_ray.method.collectives import all_reduce_sum
+from conr_ray.method.collectives import all_reduce_sum, broadcast_first
 
-# Rows that are compared with all centres at once on devices other than CPUs.
-_BLOCK = 65536
+# On devices other than CPUs, elements of a block of cosines: rows times centres of all starts.
+_BLOCK_ELEMENTS = 2**26
 # On them, iterations between looks at whether centres still move.
 _LOOK_EVERY = 10
 
@@ -44,6 +44,8 @@ def refine(
     for iteration in range(1, max_iterations + 1):
         sums = cluster_sums(rows_bd, centers_rcd)
         moved_rcd = _filled(all_reduce_sum(sums) if spread else sums, centers_rcd, sample_sd)
+        # On unequal hardware the last bit could differ, and with it the end.
+        moved_rcd = broadcast_first(moved_rcd) if spread else moved_rcd
         if iteration % _LOOK_EVERY == 0 and torch.equal(moved_rcd, centers_rcd):
             break
         centers_rcd = moved_rcd
@@ -62,6 +64,8 @@ def _refine_by_bounds(
             moved_cd = _directions(sums, centers_cd)
         else:
             moved_cd = _filled(sums[None], centers_cd[None], sample_sd)[0]
+        if spread:
+            moved_cd = broadcast_first(moved_cd)
         if torch.equal(moved_cd, centers_cd):
             break
         centers_cd = moved_cd
@@ -75,13 +79,23 @@ def cluster_sums(rows_bd: Tensor, centers_rcd: Tensor) -> Tensor:
     """
     starts, clusters, width = centers_rcd.shape
     sums = rows_bd.new_zeros(starts * clusters, width + 1, dtype=torch.float64)
-    for rows_kd in torch.split(rows_bd, _BLOCK):
-        cosines = (rows_kd @ centers_rcd.flatten(0, 1).T).view(-1, starts, clusters)
+    for rows_kd in _blocks(rows_bd, centers_rcd):
+        cosines = _cosines(rows_kd, centers_rcd)
         members = torch.zeros_like(cosines).scatter_(2, cosines.argmax(2, keepdim=True), 1)
         members_kc = members.flatten(1)
         sums[:, :-1] += members_kc.T @ rows_kd
         sums[:, -1] += members_kc.sum(0)
     return sums.view(starts, clusters, width + 1)
+
+
+def _blocks(rows_bd: Tensor, centers_rcd: Tensor) -> tuple[Tensor, ...]:
+    """The rows in parts whose cosines with all centres fit in memory."""
+    return torch.split(rows_bd, max(1, _BLOCK_ELEMENTS // centers_rcd[..., 0].numel()))
+
+
+def _cosines(rows_kd: Tensor, centers_rcd: Tensor) -> Tensor:
+    """Of each row with the centres of each start, (k, r, c)."""
+    return (rows_kd @ centers_rcd.flatten(0, 1).T).view(len(rows_kd), *centers_rcd.shape[:2])
 
 
 def _directions(sums: Tensor, centers: Tensor) -> Tensor:
@@ -90,10 +104,11 @@ def _directions(sums: Tensor, centers: Tensor) -> Tensor:
 
 def _filled(sums: Tensor, centers_rcd: Tensor, sample_sd: Tensor) -> Tensor:
     """The directions of the sums, and for empty clusters the rows that fit worst."""
-    starts, clusters, _ = centers_rcd.shape
+    clusters = centers_rcd.shape[1]
     empty_rc = sums[..., -1] == 0
-    cosines = (sample_sd @ centers_rcd.flatten(0, 1).T).view(-1, starts, clusters)
-    worst_rc = cosines.amax(2).argsort(dim=0, stable=True)[:clusters].T
+    blocks = _blocks(sample_sd, centers_rcd)
+    fits_sr = torch.cat([_cosines(rows_kd, centers_rcd).amax(2) for rows_kd in blocks])
+    worst_rc = fits_sr.argsort(dim=0, stable=True)[:clusters].T
     # The first empty cluster takes the worst row, the second the next.
     places_rc = (empty_rc.cumsum(1) - 1).clamp_min(0)
     rows_rcd = sample_sd[worst_rc.gather(1, places_rc)]
