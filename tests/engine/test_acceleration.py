@@ -138,7 +138,9 @@ def test_a_resumed_run_keeps_the_precision_chosen_at_its_start(
         directory.check(tiny_config(optim__precision="fp32"), resume=True)
 
 
-def test_bfloat16_is_chosen_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_chosen_only_where_it_is_faster_and_alike_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(optim__precision="auto")
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert precision.chosen_precision(config, (1, 8, 8), CPU) == "fp32"
@@ -154,4 +156,8 @@ def test_bfloat16_is_chosen_only_where_it_is_faster(monkeypatch: pytest.MonkeyPa
             return now
 
         monkeypatch.setattr(precision.time, "perf_counter", clock)
+        monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / chosen))
         assert precision.chosen_precision(config, (1, 8, 8), CPU) == chosen
+    # The other answer was found first on this machine.
+    monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / "fp32"))
+    assert precision.chosen_precision(config, (1, 8, 8), CPU) == "fp32"
