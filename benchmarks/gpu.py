@@ -34,8 +34,8 @@ def main() -> None:
     for name in ("check", "train"):
         mode = modes.add_parser(name)
         mode.add_argument("--out", type=Path, required=True, help="folder of the results")
-        mode.add_argument("--device", default="cuda", help="cuda or cpu (default: cuda)")
-        mode.add_argument("--tiny", action="store_true", help="small networks, data and counts")
+        mode.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+        mode.add_argument("--tiny", action="store_true", help="digits instead of the preset")
     modes.choices["train"].add_argument("--data", type=Path, help="CIFAR-10 in Parquet files")
     modes.choices["train"].add_argument("--preset", default="cifar10_fast")
     modes.choices["train"].add_argument("--minutes", type=float, default=8.0)
@@ -51,6 +51,10 @@ def main() -> None:
         )
         if args.data is None or not list(files):
             parser.error("train needs --data, a Parquet file or a folder with some")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here: --device cpu --tiny rehearses")
+    if args.mode == "train" and not args.minutes > 0:
+        parser.error("--minutes must be above 0")
     device = torch.device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.mode == "check":

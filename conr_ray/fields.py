@@ -8,14 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+
+
+def _countable(value: int) -> int:
+    """Sizes beyond this overflow 64 bits when they are multiplied."""
+    if value > 2**53:
+        raise ValueError("no machine has room for so many: lower it")
+    return value
+
+
+Whole = Annotated[int, Field(ge=0), AfterValidator(_countable)]
+Count = Annotated[int, Field(ge=1), AfterValidator(_countable)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 

@@ -76,7 +76,10 @@ def fitted(config: RunConfig, seconds: float, instance_s: float, group_s: float)
         "schedule.epochs": epochs,
         "schedule.warmup_epochs": round(schedule.warmup_epochs * scale),
         "schedule.relax_epochs": round(schedule.relax_epochs * scale),
-        "views.sizes": tuple((round(first * scale), size) for first, size in config.views.sizes),
+        # Of two that fall on one epoch, the later one counts.
+        "views.sizes": tuple(
+            {round(first * scale): size for first, size in config.views.sizes}.items()
+        ),
         "checkpoint.every": max(1, epochs // _CHECKPOINTS),
     }
     if schedule.group_start != "never":

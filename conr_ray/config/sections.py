@@ -223,8 +223,8 @@ class OptimConfig(Section):
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",
-        description="of the networks; auto is bf16 on GPUs that have it and on CPUs where a trial "
-        "shows that it is faster, else fp32; a run keeps what was chosen at its start",
+        description="of the networks; auto is bf16 on GPUs that have it and on CPUs where a timed "
+        "test shows that it is faster, else fp32; a run keeps what was chosen at its start",
     )
     compile: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
         "auto", description="auto compiles networks and views on GPUs"

@@ -13,7 +13,7 @@ from torch import nn
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.memory import is_out_of_memory, out_of_memory
+from conr_ray.engine.memory import NOT_MADE, is_out_of_memory, out_of_memory
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run import Run
@@ -60,7 +60,7 @@ def train(
     except BaseException as raised:
         error = raised
         if is_out_of_memory(raised):
-            moment = "while the run is made" if run is None else run.moment
+            moment = NOT_MADE if run is None else run.moment
             error = out_of_memory(raised, config, data, device, moment)
             record_failure(directory, error)
             raise error from raised

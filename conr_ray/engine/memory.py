@@ -15,6 +15,8 @@ from conr_ray.method.collectives import share, world_size
 _WORDS = ("can't allocate memory", "not enough memory", "size calculation overflowed")
 _WORDS_OF_LIBRARIES = ("out of memory", "ALLOC_FAILED")
 _GIB = 2**30
+# The moment of an error before the first step.
+NOT_MADE = "while the run is made"
 # Rows of a batch that an estimate is given for.
 _ROWS = 64
 # What takes less is not worth lowering.
@@ -50,6 +52,12 @@ def out_of_memory(
             used_gib = torch.cuda.max_memory_allocated(device) / _GIB
     held = _held_gib(config, data, on_host=on_host or device.type == "cpu")
     batch = f"lower optim.batch_size={config.optim.batch_size}"
+    if config.data.source != "vectors":
+        batch += f" or views.size={config.views.size}"
+    if moment == NOT_MADE:
+        model = config.model
+        batch = f"lower model.head_hidden_dim={model.head_hidden_dim} or model.embedding_dim="
+        batch += f"{model.embedding_dim}, or choose a smaller model.backbone"
     figures = _asked(error)
     if used_gib is not None:
         figures = f"{used_gib:,.1f} GiB in use, "

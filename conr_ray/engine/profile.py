@@ -55,8 +55,6 @@ class Profile(Observer):
     def __init__(self, directory: RunDirectory, device: torch.device) -> None:
         """Start the clock; `end` stops it."""
         self._directory, self._device = directory, device
-        # Of an earlier attempt.
-        directory.delete_folder("profile")
         self._clock = Clock(device, self._left)
         self._running = ExitStack()
         self._running.enter_context(self._clock.running())
@@ -67,7 +65,9 @@ class Profile(Observer):
     def epoch(self, row: MetricRow) -> None:
         stage = str(row["stage"])
         self._first.setdefault(stage, self._so_far(stage))
-        times = {name: self._without_first(name) for name in self._first}
+        # Stages that an earlier attempt has trained keep their figures.
+        times = read_profile(self._directory)
+        times |= {name: self._without_first(name) for name in self._first if name in self._steps}
         tree = {name: {"steps": t.steps, "seconds": t.seconds} for name, t in times.items()}
         self._directory.write_text(_FILE, json.dumps(tree, indent=2) + "\n")
 

@@ -26,7 +26,8 @@ def test_a_bank_beyond_the_hosts_memory_is_told_in_one_line(tmp_path: Path) -> N
     assert told.startswith("out of memory on the host: ")
     assert "GiB asked for, while the run is made: " in told
     assert told.endswith(
-        f": lower bank.size={ABSURD} (about {gib:,.1f} GiB), or lower optim.batch_size=64"
+        f": lower bank.size={ABSURD} (about {gib:,.1f} GiB), or lower model.head_hidden_dim=32 or "
+        "model.embedding_dim=16, or choose a smaller model.backbone"
     )
     assert "\n" not in told
     with pytest.raises(OutOfMemory, match="out of memory on the host"):
@@ -61,7 +62,8 @@ def test_a_device_without_memory_is_told_with_the_moment(
     with pytest.raises(OutOfMemory) as info:
         run_here(tiny_config(), tmp_path)
     assert str(info.value) == (
-        "out of memory on cpu: after 3 epochs, group stage: lower optim.batch_size=64"
+        "out of memory on cpu: after 3 epochs, group stage: "
+        "lower optim.batch_size=64 or views.size=8"
     )
     assert info.value.__cause__ is error
     assert RunDirectory(tmp_path).has_failed()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conr_ray.engine import profile
 from conr_ray.engine.profile import Profile, read_profile
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.method.phases import Clock, phase
@@ -50,7 +51,11 @@ def test_an_error_inside_a_phase_ends_it() -> None:
     assert set(clock.seconds) == {("outer", "outer"), ("outer", "inner")}
 
 
-def test_a_profiled_run_tells_what_each_stage_spent_its_time_on(tmp_path: Path) -> None:
+def test_a_profiled_run_tells_what_each_stage_spent_its_time_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traces take time of epochs that belongs to no phase.
+    monkeypatch.setattr(profile, "_TRACED", range(1000, 1001))
     config = tiny_config(schedule__epochs=6, schedule__group_start=3)
     directory = RunDirectory(tmp_path)
     rows = run_here(config, tmp_path, Profile(directory, CPU))
@@ -65,11 +70,24 @@ def test_a_profiled_run_tells_what_each_stage_spent_its_time_on(tmp_path: Path) 
         # Checkpoints do not count toward an epoch's time.
         spent = sum(s for name, s in times[stage].seconds.items() if name != "checkpoint")
         assert spent == pytest.approx(told, rel=0.1)
-        trace = json.loads(
-            gzip.decompress((tmp_path / f"profile/{stage}.trace.json.gz").read_bytes())
-        )
+
+
+def test_steps_of_each_stage_are_traced(tmp_path: Path) -> None:
+    config = tiny_config(schedule__epochs=4, schedule__group_start=2)
+    run_here(config, tmp_path, Profile(RunDirectory(tmp_path), CPU))
+    for stage, inside in (("instance", "target"), ("group", "neighbours")):
+        file = tmp_path / f"profile/{stage}.trace.json.gz"
+        trace = json.loads(gzip.decompress(file.read_bytes()))
         names = [event.get("name") for event in trace["traceEvents"]]
-        assert names.count("backward") >= 3 and phases <= set(names)
+        assert names.count("backward") >= 3 and inside in names
+
+
+def test_a_finished_run_keeps_its_profile(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    run_here(tiny_config(), tmp_path, Profile(directory, CPU))
+    times = read_profile(directory)
+    run_here(tiny_config(), tmp_path, Profile(directory, CPU))
+    assert read_profile(directory) == times and times
 
 
 def test_the_profile_of_a_run_that_is_interrupted_is_kept(tmp_path: Path) -> None:
