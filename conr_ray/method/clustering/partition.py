@@ -1,19 +1,13 @@
-"""Rows and their nearest centres, kept up to date while centres move; compiled, for CPUs.
+"""Rows and their nearest centres, kept up to date while centres move; for CPUs.
 
-Shapes: b rows, k of them whose nearest centre may have changed, d width, c clusters.
+Shapes: b rows, k of them whose nearest centre may have changed, m that change their cluster, d
+width, c clusters.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
-
-from conr_ray.method.compiled import compiled, over_threads
-
-Array = Any
 
 # Rows whose cosines with all centres are computed at once: they stay in the cache.
 _BLOCK = 4096
@@ -45,74 +39,36 @@ class Partition:
         Returns for each cluster the sum of its rows and, in the last column, their number,
         (c, d + 1). The tensor is changed by the next call.
         """
-        labels, own, other = (
-            tensor.numpy() for tensor in (self._labels_b, self._own_b, self._other_b)
-        )
         if self._centers_cd is None:
-            unsure_k = torch.arange(len(labels))
+            unsure_k = torch.arange(len(self._labels_b))
         else:
-            moved = (centers_cd - self._centers_cd).norm(dim=1).numpy()
-            unsure_k = torch.from_numpy(_unsure(labels, own, other, moved))
+            unsure_k = self._unsure((centers_cd - self._centers_cd).norm(dim=1))
         self._centers_cd = centers_cd
         for rows_k in torch.split(unsure_k, _BLOCK):
             some_kd = self._rows_bd[rows_k]
-            cosines = (some_kd @ centers_cd.T).numpy()
-            found = np.empty(len(rows_k), np.int64)
-            over_threads(_two_best, len(rows_k), cosines, rows_k.numpy(), found, own, other)
-            _move(some_kd.numpy(), rows_k.numpy(), found, labels, self._sums.numpy())
+            cosines_kc = some_kd @ centers_cd.T
+            own_k, found_k = cosines_kc.max(1)
+            self._own_b[rows_k] = own_k
+            cosines_kc.scatter_(1, found_k[:, None], -torch.inf)
+            self._other_b[rows_k] = cosines_kc.amax(1)
+            self._move(rows_k, some_kd, found_k)
         return self._sums
 
+    def _unsure(self, moved_c: Tensor) -> Tensor:
+        """Widen the bounds by how far centres have moved; the rows whose bounds meet."""
+        largest, farthest = moved_c.max(0)
+        second = moved_c.scatter(0, farthest, 0.0).amax()
+        self._own_b -= moved_c[self._labels_b]
+        self._other_b += torch.where(self._labels_b == farthest, second, largest)
+        return (self._own_b <= self._other_b + _ROUNDING).nonzero().flatten()
 
-@compiled
-def _unsure(labels: Array, own: Array, other: Array, moved: Array) -> Array:
-    """Widen the bounds by how far centres have moved; the rows whose bounds meet."""
-    farthest, largest, second = 0, moved[0], moved[0] * 0
-    for center in range(1, len(moved)):
-        if moved[center] > largest:
-            farthest, largest, second = center, moved[center], largest
-        elif moved[center] > second:
-            second = moved[center]
-    rows = np.empty(len(labels), np.int64)
-    count = 0
-    for row in range(len(labels)):
-        own[row] -= moved[labels[row]]
-        other[row] += second if labels[row] == farthest else largest
-        if own[row] <= other[row] + _ROUNDING:
-            rows[count] = row
-            count += 1
-    return rows[:count]
-
-
-@compiled
-def _two_best(
-    first: int, last: int, cosines: Array, rows: Array, found: Array, own: Array, other: Array
-) -> None:
-    """The nearest centre of each row, the first of equally near ones, and both bounds."""
-    for place in range(first, last):
-        best, largest, second = 0, cosines[place, 0], cosines[place, 0] - 4
-        for center in range(1, cosines.shape[1]):
-            cosine = cosines[place, center]
-            if cosine > largest:
-                best, largest, second = center, cosine, largest
-            elif cosine > second:
-                second = cosine
-        found[place] = best
-        own[rows[place]], other[rows[place]] = largest, second
-
-
-@compiled
-def _move(some_kd: Array, rows: Array, found: Array, labels: Array, sums: Array) -> None:
-    """Take the rows whose label differs out of their clusters and add them to the new ones."""
-    width = some_kd.shape[1]
-    for place in range(len(rows)):
-        old, new = labels[rows[place]], found[place]
-        if old == new:
-            continue
-        if old >= 0:
-            for column in range(width):
-                sums[old, column] -= some_kd[place, column]
-            sums[old, width] -= 1
-        for column in range(width):
-            sums[new, column] += some_kd[place, column]
-        sums[new, width] += 1
-        labels[rows[place]] = new
+    def _move(self, rows_k: Tensor, some_kd: Tensor, found_k: Tensor) -> None:
+        """Take the rows whose label differs out of their clusters and add them to the new ones."""
+        labels_k = self._labels_b[rows_k]
+        differs_k = labels_k != found_k
+        old_m, new_m, moved_md = labels_k[differs_k], found_k[differs_k], some_kd[differs_k]
+        moved_md = torch.cat([moved_md, moved_md.new_ones(len(moved_md), 1)], 1).double()
+        had_m = old_m >= 0
+        self._sums.index_add_(0, old_m[had_m], moved_md[had_m], alpha=-1)
+        self._sums.index_add_(0, new_m, moved_md)
+        self._labels_b[rows_k] = found_k
