@@ -19,6 +19,8 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path, where: list[st
     changes = {**TINY, "schedule.epochs": 60}
     command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *where]
     command += [*as_settings(changes), "--storage", str(tmp_path), "--name", "run"]
+    # More threads than cores wait for one another.
+    command += ["--cpus-per-worker", "1"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     directory = RunDirectory(tmp_path / "run")
     try:
