@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from conr_ray.config import RunConfig, load_preset
 from conr_ray.data.store import open_data
@@ -15,6 +16,9 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.training_state import TrainingState
+from conr_ray.method.frameworks.base import Step
+from conr_ray.method.stages.base import Stage
 
 TINY: dict[str, Any] = {
     "data.limit": 300,
@@ -68,6 +72,17 @@ def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) 
     """Train in this process (or as this worker), from the newest checkpoint in `folder`."""
     images = open_data(config.data)
     return train(config, images, RunDirectory(folder), observer or Observers(), torch.device("cpu"))
+
+
+def train_step(state: TrainingState, stage: Stage, views: list[Tensor], step: Step) -> Tensor:
+    """A step as the training loop makes it, on one worker; returns the loss."""
+    outputs = state.framework(views, step)
+    loss, _ = stage.loss(state.framework, outputs, step)
+    state.optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    state.optimizer.step()
+    state.framework.after_step(outputs, step)
+    return loss.detach()
 
 
 def without_times(rows: list[MetricRow]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, cluster_data
-from conr_ray.engine.precision import chosen_precision
+from conr_ray.engine.precision import best_precision
 from on_gpu.paths import random_images, small_config
 from on_gpu.stepper import Stepper, step_of
 
@@ -43,7 +43,7 @@ def card_rates(device: torch.device, *, tiny: bool) -> Figures:
 def times(device: torch.device, *, tiny: bool, rates: Mapping[str, float]) -> Iterator[Measure]:
     """Each measurement with its name, the most important first."""
     config, data = _setting(tiny=tiny)
-    precision = chosen_precision(config, data.row_shape, device)
+    precision = best_precision(config, data.row_shape, device)
     plain, compiled = (Acceleration(device, precision, compiles=c) for c in (False, True))
     ways = {"plain": plain, "compiled": compiled}
     if device.type == "cpu":

@@ -24,7 +24,7 @@ from conr_ray.engine.evaluation import DataClustering, cluster_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observers
-from conr_ray.engine.precision import chosen_precision
+from conr_ray.engine.precision import best_precision
 from conr_ray.engine.run_directory import RunDirectory
 from on_gpu.paths import small_config
 from on_gpu.stepper import Stepper, step_of
@@ -105,7 +105,7 @@ def _epoch_seconds(
     """What an epoch will take, from a few steps and, in the group stage, a warm clustering."""
     precision = config.optim.precision
     if precision == "auto":
-        precision = chosen_precision(config, data.row_shape, device)
+        precision = best_precision(config, data.row_shape, device)
     settled = override(config, {"optim.precision": precision})
     how = Acceleration.of(settled.optim, device)
     with how.applied():

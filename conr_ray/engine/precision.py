@@ -14,25 +14,35 @@ from conr_ray.config import RunConfig
 from conr_ray.data.store import default_cache_dir
 from conr_ray.engine.acceleration import Acceleration, has_bf16, has_tf32
 from conr_ray.engine.training_state import make_backbone
-from conr_ray.method.collectives import broadcast_first
+from conr_ray.method.collectives import broadcast_first, rank
 
 _PRECISIONS = ("fp32", "tf32", "bf16")
 # Rows of the trial batch, and the share of float32's time that bfloat16 must stay below.
 _TRIAL_ROWS, _CLEARLY_FASTER = 16, 0.9
 
 
-def chosen_precision(config: RunConfig, row_shape: tuple[int, ...], device: torch.device) -> str:
-    """The precision of a new run: fp32, tf32 or bf16, as the first worker chooses.
+def settled_precision(
+    config: RunConfig, kept: str, row_shape: tuple[int, ...], device: torch.device
+) -> str:
+    """The precision of a run: fp32, tf32 or bf16, as the first worker has it; called by all.
+
+    It is what the run has kept so far or, if that is `auto`, what is best here.
+    """
+    own = 0
+    if rank() == 0:
+        own = _PRECISIONS.index(
+            best_precision(config, row_shape, device) if kept == "auto" else kept
+        )
+    return _PRECISIONS[int(broadcast_first(torch.tensor(own, device=device)))]
+
+
+def best_precision(config: RunConfig, row_shape: tuple[int, ...], device: torch.device) -> str:
+    """The precision for a new run on this machine.
 
     On GPUs it is bf16 where they have it, else tf32 where they have that. On CPUs with bfloat16
     instructions, a forward and a backward pass of the backbone are timed in each, once for a
     machine and a network: runs side by side, and later ones, choose alike.
     """
-    own = _PRECISIONS.index(_own_choice(config, row_shape, device))
-    return _PRECISIONS[int(broadcast_first(torch.tensor(own, device=device)))]
-
-
-def _own_choice(config: RunConfig, row_shape: tuple[int, ...], device: torch.device) -> str:
     if device.type == "cuda":
         if has_bf16(device):
             return "bf16"

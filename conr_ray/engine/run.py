@@ -20,7 +20,7 @@ from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
-from conr_ray.engine.precision import chosen_precision
+from conr_ray.engine.precision import settled_precision
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.snapshot import Snapshot
@@ -227,18 +227,16 @@ class Run:
         """`config` with the precision that the run keeps; the first worker writes it."""
         if config.optim.precision != "auto":
             return config
-        precision: str = "auto"
+        kept: str = "auto"
         if checkpoint is not None:
             config_then = from_yaml(checkpoint["config"], "the checkpoint's config", trusted=True)
-            precision = config_then.optim.precision
-            if precision == "auto" and self._device.type == "cpu":
+            kept = config_then.optim.precision
+            if kept == "auto" and self._device.type == "cpu":
                 # What it once stood for.
-                precision = "fp32"
-        claimed = self.directory.read_config() if rank() == 0 else None
-        if precision == "auto" and claimed is not None:
-            precision = claimed.optim.precision
-        if precision == "auto":
-            precision = chosen_precision(config, self.data.row_shape, self._device)
+                kept = "fp32"
+        elif rank() == 0 and (claimed := self.directory.read_config()) is not None:
+            kept = claimed.optim.precision
+        precision = settled_precision(config, kept, self.data.row_shape, self._device)
         config = override(config, {"optim.precision": precision})
         if rank() == 0:
             self.directory.write_text("config.yaml", config.to_yaml())

@@ -14,19 +14,23 @@ from torch._dynamo.utils import counters
 from conr_ray.config import OptimConfig, RunConfig
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import open_data
-from conr_ray.engine import precision, run
+from conr_ray.engine import precision
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.run import Run
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.span import WHOLE
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import FolderTaken, UserError
+from conr_ray.method.collectives import rank
 from conr_ray.method.frameworks import framework_names
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
-from tests.tiny_runs import run_here, tiny_config, without_times
+from tests.gloo_workers import run_workers
+from tests.tiny_runs import run_here, tiny_config, train_step, without_times
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 64, 4
@@ -56,13 +60,7 @@ def steps_and_embeddings(config: RunConfig, *, compiles: bool) -> tuple[list[flo
         step = Step(number, STEPS, number, 5 + number, ids, ids + number, 0.8, labels, centers)
         batch = inputs.take(step.sample_ids_n)
         views = [inputs.random(batch, 9 * number + v, ids, mild=grouped) for v in (1, 2)]
-        outputs = state.framework(views, step)
-        loss, _ = stage.loss(state.framework, outputs, step)
-        state.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        state.optimizer.step()
-        state.framework.after_step(outputs, step)
-        losses.append(float(loss.detach()))
+        losses.append(float(train_step(state, stage, views, step)))
         if number == 0:
             embedder.plain(torch.arange(50))
     return losses, embedder.plain(torch.arange(100))
@@ -114,7 +112,7 @@ def test_a_precision_that_the_device_lacks_is_refused(tmp_path: Path) -> None:
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(run, "chosen_precision", lambda *_: name)
+    monkeypatch.setattr(precision, "best_precision", lambda *_: name)
 
 
 def test_a_resumed_run_keeps_the_precision_chosen_at_its_start(
@@ -138,12 +136,31 @@ def test_a_resumed_run_keeps_the_precision_chosen_at_its_start(
         directory.check(tiny_config(optim__precision="fp32"), resume=True)
 
 
+def _begin_and_go_on(folder: str) -> str:
+    """A run that is begun, and begun again as if a worker had died before the first checkpoint."""
+    config, directory = tiny_config(optim__precision="auto"), RunDirectory(folder)
+    if rank() == 0:
+        directory.claim(config, resume=False)
+    precisions = []
+    for _ in range(2):
+        run = Run(config, open_data(config.data), directory, CPU, WHOLE)
+        precisions.append(run.config.optim.precision)
+    assert len(set(precisions)) == 1
+    return precisions[0]
+
+
+def test_workers_restarted_before_a_checkpoint_agree_on_what_was_chosen(tmp_path: Path) -> None:
+    assert len(set(run_workers(_begin_and_go_on, 2, str(tmp_path)))) == 1
+    kept = RunDirectory(tmp_path).read_config()
+    assert kept is not None and kept.optim.precision != "auto"
+
+
 def test_bfloat16_is_chosen_only_where_it_is_faster_and_alike_from_then_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(optim__precision="auto")
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert precision.chosen_precision(config, (1, 8, 8), CPU) == "fp32"
+        assert precision.best_precision(config, (1, 8, 8), CPU) == "fp32"
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     # Decided by a clock: one in which a pass in the other precision takes twice as long.
     for slow, chosen in ((torch.bfloat16, "fp32"), (torch.float32, "bf16")):
@@ -157,7 +174,7 @@ def test_bfloat16_is_chosen_only_where_it_is_faster_and_alike_from_then_on(
 
         monkeypatch.setattr(precision.time, "perf_counter", clock)
         monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / chosen))
-        assert precision.chosen_precision(config, (1, 8, 8), CPU) == chosen
+        assert precision.best_precision(config, (1, 8, 8), CPU) == chosen
     # The other answer was found first on this machine.
     monkeypatch.setenv("CONR_RAY_CACHE", str(tmp_path / "fp32"))
-    assert precision.chosen_precision(config, (1, 8, 8), CPU) == "fp32"
+    assert precision.best_precision(config, (1, 8, 8), CPU) == "fp32"

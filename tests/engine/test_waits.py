@@ -22,7 +22,7 @@ from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
 from tests.method.naive_reranking import unit_rows
 from tests.second_device import device_waits, second_device
-from tests.tiny_runs import tiny_config
+from tests.tiny_runs import tiny_config, train_step
 
 BATCH, CLUSTERS = 24, 5
 
@@ -50,13 +50,7 @@ def test_a_training_step_hardly_waits(
 
         def train(ids: Tensor) -> Tensor:
             step = Step(3, 10, 60, 7, positions, ids, 0.7, classes[:BATCH], centers)
-            outputs = state.framework(views, step)
-            loss, _ = stage.loss(state.framework, outputs, step)
-            state.optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            state.optimizer.step()
-            state.framework.after_step(outputs, step)
-            return loss
+            return train_step(state, stage, views, step)
 
         for first in (0, 12, 24):
             ids = torch.arange(first, first + BATCH, device=device)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 IntArray = npt.NDArray[np.integer[Any]]
-FloatArray = npt.NDArray[np.float64]
 
 
 def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
@@ -74,40 +73,15 @@ def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMat
 
 def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
     """ACC, NMI (arithmetic mean) and ARI. Samples labelled -1 are unlabelled and left out."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     known = labels >= 0
-    match = match_clusters(labels[known], clusters[known])
-    counts_rc = match.counts_rc.astype(np.float64)
-    return {"acc": match.accuracy, "nmi": _nmi(counts_rc), "ari": _ari(counts_rc)}
-
-
-def _nmi(counts_rc: FloatArray) -> float:
-    """Mutual information over the mean of both entropies; 1 for two that are each one group."""
-    joint = counts_rc / counts_rc.sum()
-    of_classes, of_clusters = joint.sum(1), joint.sum(0)
-    mean_entropy = (_entropy(of_classes) + _entropy(of_clusters)) / 2
-    if not mean_entropy:
-        return 1.0
-    return max(2 - _entropy(joint) / mean_entropy, 0.0)
-
-
-def _entropy(shares: FloatArray) -> float:
-    present = shares[shares > 0]
-    return float(-(present * np.log(present)).sum()) + 0.0
-
-
-def _ari(counts_rc: FloatArray) -> float:
-    """Pairs of samples that both put together, adjusted for chance (Hubert & Arabie 1985)."""
-    both = _pairs(counts_rc)
-    by_class, by_cluster = _pairs(counts_rc.sum(1)), _pairs(counts_rc.sum(0))
-    total = _pairs(counts_rc.sum())
-    if by_class == by_cluster == both:
-        return 1.0
-    expected = by_class * by_cluster / total
-    return (both - expected) / ((by_class + by_cluster) / 2 - expected)
-
-
-def _pairs(counts: FloatArray | np.floating[Any]) -> float:
-    return float((counts * (counts - 1) / 2).sum())
+    labels, clusters = labels[known], clusters[known]
+    return {
+        "acc": clustering_accuracy(labels, clusters),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "ari": float(adjusted_rand_score(labels, clusters)),
+    }
 
 
 def neighbor_matches(neighbor_labels_nk: Tensor, labels_n: Tensor) -> Tensor:
