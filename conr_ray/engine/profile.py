@@ -27,6 +27,7 @@ PHASES = (
     *("views", "online", "target", "loss", "neighbours", "communication", "backward", "optimiser"),
     *("evaluation", "checkpoint", "other"),
 )
+_LAST_PHASE = "optimiser"
 _FILE = "profile/phases.json"
 # Steps of a stage that are traced; those before them compile and warm up.
 _TRACED = range(3, 6)
@@ -58,7 +59,6 @@ class Profile(Observer):
         self._clock = Clock(device, self._left)
         self._running = ExitStack()
         self._running.enter_context(self._clock.running())
-        self._steps: dict[str, int] = {}
         self._trace: profile | None = None
         self._first: dict[str, PhaseTimes] = {}
 
@@ -67,7 +67,7 @@ class Profile(Observer):
         self._first.setdefault(stage, self._so_far(stage))
         # Stages that an earlier attempt has trained keep their figures.
         times = read_profile(self._directory)
-        times |= {name: self._without_first(name) for name in self._first if name in self._steps}
+        times |= {name: self._without_first(name) for name in self._first if self._steps(name)}
         tree = {name: {"steps": t.steps, "seconds": t.seconds} for name, t in times.items()}
         self._directory.write_text(_FILE, json.dumps(tree, indent=2) + "\n")
 
@@ -85,7 +85,11 @@ class Profile(Observer):
         own = {p: s for (outer, p), s in self._clock.seconds.items() if outer == stage}
         # The stage's own time is what lies between phases.
         seconds = {"other" if name == stage else name: s for name, s in own.items()}
-        return PhaseTimes(self._steps.get(stage, 0), seconds)
+        return PhaseTimes(self._steps(stage), seconds)
+
+    def _steps(self, stage: str) -> int:
+        """Steps so far: each has the phase of the optimiser once."""
+        return self._clock.calls[stage, _LAST_PHASE]
 
     def _without_first(self, stage: str) -> PhaseTimes:
         first, whole = self._first[stage], self._so_far(stage)
@@ -95,10 +99,10 @@ class Profile(Observer):
         return PhaseTimes(whole.steps - first.steps, seconds)
 
     def _left(self, stage: str, phase: str) -> None:
-        """A phase has ended; that of the optimiser ends a step."""
-        if phase != "optimiser":
+        """A phase has ended, and with the last one a step."""
+        if phase != _LAST_PHASE:
             return
-        steps = self._steps[stage] = self._steps.get(stage, 0) + 1
+        steps = self._steps(stage)
         if steps == _TRACED.start:
             self._drop_trace()
             on_gpu = self._device.type == "cuda"
