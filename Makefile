@@ -13,13 +13,13 @@ demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
 
 test: $(READY)
-	$(BIN)/pytest -q -m "not long" -n 2 --timeout=600 --durations=30
+	$(BIN)/pytest -q -m "not long" -n 2 --durations=30
 
 test-fast: $(READY)
 	$(BIN)/pytest -q -m "not slow" -n 2
 
 test-long: $(READY)
-	$(BIN)/pytest -q -m long --timeout=1800
+	$(BIN)/pytest -q -m long
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

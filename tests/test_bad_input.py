@@ -27,6 +27,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space_file import load_space
 from conr_ray.storage.files import Folder
+from tests.waiting import HANG_S
 
 Refuse = Callable[..., str]
 DIGITS_SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
@@ -501,7 +502,7 @@ def test_processes_leave_with_status_2_and_one_line(tmp_path: Path, cache: Path)
         for name, words in commands.items()
     }
     for process in processes.values():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG_S)
         assert (process.returncode, out) == (2, "")
         assert err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()

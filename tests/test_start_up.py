@@ -18,6 +18,7 @@ from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from tests.reporting.made_searches import make_search
 from tests.tiny_runs import run_here, tiny_config
+from tests.waiting import HANG_S
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
 # A peak that the kernel keeps for this program alone: ru_maxrss begins with that of its parent.
@@ -58,7 +59,7 @@ def observe(folder: Path, command: str, *arguments: str) -> Observed:
         env={**os.environ, **no_network, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())

@@ -230,8 +230,9 @@ def _told_in_one_line(entity: str, project: str) -> Iterator[None]:
     """Raise W&B's errors as UserErrors."""
     place = f"project {entity}/{project}"
     try:
-        # With silent set, the library does not prompt for a key.
-        wandb.setup(wandb.Settings(silent=True))
+        # With silent set, the library does not prompt for a key. A process that used W&B before
+        # keeps what was set for messages until it is told again.
+        wandb.termsetup(wandb.setup(wandb.Settings(silent=True)).settings, None)
         yield
     except UserError:
         raise

@@ -7,15 +7,14 @@ import os
 import shlex
 import site
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.clusters.namespaces import Sandbox
+from tests.waiting import HANG_S
 
-_T = TypeVar("_T")
 ROOT = Path(__file__).parents[2]
 
 
@@ -84,21 +83,21 @@ class Caller:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    def run(self, *command: str, timeout_s: float = 120) -> str:
+    def run(self, *command: str) -> str:
         """A command; gives what it printed, and fails where it does."""
-        return self.sandbox.run(command, self.env, ROOT, timeout_s)
+        return self.sandbox.run(command, self.env, ROOT)
 
-    def ray(self, verb: str, *arguments: str, timeout_s: float = 120) -> str:
+    def ray(self, verb: str, *arguments: str) -> str:
         """`ray up`, `ray exec` and their like, on this caller's cluster."""
         # The cache is shared by all on this machine.
         cache = ("--no-config-cache",) if verb in ("up", "exec") else ()
-        return self.run("ray", verb, *cache, str(self.file), *arguments, timeout_s=timeout_s)
+        return self.run("ray", verb, *cache, str(self.file), *arguments)
 
-    def python_on_head(self, code: str, timeout_s: float = 120) -> str:
+    def python_on_head(self, code: str) -> str:
         """Gives what it printed."""
-        return self.ray("exec", f"python -c {shlex.quote(code)}", timeout_s=timeout_s)
+        return self.ray("exec", f"python -c {shlex.quote(code)}")
 
-    def packages(self, resource: str, num_nodes: int, timeout_s: float) -> list[str]:
+    def packages(self, resource: str, num_nodes: int) -> list[str]:
         """Where `num_nodes` nodes with a resource have the package; waits for them, as tasks do."""
         code = f"""
 import json, ray
@@ -109,19 +108,10 @@ def where():
     import conr_ray
     return conr_ray.__file__
 group = ray.util.placement_group([{{"{resource}": 1}}] * {num_nodes}, strategy="STRICT_SPREAD")
-ray.get(group.ready(), timeout={timeout_s})
+ray.get(group.ready(), timeout={HANG_S})
 asked = [where.options(scheduling_strategy=In(group, n)).remote() for n in range({num_nodes})]
 print("found:" + json.dumps(ray.get(asked)))
 """
-        printed = self.python_on_head(code, timeout_s + 60).split("\n")
+        printed = self.python_on_head(code).split("\n")
         [line] = [line for line in printed if line.startswith("found:")]
         return list(json.loads(line.removeprefix("found:")))
-
-
-def until(ask: Callable[[], _T], timeout_s: float) -> _T:
-    """The first true answer."""
-    deadline = time.monotonic() + timeout_s
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(1)
-    return answer

@@ -24,6 +24,8 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.waiting import HANG_S
+
 TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "sudo")
 # Who may log in to a host.
 USERS = ("ubuntu", "conr")
@@ -100,7 +102,7 @@ class Sandbox:
         notes = self.folder / "ray"
         notes.mkdir()
         mount = f"mkdir -p /tmp/ray && mount --bind {notes} /tmp/ray"
-        self.run(["bash", "-c", mount], os.environ, self.folder, 10)
+        self.run(["bash", "-c", mount], os.environ, self.folder)
         return self
 
     def __exit__(
@@ -129,9 +131,7 @@ class Sandbox:
                 env=env,
             )
 
-    def run(
-        self, command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout_s: float
-    ) -> str:
+    def run(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
         """Run a command in the sandbox to its end; gives what it printed.
 
         Raises:
@@ -144,7 +144,7 @@ class Sandbox:
             stderr=subprocess.STDOUT,
             env=env,
             text=True,
-            timeout=timeout_s,
+            timeout=HANG_S,
             check=False,
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
@@ -203,14 +203,14 @@ class Host:
         # The boot script ends by becoming it.
         _descendant(self._process.pid, "sshd")
 
-    def run(self, script: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run a bash script on the host, as its user does who is logged in."""
         return subprocess.run(
             self._logged_in(script),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=HANG_S,
             check=False,
         )
 

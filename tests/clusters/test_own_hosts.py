@@ -17,15 +17,14 @@ from tests.clusters.caller import (
     ROOT,
     Caller,
     host_variables,
-    until,
     with_packages_of_the_test,
 )
 from tests.clusters.namespaces import Host, Sandbox
 from tests.tiny_runs import TINY, as_settings
+from tests.waiting import until
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
 def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) -> None:
     shipped = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text())
@@ -50,8 +49,8 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         caller = Caller(sandbox, home, file, {})
         caller.run("ray", "get-auth-token", "--generate")
         began = time.monotonic()
-        caller.ray("up", "-y", timeout_s=400)
-        paths = caller.packages("CPU", len(hosts), timeout_s=300)
+        caller.ray("up", "-y")
+        paths = caller.packages("CPU", len(hosts))
         print(f"all hosts: {time.monotonic() - began:.0f} s")
         homes = {path.partition("/conr_ray/.venv/")[0] for path in paths}
         assert homes == {str(host.home) for host in hosts}
@@ -70,7 +69,7 @@ def test_own_hosts_become_a_cluster_and_are_left_as_they_were(tmp_path: Path) ->
         caller.ray("down", "-y")
         # The head at once; the others, which only the head knows, when they missed it for a minute.
         assert not _runs_ray(hosts[0])
-        until(lambda: not any(_runs_ray(host) for host in hosts), timeout_s=150)
+        until(lambda: not any(_runs_ray(host) for host in hosts))
         print(f"down: {time.monotonic() - began:.0f} s after the start")
         assert not any(host.ended for host in hosts)
 
@@ -80,7 +79,7 @@ def _submit(caller: Caller, arguments: str) -> str:
     command = f"python -m conr_ray.train --address auto {arguments}"
     submit = f"ray job submit --address http://localhost:8265 -- {command}"
     # On three hosts that share two slow cores, each compiles its loops for a minute of them.
-    return caller.ray("exec", f"RAY_AUTH_MODE=token {submit}", timeout_s=400)
+    return caller.ray("exec", f"RAY_AUTH_MODE=token {submit}")
 
 
 def _runs_ray(host: Host) -> bool:

@@ -22,6 +22,7 @@ from conr_ray.data.sources import make_source
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet, default_cache_dir, open_data
 from conr_ray.errors import UserError
+from tests.waiting import HANG_S
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 DIGITS = DataConfig(source="digits")
@@ -223,7 +224,7 @@ def start_builder(cache_dir: Path, seconds: float) -> subprocess.Popen[str]:
 class TestProcesses:
     def test_two_processes_build_once(self, cache_dir: Path) -> None:
         builders = [start_builder(cache_dir, 1) for _ in range(2)]
-        ended = [builder.communicate(timeout=60) for builder in builders]
+        ended = [builder.communicate(timeout=HANG_S) for builder in builders]
         assert [builder.returncode for builder in builders] == [0, 0], ended
         assert ended[0][0] == ended[1][0]
         assert sum(errors.count("decoding 1797 samples") for _, errors in ended) == 1
@@ -237,7 +238,7 @@ class TestProcesses:
             assert builder.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         builder.send_signal(signal.SIGKILL)
-        builder.communicate(timeout=60)
+        builder.communicate(timeout=HANG_S)
         assert builder.returncode == -signal.SIGKILL
         assert list(cache_dir.glob("*.partial")) and not list(cache_dir.glob("*/meta.json"))
         images = open_data(DIGITS, cache_dir)

@@ -21,6 +21,7 @@ from conr_ray.engine.span import Span
 from conr_ray.errors import RunFailed, UserError
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
+from tests.waiting import HANG_S
 
 
 class StopAfter(Observers):
@@ -143,7 +144,7 @@ def test_the_same_seed_gives_the_same_metrics_in_another_process(
         "from tests.tiny_runs import run_here, tiny_config;"
         "run_here(tiny_config(), Path(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=HANG_S)
     other = RunDirectory(tmp_path).metric_rows()
     own = RunDirectory(whole_run[0]).metric_rows()
     assert without_times(other) == without_times(own)

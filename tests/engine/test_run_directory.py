@@ -17,6 +17,7 @@ import torch
 from conr_ray.config import load_preset, override
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import FolderTaken, RunFailed, StorageError, UserError
+from tests.waiting import HANG_S
 
 CONFIG = load_preset("digits")
 
@@ -31,7 +32,7 @@ def open_directory(any_storage: str) -> OpenDirectory:
 
 def test_who_reads_runs_needs_no_torch() -> None:
     code = "import sys, conr_ray.engine.run_directory; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)
 
 
 # Claims

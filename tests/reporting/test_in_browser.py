@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 import conr_ray.report
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
 from tests.tiny_runs import TINY
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "space.yaml").write_text(yaml.safe_dump(space))
     command = [sys.executable, "-m", "conr_ray.tune", "--space", str(folder / "space.yaml")]
     command += ["--storage", str(folder), "--name", "real"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert f"report: {folder}/real/report.html" in done.stdout
     return folder / "real"

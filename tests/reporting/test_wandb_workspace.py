@@ -26,6 +26,7 @@ from conr_ray.reporting.wandb_workspace import (
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from tests.reporting.wandb_server import WandbServer, wandb_server
+from tests.waiting import HANG_S
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 CIFAR = load_space(SPACES / "cifar10.yaml")
@@ -193,6 +194,8 @@ def told(function: Any, *arguments: str) -> str:
 def test_a_saved_view_has_the_url_that_it_was_saved_under(
     server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # Something else in this process has used W&B, and let it talk.
+    wandb.termsetup(wandb.Settings(), None)
     url = saved()
     (view,) = server.views
     short = view["name"].removeprefix("nw-").removesuffix("-v")
@@ -292,7 +295,7 @@ def test_nobody_is_asked_for_a_key_at_a_terminal(server: WandbServer, tmp_path: 
             stdout=subprocess.PIPE,
             stderr=end,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
         )
     finally:
         os.close(terminal)

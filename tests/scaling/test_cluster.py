@@ -21,6 +21,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from conr_ray.errors import UserError
 from conr_ray.scaling.cluster import connect, room_for
 from conr_ray.scaling.resources import ClusterOptions, WorkerResources
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = {
@@ -138,7 +139,7 @@ def test_a_missing_token_is_told_in_one_line(scheme: str, port: int, tmp_path: P
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr

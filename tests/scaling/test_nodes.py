@@ -17,14 +17,14 @@ import yaml
 from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from tests.clusters import namespaces
-from tests.clusters.caller import ROOT, until
+from tests.clusters.caller import ROOT
 from tests.clusters.namespaces import Host, Sandbox
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import TINY, as_settings, run_here, without_times
+from tests.waiting import HANG_S, until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing())),
 ]
 RUN = {**TINY, "evaluation.neighbors": False}
@@ -115,7 +115,7 @@ def test_workers_on_two_nodes_train_as_workers_of_one_machine_without_ray(
 ) -> None:
     for num_cpus in (0, 1, 1):
         nodes.add(num_cpus)
-    done = nodes.hosts[0].run(nodes.train(tmp_path, "nodes", RUN), timeout_s=300)
+    done = nodes.hosts[0].run(nodes.train(tmp_path, "nodes", RUN))
     assert done.returncode == 0, done.stdout + done.stderr
     run_workers(_train, 2, str(tmp_path / "here"))
     found, here = (RunDirectory(tmp_path / name).metric_rows() for name in ("nodes", "here"))
@@ -131,11 +131,11 @@ def test_a_run_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None
     process = nodes.hosts[0].start(
         nodes.train(tmp_path / "runs", "one", settings), tmp_path / "train.log"
     )
-    until(lambda: len(run.metric_rows()) > 10, timeout_s=120)
+    until(lambda: len(run.metric_rows()) > 10)
     first.end()
     lost = time.monotonic()
     seen = len(run.metric_rows())
-    until(lambda: len(run.metric_rows()) > seen + 1, timeout_s=90)
+    until(lambda: len(run.metric_rows()) > seen + 1)
     print(f"trains on after {time.monotonic() - lost:.0f} s")
     summary = run.read_text(f"{run.checkpoint_name(run.checkpoint_epochs()[-1])}/summary.json")
     assert json.loads(summary or "")["workers"] == 2
@@ -157,7 +157,7 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     begun = "pgrep -f 'client[.]server.*--mode=specific-server'"
     killed = f"until server=$({begun}); do sleep 0.01; done; kill -KILL $server; echo killed"
     killer = nodes.hosts[0].start(killed, tmp_path / "killer.log")
-    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one", timeout_s=240)
+    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one")
     killer.wait()
     assert (tmp_path / "killer.log").read_text() == "killed\n"
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,18 +165,18 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
     assert [row["state"] for row in table] == ["complete"] * 2
     # An error there is an error here.
-    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one", timeout_s=120)
+    done = elsewhere.run(f"{tune} --storage {tmp_path}/runs --name one")
     assert done.returncode == 1
     assert "holds this search: add --resume, or choose another --name" in done.stdout
 
     check = "python -m conr_ray.train --check --workers 2 --cpus-per-worker 1"
     check += " --address ray://10.77.0.10:10001"
-    done = elsewhere.run(f"{check} --storage {tmp_path}/runs", timeout_s=240)
+    done = elsewhere.run(f"{check} --storage {tmp_path}/runs")
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if "ok " in line]
     assert len(found) == 7
     # Each host has a /dev/shm of its own: a folder that the others do not see.
-    done = elsewhere.run(f"{check} --storage /dev/shm/runs", timeout_s=240)
+    done = elsewhere.run(f"{check} --storage /dev/shm/runs")
     assert done.returncode == 1
     assert "does not see /dev/shm/runs" in done.stdout
 
@@ -186,7 +186,7 @@ def test_a_check_looks_at_the_nodes_that_come_for_it(nodes: Nodes, tmp_path: Pat
     head = nodes.add(0, tmp_path / "grows.yaml")
     check = "python -m conr_ray.train --check --address auto --autoscaling --cpus-per-worker 1"
     for workers, num_nodes in ((1, 2), (2, 3)):
-        done = head.run(f"{check} --workers {workers} --storage {tmp_path}/runs", timeout_s=240)
+        done = head.run(f"{check} --workers {workers} --storage {tmp_path}/runs")
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [line for line in done.stdout.splitlines() if line.startswith("ok ")]
         found = dict(line.split(maxsplit=2)[1:] for line in lines)
@@ -204,7 +204,7 @@ def test_a_node_that_reads_and_does_not_write_is_told(nodes: Nodes, tmp_path: Pa
 
     def check_with(mount: str) -> str:
         assert other.run(mount).returncode == 0
-        done = head.run(f"{check} --storage {runs}", timeout_s=120)
+        done = head.run(f"{check} --storage {runs}")
         assert other.run(f"umount {runs}").returncode == 0
         assert done.returncode == 1, done.stdout + done.stderr
         # Long lines are wrapped.
@@ -243,9 +243,9 @@ def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     def trained() -> int:
         return sum(len(RunDirectory(folder).metric_rows()) for folder in trials.glob("*"))
 
-    until(lambda: trained() > 5, timeout_s=180)
+    until(lambda: trained() > 5)
     elsewhere.run("kill -INT $(cat ~/pid)")
-    assert process.wait(timeout=60) == 130, log.read_text()
+    assert process.wait(timeout=HANG_S) == 130, log.read_text()
     told = log.read_text()
     assert "interrupted: resume with the same command and --name one --resume" in told
     assert "interrupted, and on the cluster too" in told
@@ -253,7 +253,7 @@ def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     def at_work() -> str:
         return nodes.hosts[0].run("pgrep -f conr_ray.tune").stdout
 
-    until(lambda: not at_work(), timeout_s=30)
+    until(lambda: not at_work())
     stopped = trained()
     time.sleep(5)
     assert trained() == stopped
@@ -280,9 +280,9 @@ def test_a_search_loses_nothing_with_a_node(nodes: Nodes, tmp_path: Path) -> Non
     def trained() -> int:
         return sum(len(RunDirectory(folder).metric_rows()) for folder in trials.glob("*"))
 
-    until(lambda: trained() > 70, timeout_s=180)
+    until(lambda: trained() > 70)
     lost.end()
-    assert process.wait(timeout=300) == 0, (tmp_path / "tune.log").read_text()
+    assert process.wait(timeout=HANG_S) == 0, (tmp_path / "tune.log").read_text()
     table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
     assert [row["state"] for row in table] == ["complete"] * 4
     for folder in trials.glob("*"):

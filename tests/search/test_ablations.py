@@ -26,6 +26,7 @@ from conr_ray.search.trial_table import Trial, to_arrow
 from tests.search.test_plan import plan_of
 from tests.search.test_space import FRACTION, K1, K2, START, K, refusal, space_of
 from tests.tiny_runs import TINY, as_settings
+from tests.waiting import HANG_S
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 FILES = sorted(SPACES.glob("ablation_*.yaml"))
@@ -234,7 +235,7 @@ def test_the_command_runs_an_ablation_of_another_preset(tmp_path: Path) -> None:
     arguments = ["--space", str(tmp_path / "ablation.yaml"), "--preset", "digits"]
     command = [sys.executable, "-m", "conr_ray.tune", *arguments, *as_settings(TINY)]
     runs = tmp_path / "runs"
-    subprocess.run([*command, "--storage", str(runs)], check=True, timeout=280)
+    subprocess.run([*command, "--storage", str(runs)], check=True, timeout=HANG_S)
     (folder,) = runs.iterdir()
     assert folder.name.startswith("ablation-digits-")
     rows = pq.read_table(folder / "trials.parquet").to_pylist()

@@ -29,8 +29,9 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_file import history
 from tests.tiny_runs import TINY
 from tests.tracking import offline_file
+from tests.waiting import HANG_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 EPOCHS = 60
 KEY = "0123456789abcdef" * 3
 LONG = pytest.mark.long
@@ -92,7 +93,7 @@ class Search:
             for process in [driver, *family]:
                 if process.is_running():
                     process.send_signal(signal.SIGKILL)
-            self._process.wait(timeout=60)
+            self._process.wait(timeout=HANG_S)
             self.start()
             return
         named = [p for p in family if p.is_running() and what in " ".join(p.cmdline())]
@@ -107,11 +108,11 @@ class Search:
             for process in [*driver.children(recursive=True), driver]:
                 if process.is_running():
                     process.send_signal(signal.SIGKILL)
-            self._process.wait(timeout=60)
+            self._process.wait(timeout=HANG_S)
 
     def finish(self) -> None:
         assert self._process is not None
-        assert self._process.wait(timeout=400) == 0
+        assert self._process.wait(timeout=HANG_S) == 0
 
 
 def check_ended_well(folder: Path, trials: int) -> None:

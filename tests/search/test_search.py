@@ -44,6 +44,7 @@ from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import TINY, run_here, without_times
 from tests.tracking import offline_file
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
 OFF = WandbSettings("off")
@@ -233,7 +234,6 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
         search(tmp_path / "search", space, 1)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("kind", "size", "workers", "exchanges"),
     [
@@ -353,7 +353,7 @@ def start_search_and_stop(command: list[str], folder: Path, how: signal.Signals)
     for process in family:
         if process.is_running():
             process.send_signal(how)
-    return driver.wait(timeout=60)
+    return driver.wait(timeout=HANG_S)
 
 
 def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_p
     command.append("--resume")
     assert start_search_and_stop(command, folder, signal.SIGKILL) == -signal.SIGKILL
 
-    resumed = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert resumed.returncode == 0, resumed.stderr
     study = open_study(space, journal_file(folder / "study.journal"), "search")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2

@@ -25,6 +25,7 @@ from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
 from tests.tiny_runs import run_here, tiny_config
 from tests.tracking import offline_file
+from tests.waiting import HANG_S
 
 KEY = "0123456789abcdef" * 3
 FIGURES = {"figures/neighbors", "figures/map", "figures/confusion", "figures/clusters"}
@@ -150,7 +151,7 @@ def test_a_killed_run_logs_what_was_lost(tmp_path: Path) -> None:
     victim.wait()
     saved = RunDirectory(tmp_path).checkpoint_epochs()[-1]
     assert 0 < saved < 200
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=HANG_S)
     assert sorted(row["epoch"] for row in logged_rows(tmp_path)) == list(range(200))
 
 
