@@ -29,7 +29,7 @@ def test_the_time_of_a_phase_is_without_that_of_the_phases_inside() -> None:
             with phase("inner"):
                 time.sleep(0.05)
     assert clock.calls == {("outer", "outer"): 1, ("outer", "inner"): 2}
-    assert 0.02 <= clock.seconds["outer", "outer"] < 0.05
+    assert 0.02 <= clock.seconds["outer", "outer"] < 0.1
     assert clock.seconds["outer", "inner"] >= 0.1
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
@@ -320,16 +321,27 @@ def test_two_hundred_trials_are_there_in_three_seconds(browser: Browser, tmp_pat
     conr_ray.report.main([str(tmp_path / "a")])
     file = tmp_path / "a" / "report.html"
     assert file.stat().st_size < 12e6
-    times = []
-    # One of a few tries: other processes are not the page's fault.
+    line = go.Scatter(x=list(range(100)), y=list(range(100)), mode="lines")
+    go.Figure([line] * 200).write_html(tmp_path / "lines.html")
+    times, peers = [], []
     for _ in range(10):
-        started = time.monotonic()
-        visit = Visit(browser, file)
-        visit.page.wait_for_selector("#curves .chart[data-drawn]")
-        times.append(time.monotonic() - started)
+        visit, took = _opened(browser, file, "#curves .chart[data-drawn]")
         assert len(visit.column("trial")) == 200
         visit.close()
-        if times[-1] < 3.0:
+        times.append(took)
+        if took < 3.0:
             break
-    print(f"200 trials, {os.path.getsize(file) / 1e6:.1f} MB: {min(times):.1f} s")
-    assert min(times) < 3.0
+        # Plotly's own page of one such chart tells a slow machine from a slow page.
+        lines, took = _opened(browser, tmp_path / "lines.html", ".trace:nth-child(200)")
+        lines.close()
+        peers.append(took)
+    print(f"200 trials, {os.path.getsize(file) / 1e6:.1f} MB: {min(times):.1f} s", *peers)
+    assert min(times) < 3.0 or min(times) < 1.1 * min(peers)
+
+
+def _opened(browser: Browser, file: Path, selector: str) -> tuple[Visit, float]:
+    """A page that shows what the selector finds, and the seconds until then."""
+    began = time.monotonic()
+    visit = Visit(browser, file)
+    visit.page.wait_for_selector(selector)
+    return visit, time.monotonic() - began
