@@ -88,6 +88,8 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's processes get as much of the cores as the tests that run beside them.
         patch.setenv("RAY_worker_niceness", "0")
+        # Threads that spin while they wait take the cores from what they wait for.
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield
 
 

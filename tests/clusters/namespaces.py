@@ -161,8 +161,9 @@ class Sandbox:
             variables: environment of whoever logs in.
         """
         self._num_hosts += 1
-        # A worker gets as much of the cores as the tests that run beside it.
-        variables = {"RAY_worker_niceness": "0", **variables}
+        # A worker gets as much of the cores as the tests that run beside it, and its threads do not
+        # spin while they wait for those of other hosts.
+        variables = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE", **variables}
         return Host(self, f"host{self._num_hosts}", addresses, authorized_keys, variables)
 
     def _enter(self, cwd: Path = Path("/")) -> list[str]:
