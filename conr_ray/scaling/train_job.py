@@ -7,6 +7,7 @@ Ray Train only for several workers: a command is at work some seconds earlier wi
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,9 +23,12 @@ from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, last_line
 from conr_ray.scaling.resources import WorkerResources
+from conr_ray.scaling.watch import Limits, Watch
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 _POLL_S, _POLL_REMOTE_S = 0.2, 5.0
+_LIMITS = Limits()
+_logger = logging.getLogger(__name__)
 
 
 def run_on_workers(
@@ -37,6 +41,8 @@ def run_on_workers(
     *,
     max_failures: int = 3,
     profiled: bool = False,
+    limits: Limits = _LIMITS,
+    tell: Callable[[str], None] = _logger.warning,
 ) -> Iterator[MetricRow]:
     """Train on workers of the cluster; yield each epoch's metrics soon after it has ended.
 
@@ -52,6 +58,8 @@ def run_on_workers(
         span: the epochs to train, if not all.
         max_failures: restarts of all workers after dead processes or nodes.
         profiled: add a profile of the first worker to the run's directory.
+        limits: how long workers may do nothing.
+        tell: given lines about workers that do nothing.
 
     Raises:
         UserError, RunFailed: raised by the loop, or Ray gave up on the run.
@@ -62,7 +70,10 @@ def run_on_workers(
 
         yield tell_run_again(config, directory, wandb, seen)
         return
+    watch = Watch(limits, tell)
     job = {
+        "pulse": watch.pulse,
+        "beats_every_s": watch.every_s,
         "config": config.to_yaml(),
         "uri": directory.uri,
         "threads": resources.cpus_per_worker,
@@ -96,6 +107,7 @@ def run_on_workers(
             seen += 1
             yield row
         if running:
+            watch.look()
             thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
