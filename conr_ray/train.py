@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,9 +99,17 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
             run_here(config, directory, resources, wandb, progress, trunks, profiled=args.profile)
         else:
             from conr_ray.scaling.train_job import run_on_workers
+            from conr_ray.scaling.watch import Limits
 
             for row in run_on_workers(
-                config, directory, resources, wandb, trunks, profiled=args.profile
+                config,
+                directory,
+                resources,
+                wandb,
+                trunks,
+                profiled=args.profile,
+                limits=Limits(end_s=args.hang_limit or None),
+                tell=partial(console.print, soft_wrap=True),
             ):
                 progress.epoch(row)
     _print_result(directory, console)
@@ -141,6 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--local", action="store_true", help="train in this process, without Ray, for debugging"
+    )
+    parser.add_argument(
+        "--hang-limit",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="end workers that hold up the run for so long, and start all again; 0: never "
+        "(default: 1800; they are named after half a minute)",
     )
     add_cluster_options(parser)
     return parser

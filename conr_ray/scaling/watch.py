@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,8 @@ class _Pulse:
 @contextmanager
 def beating(pulse: Any, every_s: float) -> Iterator[None]:
     """Send beats of this worker to `pulse` while in this context."""
-    context = ray.get_runtime_context()
-    own, address, node_id = rank(), ray.util.get_node_ip_address(), context.get_node_id()
+    own, node_id = rank(), ray.get_runtime_context().get_node_id()
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     ended = threading.Event()
 
     def send() -> None:
@@ -117,8 +117,8 @@ class Watch:
         strategy = NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        actor = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Pulse)
-        self.pulse: Any = actor.remote()
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
+        self.pulse: Any = ray.remote(**options)(_Pulse).remote()
         self.every_s = min(5.0, limits.silent_s / 4)
         self._asked: Any = None
         self._last_look = time.monotonic()
@@ -193,16 +193,13 @@ class Watch:
     def _end(self, culprits: Sequence[Beat]) -> None:
         for beat in culprits:
             strategy = NodeAffinitySchedulingStrategy(beat.node_id, soft=False)
-            ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_kill).remote(
-                beat.pid
-            )
+            options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
+            ray.remote(**options)(_kill).remote(beat.pid)
         self.pulse.forget.remote()
         self._begin()
 
 
 def _kill(pid: int) -> None:
     """End a worker's process on this node, also one that is stopped."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
