@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
-from conr_ray.errors import FolderTaken, StorageError, UserError, last_line
+from conr_ray.errors import FolderTaken, UserError, last_line
 from conr_ray.search.bucket_journal import BucketJournal
 from conr_ray.search.file_journal import FileJournal
 from conr_ray.search.space import SearchSpace
@@ -93,11 +93,8 @@ class SearchDirectory:
             StorageError: it cannot be written.
         """
         self.check(space, resume=resume)
-        text = yaml.safe_dump(as_tree(space), sort_keys=False)
-        try:
-            self.files.write_text("space.yaml", text)
-        except OSError as error:
-            raise StorageError(f"{self.uri} cannot be written: {error}") from None
+        self.files.keep()
+        self.files.write_text("space.yaml", yaml.safe_dump(as_tree(space), sort_keys=False))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -109,6 +106,7 @@ class SearchDirectory:
         with FileLocks(self.uri)("search") if self.files.is_local else nullcontext() as lock:
             if lock is not None and not lock.acquired():
                 raise UserError(f"{self.uri}: another process runs this search: stop it first")
+            self.files.remove_parts(deep=False)
             yield
 
     def open_study(self, space: SearchSpace) -> optuna.Study:

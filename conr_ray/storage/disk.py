@@ -93,33 +93,39 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_parts(folder: Path) -> None:
-    """Delete what writes and deletions that were cut short have left in a folder and below it.
+def remove_parts(folder: Path, *, deep: bool) -> None:
+    """Delete what writes and deletions that were cut short have left in a folder.
 
-    Nobody else may be writing there.
+    Nobody else may be writing there, nor, if `deep`, in the folders below it.
     """
-    for part in sorted(folder.rglob(f"*.*{_PART}")):
+    found = folder.rglob if deep else folder.glob
+    for part in sorted(found(f"*.*{_PART}")):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
 
 
-def patiently(work: Callable[[], _T], what: str) -> _T:
+def patiently(
+    work: Callable[[], _T],
+    what: str,
+    away: tuple[type[Exception], ...] = (OSError, StorageError),
+) -> _T:
     """Do something with files, again and again until storage that is full or away is back.
 
     Waiting loses nothing, and whoever frees space or mounts the folder again need do nothing else.
     One line on standard error says that it waits, one that it goes on.
 
     Args:
-        work: raises OSError or StorageError, and has then changed nothing.
-        what: the file, for the lines.
+        work: raises one of `away`, and can then be done again.
+        what: the file or folder, for the lines.
+        away: errors that mean that the storage does not work.
     """
     pause_s, waited = _FIRST_PAUSE_S, False
     while True:
         try:
             result = work()
-        except (OSError, StorageError) as error:
+        except away as error:
             if not waited:
                 reason = getattr(error, "strerror", None) or error
                 tell(f"{what}: {reason}: waiting for the storage, or for Ctrl-C")
