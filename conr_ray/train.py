@@ -92,7 +92,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     wandb = WandbSettings(mode).for_run(name, group=None, run_uri=directory.uri)
     done = (directory.checkpoint_epochs() or [0])[-1]
     progress = RunProgress(config.schedule.epochs, done, console)
-    with resumable(directory.uri), progress:
+    with directory.held(), resumable(directory.uri), progress:
         if args.local:
             from conr_ray.scaling.worker import run_here
 

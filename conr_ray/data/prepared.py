@@ -7,6 +7,7 @@ from pathlib import Path
 
 from conr_ray.config import DataConfig
 from conr_ray.data.store import DataSet, _load, _subset, default_cache_dir
+from conr_ray.storage.sealed import Damaged
 
 # Fields that do not affect what is decoded.
 _BESIDE_THE_COPY = {"limit", "placement", "download"}
@@ -29,8 +30,8 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
             if any(made_of.get(name) != value for name, value in wanted.items()):
                 continue
             images = _load(path.parent)
-        # Another version's copy, or one being deleted.
-        except (KeyError, ValueError, OSError):
+        # Another version's copy, a damaged one, or one being deleted.
+        except (KeyError, ValueError, OSError, Damaged):
             continue
         return images if config.limit is None else _subset(images, config.limit)
     return None

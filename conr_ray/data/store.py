@@ -2,6 +2,7 @@
 
 The copy's folder is named by a hash of everything that determines it, so a changed file or setting
 gets a new copy. It is built once, under a lock, in a folder next to it, and moved when complete.
+Its files are listed with checksums in meta.json; a damaged or incomplete copy is made anew.
 
 Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 """
@@ -14,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,11 +32,14 @@ from conr_ray.data.sources.base import Int64Array
 from conr_ray.data.sources.files import locked, one_line
 from conr_ray.data.statistics import statistics_of
 from conr_ray.errors import UserError
+from conr_ray.storage import disk
+from conr_ray.storage.sealed import Damaged, seal, unseal
 
 logger = logging.getLogger(__name__)
 
-# Part of every copy's name: increase it when the format of the files below changes.
+# Part of every copy's name, and in it: increase it when the format of the files below changes.
 _FORMAT_VERSION = 2
+_META = "meta.json"
 _SUBSET_KEY = 20230923
 
 
@@ -104,15 +109,14 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     identity = json.dumps({"format": _FORMAT_VERSION, **source.identity()}, sort_keys=True)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / hashlib.sha256(identity.encode()).hexdigest()
-    if not _is_whole(folder):
+    if (data := _load_whole(folder)) is None:
         try:
-            _build_once(source, folder)
+            data = _build_once(source, folder)
         except OSError as error:
             raise UserError(
                 f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
                 f"CONR_RAY_CACHE to a writable folder with space"
             ) from error
-    data = _load(folder)
     return data if config.limit is None else _subset(data, config.limit)
 
 
@@ -128,16 +132,22 @@ def _rows_file(shape: Sequence[int]) -> str:
     return "vectors.npy" if len(shape) == 2 else "images.npy"
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "meta.json").is_file()
+def _load_whole(folder: Path) -> DataSet | None:
+    """The copy in `folder`, None if it is not there or not whole."""
+    try:
+        return _load(folder)
+    except (Damaged, OSError) as error:
+        if folder.exists():
+            disk.tell(f"the cache {folder} is damaged ({one_line(error)}): it is made anew")
+        return None
 
 
-def _build_once(source: Source, folder: Path) -> None:
+def _build_once(source: Source, folder: Path) -> DataSet:
     """Make the copy in `folder` unless another process has done so meanwhile."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(folder.parent)
     with locked(folder.with_suffix(".lock")):
-        if _is_whole(folder):
-            return
+        with suppress(Damaged, OSError):
+            return _load(folder)
         # Only the lock holder builds: anything here was left by a killed process.
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -146,8 +156,10 @@ def _build_once(source: Source, folder: Path) -> None:
         try:
             _build(source, partial)
             partial.rename(folder)
+            disk.sync_folder(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        return _load(folder)
 
 
 def _build(source: Source, folder: Path) -> None:
@@ -170,6 +182,7 @@ def _build(source: Source, folder: Path) -> None:
         pq.write_table(pa.table({"name": contents.names}), folder / "names.parquet")
     mean, std = sums.mean_and_std()
     meta = {
+        "format": _FORMAT_VERSION,
         "num_rows": contents.num_rows,
         "shape": shape,
         "class_names": class_names,
@@ -178,8 +191,7 @@ def _build(source: Source, folder: Path) -> None:
         "fingerprint": digest.hexdigest(),
         "source": _description(source, contents),
     }
-    with (folder / "meta.json").open("w") as file_of_meta:
-        json.dump(meta, file_of_meta, indent=1)
+    seal(folder, _META, meta)
 
 
 def _written(
@@ -199,8 +211,6 @@ def _written(
         file.write(whole.data)
         rows += len(whole)
         yield whole
-    file.flush()
-    os.fsync(file.fileno())
     assert rows == shape[0], f"{rows} rows where {shape[0]} were announced"
 
 
@@ -211,7 +221,15 @@ def _description(source: Source, contents: Contents) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> DataSet:
-    meta = json.loads((folder / "meta.json").read_text())
+    """The copy in `folder`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is not as it was written.
+    """
+    meta = unseal(folder, _META)
+    if meta["format"] != _FORMAT_VERSION:
+        raise Damaged(f"format {meta['format']} instead of {_FORMAT_VERSION}")
     class_names, labels, names = meta["class_names"], folder / "labels.npy", None
     if (path := folder / "names.parquet").exists():
         names = pq.read_table(path).column("name").to_pylist()

@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
+from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
 if TYPE_CHECKING:
@@ -56,45 +57,88 @@ class CheckpointFolder(Folder):
         summary |= {"pinned": True} if pinned else {}
         self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
         for old in self.checkpoint_epochs()[:-keep]:
-            if not self._summary(old).get("pinned"):
+            if not self._is_pinned(old):
                 self.delete_checkpoint(old)
 
     def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
         """The state saved after `epoch` epochs, its tensors on `device`.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing or damaged, or of another epoch.
         """
         import torch
 
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device={device}: torch sees no GPU here: use cpu")
-        name = f"{self.checkpoint_name(epoch)}/state.pt"
-        data = self.read_bytes(name)
         try:
-            if data is None:
-                raise ValueError("it is missing")
-            digest = _digest(data)
-            if self._summary(epoch).get("sha256", digest) != digest:
-                raise ValueError("its checksum does not match")
+            data = self._sound_state(epoch)
             state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             if not isinstance(state, dict):
                 raise ValueError(f"it holds a {type(state).__name__}")
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self.uri}/{name} is damaged ({reason}): delete its folder to resume from "
-                "the checkpoint before"
-            ) from None
+            if state.get("epoch", epoch) != epoch:
+                raise ValueError(f"it is of epoch {state['epoch']}")
+        except pickle.UnpicklingError:
+            # What torch says of it names a way to run its code.
+            raise self._damage(epoch, "it holds more than tensors and plain values") from None
+        except StorageError:
+            raise
+        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise self._damage(epoch, error) from None
         return state
 
     def delete_checkpoint(self, epoch: int) -> None:
-        """Delete the checkpoint after `epoch` epochs."""
+        """Delete the checkpoint after `epoch` epochs, if there is one."""
         self.delete_folder(self.checkpoint_name(epoch))
 
-    def _summary(self, epoch: int) -> dict[str, Any]:
-        text = self.read_text(f"{self.checkpoint_name(epoch)}/summary.json")
-        return dict(json.loads(text or "{}"))
+    def delete_unsound_checkpoints(self) -> None:
+        """Delete checkpoints without a summary, and damaged ones newer than any sound one.
+
+        A line on standard error tells of each damaged one. Only who trains the run may call it.
+        """
+        epochs = self.checkpoint_epochs()
+        whole = set(map(self.checkpoint_name, epochs))
+        for folder in self.folder_names("checkpoints"):
+            if f"checkpoints/{folder}" not in whole:
+                self.delete_folder(f"checkpoints/{folder}")
+        while epochs:
+            try:
+                self._sound_state(epochs[-1])
+                return
+            except StorageError:
+                raise
+            except ValueError as error:
+                damaged = epochs.pop()
+                before = f"that after {epochs[-1]} epochs" if epochs else "the start"
+                told = str(self._damage(damaged, error)).rpartition(": ")[0]
+                disk.tell(f"{told}: deleted; the run goes on from {before}")
+                self.delete_checkpoint(damaged)
+
+    def _sound_state(self, epoch: int) -> bytes:
+        """The bytes of a state; ValueError if they are missing or damaged."""
+        data = self.read_bytes(f"{self.checkpoint_name(epoch)}/state.pt")
+        if data is None:
+            raise ValueError("it is missing")
+        summary = self.read_json(f"{self.checkpoint_name(epoch)}/summary.json") or {}
+        digest = _digest(data)
+        if summary.get("sha256", digest) != digest:
+            raise ValueError("its checksum does not match")
+        return data
+
+    def _damage(self, epoch: int, reason: object) -> UserError:
+        return UserError(
+            f"{self.uri}/{self.checkpoint_name(epoch)}/state.pt is damaged "
+            f"({str(reason).splitlines()[0] if str(reason) else type(reason).__name__}): resume "
+            "the run, which goes on from the checkpoint before"
+        )
+
+    def _is_pinned(self, epoch: int) -> bool:
+        try:
+            summary = self.read_json(f"{self.checkpoint_name(epoch)}/summary.json") or {}
+        except StorageError:
+            raise
+        except UserError:
+            return False
+        return bool(summary.get("pinned"))
 
 
 def _digest(data: bytes | memoryview) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from conr_ray.engine.run_directory import RunDirectory
@@ -29,5 +28,5 @@ class Origin:
     @classmethod
     def read(cls, directory: RunDirectory) -> Origin | None:
         """The origin of the run in `directory`; None if it has none."""
-        text = directory.read_text("origin.json")
-        return None if text is None else cls(**json.loads(text))
+        known = directory.read_json("origin.json")
+        return None if known is None else cls(**known)

@@ -239,7 +239,7 @@ class Run:
         precision = settled_precision(config, kept, self.data.row_shape, self._device)
         config = override(config, {"optim.precision": precision})
         if rank() == 0:
-            self.directory.write_text("config.yaml", config.to_yaml())
+            self.directory.write_config(config)
         return config
 
     def _save(self, *, pinned: bool) -> None:

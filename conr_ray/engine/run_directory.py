@@ -7,20 +7,35 @@ neighbors.parquet      the neighbours of each sample, once the run has ended
 snapshot/              data for its figures: see engine.snapshot
 checkpoints/           states to resume from: see engine.checkpoints
 failure.json           why the run stopped, if it failed
+run.lock               held by the command that trains it; not by those of a search
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
-from conr_ray.config import RunConfig, build, differences, override, parse_yaml
+from conr_ray.config import RunConfig, build, differences, from_yaml, override, parse_yaml
 from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
 from conr_ray.errors import FolderTaken, OutOfMemory, RunFailed, StorageError, UserError
+from conr_ray.storage import disk
+from conr_ray.storage.locks import FileLocks
+
+if TYPE_CHECKING:
+    import torch
 
 # Kinds of recorded failures by name; a subclass comes before its base class.
 _FAILURES = {kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunFailed)}
+
+# What may differ between a checkpoint and the config.yaml of its run, or is checked elsewhere.
+_MAY_CHANGE = (
+    *("data.", "checkpoint.", "tracking."),
+    *("optim.compile", "optim.precision", "schedule.epochs"),
+)
+_PROBE, _PROBE_BYTES = ".room", 2**18
 
 
 class RunDirectory(CheckpointFolder):
@@ -57,10 +72,68 @@ class RunDirectory(CheckpointFolder):
             StorageError: it cannot be written.
         """
         if not self.check(config, resume=resume):
-            try:
-                self.write_text("config.yaml", config.to_yaml())
-            except OSError as error:
-                raise StorageError(f"{self.uri} cannot be written: {error}") from None
+            self.write_config(config)
+        else:
+            self.keep()
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml to a folder that is kept from then on."""
+        self.keep()
+        self.write_text("config.yaml", config.to_yaml())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training this run; in a bucket, nothing does.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        with FileLocks(self.uri)("run") if self.is_local else nullcontext() as lock:
+            if lock is not None and not lock.acquired():
+                raise UserError(f"{self.uri}: another process trains this run: stop it first")
+            yield
+
+    def check_room(self) -> None:
+        """Raise StorageError unless something can be written here."""
+        self.write_bytes(_PROBE, bytes(_PROBE_BYTES))
+        self.delete_file(_PROBE)
+
+    def tidy(self) -> None:
+        """Prepare for training to start or go on, while nobody else writes here.
+
+        Deletes what an earlier attempt left: its failure, what it was writing or deleting when it
+        was killed, damaged checkpoints that are newer than any sound one, and damaged metrics,
+        which a checkpoint has too.
+        """
+        self.remove_parts(deep=True)
+        self.delete_unsound_checkpoints()
+        if self.read_bytes("failure.json") is not None:
+            self.delete_file("failure.json")
+        try:
+            self.metric_rows()
+        except StorageError:
+            raise
+        except UserError as error:
+            disk.tell(f"{str(error).rpartition(': ')[0]}: written anew")
+            self.delete_file("metrics.parquet")
+
+    def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
+        """The state saved after `epoch` epochs, its tensors on `device`.
+
+        Raises:
+            UserError: it is missing or damaged, or of another run than config.yaml.
+        """
+        state = super().load_checkpoint(epoch, device)
+        around = self.read_config()
+        if around is not None and (text := state.get("config")) is not None:
+            inside = from_yaml(text, f"the config of {self.checkpoint_name(epoch)}", trusted=True)
+            changed = [d for d in differences(inside, around) if not d.startswith(_MAY_CHANGE)]
+            if changed:
+                raise UserError(
+                    f"{self.uri}/{self.checkpoint_name(epoch)} is of another run ({changed[0]}): "
+                    "put back what was there, or choose another name"
+                )
+        return state
 
     def read_config(self) -> RunConfig | None:
         """The config of the run in this folder, None if there is none.
@@ -77,6 +150,8 @@ class RunDirectory(CheckpointFolder):
         if text is None:
             return None
         file = f"{self.uri}/config.yaml"
+        if not text.strip():
+            raise UserError(f"{file} is empty: put back a copy, or choose another name")
         tree = parse_yaml(text, file)
         try:
             return build(tree or {}, trusted=trusted)
@@ -107,14 +182,8 @@ class RunDirectory(CheckpointFolder):
         """Whether a failure is recorded."""
         return self.read_bytes("failure.json") is not None
 
-    def clear_failure(self) -> None:
-        """Delete the record of an earlier failure."""
-        if self.has_failed():
-            self.delete_file("failure.json")
-
     def raise_failure(self) -> None:
         """Raise the recorded error, if there is one."""
-        text = self.read_text("failure.json")
-        if text is not None:
-            failure = json.loads(text)
-            raise _FAILURES[failure["kind"]](failure["message"])
+        if (failure := self.read_json("failure.json")) is not None:
+            kind = _FAILURES.get(failure.get("kind", ""), RunFailed)
+            raise kind(failure.get("message", "the run has failed"))

@@ -61,10 +61,9 @@ class Snapshot:
     @classmethod
     def read(cls, directory: RunDirectory) -> Snapshot | None:
         """The snapshot of the run in `directory`, None if it has none."""
-        text = directory.read_text("snapshot/summary.json")
-        if text is None:
+        summary = directory.read_json("snapshot/summary.json")
+        if summary is None:
             return None
-        summary = json.loads(text)
         names = summary["class_names"]
         tables = {name: directory.read_table(f"snapshot/{name}.parquet") for name in _TABLES}
         return cls(

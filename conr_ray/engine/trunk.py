@@ -101,7 +101,7 @@ def _provide(
             shared = trunk_config(config)
             if rank() == 0:
                 # Its name identifies the run, whatever path the data has this time.
-                trunk.write_text("config.yaml", shared.to_yaml())
+                trunk.write_config(shared)
                 built = epoch - max((e for e in trunk.checkpoint_epochs() if e < epoch), default=0)
             span = Span(until=epoch, pinned=store.starts | {epoch})
             train(shared, data, trunk, Observers(), device, span)
@@ -126,7 +126,7 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
         trunk.raise_failure()
     except (UserError, OutOfMemory):
         # Of an earlier attempt; its cause may be fixed.
-        trunk.clear_failure()
+        trunk.delete_file("failure.json")
     except RunFailed:
         return _FAILED, note
     return _BUILD, note

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from conr_ray.engine.snapshot import Snapshot
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 from conr_ray.storage.files import Folder
 from conr_ray.tracking import embedding_map
 
@@ -44,7 +44,7 @@ def map_positions(directory: Folder, snapshot: Snapshot, *, draw: bool) -> Posit
     )
     try:
         directory.write_table(_FILE, table.replace_schema_metadata({_KEY: key}))
-    except OSError as error:
+    except StorageError as error:
         logger.info("cannot cache %s: %s", _FILE, error)
     return positions
 

@@ -62,8 +62,10 @@ def run_on_workers(
         tell: given lines about workers that do nothing.
 
     Raises:
+        StorageError: the directory cannot be written.
         UserError, RunFailed: raised by the loop, or Ray gave up on the run.
     """
+    directory.tidy()
     seen = (directory.checkpoint_epochs() or [0])[-1]
     if seen == (span.until or config.schedule.epochs):
         from conr_ray.scaling.worker import tell_run_again
@@ -91,7 +93,6 @@ def run_on_workers(
         except BaseException as error:
             errors.append(error)
 
-    directory.clear_failure()
     # Epochs after the checkpoint are trained and written again.
     directory.write_metrics(directory.metric_rows()[:seen])
     thread = threading.Thread(target=fit, daemon=True)
@@ -111,6 +112,8 @@ def run_on_workers(
             thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
+        # If it is the storage, that is said, and may pass.
+        directory.check_room()
         raise RunFailed(f"Ray gave up on the run: {last_line(errors[0])}") from errors[0]
 
 

@@ -45,7 +45,7 @@ def run_here(
     """
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
-    directory.clear_failure()
+    directory.tidy()
     # Opened first: once started, a W&B run is ended only by the loop.
     images = open_data(config.data)
     observers = Observers([open_wandb(wandb, config), observer])
@@ -84,7 +84,9 @@ def _work(job: dict[str, Any], device: torch.device) -> None:
         if world_size() > 1:
             raise
     except (UserError, RunFailed):
-        pass
+        # One that cannot be recorded must not look like success.
+        if rank() == 0 and not directory.has_failed():
+            raise
 
 
 def _open_everywhere(

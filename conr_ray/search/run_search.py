@@ -68,7 +68,7 @@ def run_search(
         )
     study.set_user_attr(_IMAGES, fingerprint)
     if (remaining := num_left(space, study, num_trials)) > 0:
-        runner = TrialRunner(space, directory.uri, directory.name, resources, wandb, trunks)
+        runner = TrialRunner(space, directory.files, directory.name, resources, wandb, trunks)
         # With Ray Train, one more trial waits for cores, so that it starts without delay.
         ready = room_for(resources) + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)

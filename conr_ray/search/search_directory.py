@@ -1,7 +1,7 @@
 """The files of a search, for running it and for reading its results.
 
 space.yaml          the space as read, with the fields fixed by the command line
-study.journal       the Optuna study; in a bucket, a folder of pieces
+study.journal       the Optuna study, with its checksums beside it; in a bucket, a folder of pieces
 search.lock         held by the process that runs the search
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials
@@ -18,18 +18,20 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
-from conr_ray.errors import FolderTaken, StorageError, UserError, last_line
+from conr_ray.errors import FolderTaken, UserError, last_line
 from conr_ray.search.bucket_journal import BucketJournal
+from conr_ray.search.file_journal import FileJournal
 from conr_ray.search.space import SearchSpace
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks
 
 _JOURNAL = "study.journal"
+# SQLite's own limit is 5 s; a dashboard may hold a file for longer.
+_BUSY_S = 120
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,8 @@ class SearchDirectory:
             StorageError: it cannot be written.
         """
         self.check(space, resume=resume)
-        text = yaml.safe_dump(as_tree(space), sort_keys=False)
-        try:
-            self.files.write_text("space.yaml", text)
-        except OSError as error:
-            raise StorageError(f"{self.uri} cannot be written: {error}") from None
+        self.files.keep()
+        self.files.write_text("space.yaml", yaml.safe_dump(as_tree(space), sort_keys=False))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -107,14 +106,24 @@ class SearchDirectory:
         with FileLocks(self.uri)("search") if self.files.is_local else nullcontext() as lock:
             if lock is not None and not lock.acquired():
                 raise UserError(f"{self.uri}: another process runs this search: stop it first")
+            self.files.remove_parts(deep=False)
             yield
 
     def open_study(self, space: SearchSpace) -> optuna.Study:
-        """The search's study."""
+        """The search's study, begun if there is none.
+
+        Raises:
+            UserError: it cannot be read, entries are missing, or all of it is.
+        """
         # Samplers and their seeds need torch, which is not needed to read a study.
         from conr_ray.search.study import open_study
 
         storage, names = self._open_storage()
+        if not names and (known := len(self.files.folder_names("trials"))):
+            raise UserError(
+                f"{self.uri}: the study is empty, but trials/ holds {known}: restore "
+                f"{self.study_url or _JOURNAL} from a copy, or choose another name"
+            )
         return open_study(space, storage, self._study_name(names))
 
     def read_space(self) -> SearchSpace | None:
@@ -152,7 +161,7 @@ class SearchDirectory:
         storage: BaseStorage
         try:
             if self.study_url is not None:
-                storage = get_storage(self.study_url)
+                storage = _database(self.study_url)
             elif self.files.is_local:
                 storage = journal_file(Path(self.uri) / _JOURNAL)
             else:
@@ -180,6 +189,13 @@ def _without_data_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "fixed": fixed}
 
 
+def _database(url: str) -> BaseStorage:
+    """The storage of studies in a database; one in a file waits while other programs hold it."""
+    if not url.startswith("sqlite"):
+        return get_storage(url)
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
+
+
 def journal_file(path: Path) -> BaseStorage:
     """The storage of studies in a file."""
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(FileJournal(path))

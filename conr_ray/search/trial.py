@@ -15,13 +15,15 @@ from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, StorageError, UserError
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.worker import run_here
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study_searcher import EPOCHS, FAILURE, LEG, POINT
 from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.storage import disk
+from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 
@@ -34,7 +36,7 @@ class TrialRunner:
     """
 
     space: SearchSpace
-    search_uri: str
+    search: Folder
     search_name: str
     resources: WorkerResources
     wandb: WandbSettings
@@ -42,7 +44,7 @@ class TrialRunner:
 
     def __call__(self, given: dict[str, Any]) -> None:
         trial_id = given[TRIAL_ID]
-        directory = RunDirectory(f"{self.search_uri}/trials/{trial_id}")
+        directory = RunDirectory(f"{self.search.uri}/trials/{trial_id}", self.search)
         config = self.space.config(given[POINT])
         wandb = self.wandb.for_run(trial_id, group=self.search_name, run_uri=directory.uri)
         span, end = WHOLE, config.schedule.epochs
@@ -50,7 +52,9 @@ class TrialRunner:
             end = leg["end"]
             span = Span(self._parent(leg), None if end == config.schedule.epochs else end)
         reporter = _TuneReporter(self.space.metrics, end)
-        try:
+
+        def run() -> None:
+            directory.check_room()
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
                 run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
@@ -59,6 +63,10 @@ class TrialRunner:
                 for row in rows:
                     reporter.epoch(row)
                 reporter.end(None)
+
+        try:
+            # A full disk is not the trial's fault: it goes on from its checkpoint.
+            disk.patiently(run, directory.uri, (StorageError,))
         except (UserError, RunFailed) as error:
             # If raised, Tune would retry the trial, with the same result.
             reporter.failure(str(error))
@@ -68,7 +76,7 @@ class TrialRunner:
     def _parent(self, leg: dict[str, Any]) -> tuple[RunDirectory, int] | None:
         if leg["parent"] is None:
             return None
-        return RunDirectory(f"{self.search_uri}/trials/{leg['parent']}"), leg["begin"]
+        return RunDirectory(f"{self.search.uri}/trials/{leg['parent']}"), leg["begin"]
 
 
 class _TuneReporter(Observer):

@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from conr_ray.config import DataConfig
+from conr_ray.data.prepared import prepared_data
 from conr_ray.data.sources import make_source
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet, default_cache_dir, open_data
 from conr_ray.errors import UserError
+from conr_ray.storage.sealed import seal, unseal
 from tests.waiting import HANG_S
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -124,6 +126,64 @@ class TestOpenImages:
         with pytest.raises(UserError, match="row 600 cannot be decoded"):
             open_data(DataConfig(source="parquet", path=str(tmp_path / "f.parquet")), cache_dir)
         assert [path.suffix for path in cache_dir.iterdir()] == [".lock"]
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+class TestDamage:
+    @pytest.mark.parametrize("harm", [flipped, cut, emptied, Path.unlink])
+    @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "names.parquet", "meta.json"])
+    def test_a_damaged_copy_is_made_anew_with_a_line(
+        self,
+        cache_dir: Path,
+        tmp_path: Path,
+        encode: Any,
+        capsys: pytest.CaptureFixture[str],
+        name: str,
+        harm: Callable[[Path], None],
+    ) -> None:
+        for number, image in enumerate(("a/1.png", "a/2.png", "b/1.png")):
+            (tmp_path / "set" / image).parent.mkdir(parents=True, exist_ok=True)
+            picture = encode(np.full((3, 40, 40), number * 9, np.uint8))
+            (tmp_path / "set" / image).write_bytes(picture)
+        config = DataConfig(source="folder", path=str(tmp_path / "set"))
+        whole = open_data(config, cache_dir)
+        rows = np.array(whole.rows)
+        [file] = cache_dir.glob(f"*/{name}")
+        harm(file)
+        assert prepared_data(config, cache_dir) is None
+        for _ in range(2):
+            again = open_data(config, cache_dir)
+            np.testing.assert_array_equal(again.rows, rows)
+            assert again.labels is not None and again.labels.tolist() == [0, 0, 1]
+            assert (again.names, again.class_names) == (whole.names, whole.class_names)
+            assert (again.mean, again.fingerprint) == (whole.mean, whole.fingerprint)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1 and told[0].startswith(f"the cache {file.parent} is damaged (")
+        assert told[0].endswith("): it is made anew")
+
+    def test_a_copy_of_another_format_is_made_anew(
+        self, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        open_data(DIGITS, cache_dir)
+        [meta] = cache_dir.glob("*/meta.json")
+        facts = unseal(meta.parent, meta.name)
+        meta.unlink()
+        seal(meta.parent, meta.name, {**facts, "format": 1})
+        assert open_data(DIGITS, cache_dir).num_rows == 1797
+        assert "is damaged (format 1 instead of 2): it is made anew" in capsys.readouterr().err
 
 
 class TestLimit:

@@ -149,9 +149,81 @@ def test_a_recorded_failure_is_raised_where_it_is_read(
     with pytest.raises(kind, match=r"^loss is nan at epoch 3$") as caught:
         open_directory().raise_failure()
     assert type(caught.value) is kind
-    open_directory().clear_failure()
-    open_directory().clear_failure()
+    open_directory().tidy()
+    open_directory().tidy()
     open_directory().raise_failure()
+
+
+# What an earlier attempt left
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
+    again = RunDirectory(tmp_path).held()
+    with RunDirectory(tmp_path).held(), pytest.raises(UserError, match="another process trains"):
+        again.__enter__()
+    with RunDirectory(tmp_path).held():
+        pass
+
+
+def test_what_was_cut_short_is_collected_before_training(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.claim(CONFIG, resume=False)
+    directory.save_checkpoint(4, {"epoch": 4}, {}, keep=3)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("metrics.parquet.7.part", "checkpoints/epoch_000002.7.part/state.pt"):
+        directory.write_text(name, "half")
+    directory.write_text("checkpoints/epoch_000008/state.pt", "half")
+    directory.tidy()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["state.pt", "summary.json"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    open_directory: OpenDirectory, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = open_directory()
+    for epoch in (2, 4, 6):
+        directory.save_checkpoint(epoch, {"epoch": epoch}, {}, keep=3)
+    for epoch in (4, 6):
+        directory.write_bytes(f"checkpoints/epoch_{epoch:06d}/{name}", b"damaged")
+    open_directory().tidy()
+    assert open_directory().checkpoint_epochs() == [2]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is damaged (")[0].split("/")[-2] for line in told] == [
+        "epoch_000006",
+        "epoch_000004",
+    ]
+    assert told[1].endswith("deleted; the run goes on from that after 2 epochs")
+
+
+def test_damaged_metrics_are_written_anew(
+    open_directory: OpenDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_directory().write_bytes("metrics.parquet", b"PAR1")
+    open_directory().tidy()
+    assert open_directory().metric_rows() == []
+    assert "metrics.parquet is damaged (" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_or_epoch_is_refused(open_directory: OpenDirectory) -> None:
+    directory, cpu = open_directory(), torch.device("cpu")
+    directory.claim(CONFIG, resume=False)
+    other = override(CONFIG, {"optim.lr": 0.7}).to_yaml()
+    directory.save_checkpoint(2, {"epoch": 2, "config": other}, {}, keep=3)
+    with pytest.raises(UserError, match=r"epoch_000002 is of another run \(optim\.lr: 0\.7 -> "):
+        directory.load_checkpoint(2, cpu)
+    directory.save_checkpoint(4, {"epoch": 2, "config": CONFIG.to_yaml()}, {}, keep=3)
+    with pytest.raises(UserError, match=r"epoch_000004/state\.pt is damaged \(it is of epoch 2"):
+        directory.load_checkpoint(4, cpu)
+    moved = override(CONFIG, {"data.path": None, "checkpoint.keep": 2}).to_yaml()
+    directory.save_checkpoint(6, {"epoch": 6, "config": moved}, {}, keep=3)
+    assert directory.load_checkpoint(6, cpu)["epoch"] == 6
+
+
+def test_an_emptied_config_is_told(open_directory: OpenDirectory) -> None:
+    open_directory().write_text("config.yaml", "")
+    with pytest.raises(UserError, match=r"/run/config\.yaml is empty: put back a copy"):
+        open_directory().claim(CONFIG, resume=True)
 
 
 # All of it
@@ -165,6 +237,7 @@ def test_no_partial_file_is_left(tmp_path: Path) -> None:
     names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     checkpoint = "checkpoints/epoch_000004"
     assert names == [
+        ".folder-id",
         f"{checkpoint}/state.pt",
         f"{checkpoint}/summary.json",
         "config.yaml",

@@ -71,6 +71,53 @@ def test_a_damaged_table_is_told(open_folder: OpenFolder) -> None:
         open_folder().read_table("t.parquet")
 
 
+def test_damaged_json_and_text_are_told(open_folder: OpenFolder) -> None:
+    folder = open_folder()
+    assert folder.read_json("a.json") is None
+    folder.write_text("a.json", '{"a": 1}')
+    assert folder.read_json("a.json") == {"a": 1}
+    for content in (b"", b"[1]", b'{"a": ', b"\xff\xfe"):
+        folder.write_bytes("a.json", content)
+        with pytest.raises(UserError, match=r"a\.json is damaged \(.*\): delete it$"):
+            folder.read_json("a.json")
+
+
+def test_a_folder_that_is_gone_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+    outer = Folder(tmp_path / "search")
+    outer.keep()
+    folder = Folder(tmp_path / "search/run", outer)
+    folder.keep()
+    folder.write_text("a.txt", "kept")
+    others = [folder, pickle.loads(pickle.dumps(folder)), Folder(folder.uri)]
+    new = Folder(tmp_path / "search/new", outer)
+
+    def refused(*folders: Folder) -> None:
+        for one in folders:
+            changes: list[tuple[Callable[..., None], tuple[str, ...]]] = [
+                (one.write_text, ("b.txt", "lost")),
+                (one.delete_file, ("a.txt",)),
+                (one.keep, ()),
+            ]
+            for change, arguments in changes:
+                with pytest.raises(StorageError, match=r"is gone, or another folder is in its pla"):
+                    change(*arguments)
+
+    away = tmp_path / "away"
+    (tmp_path / "search").rename(away)
+    refused(*others, new, outer)
+    assert not (tmp_path / "search").exists()
+    # As under a mount point.
+    (tmp_path / "search/run").mkdir(parents=True)
+    refused(*others, new, outer)
+    assert not list((tmp_path / "search/run").iterdir())
+    (tmp_path / "search/run").rmdir()
+    (tmp_path / "search").rmdir()
+    away.rename(tmp_path / "search")
+    for one in others:
+        one.write_text("b.txt", "written")
+    new.keep()
+
+
 def test_a_uri_that_names_no_storage_is_told() -> None:
     with pytest.raises(StorageError, match=r"^foo://bucket cannot be opened: "):
         Folder("foo://bucket")

@@ -1,0 +1,124 @@
+"""A run that is killed, or whose disk fails, at any of its file operations ends as any other."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import StorageError
+from conr_ray.storage import disk
+from tests.storage.faulty import FaultyDisk, Killed, failing_by, gone, killed
+from tests.tiny_runs import run_here, tiny_config, without_times
+
+CONFIG = tiny_config(
+    data__limit=64,
+    optim__batch_size=32,
+    bank__size=0,
+    schedule__epochs=2,
+    schedule__group_start=1,
+    schedule__warmup_epochs=0,
+    checkpoint__keep=1,
+)
+# Every so many operations, where not all are tried.
+STRIDE = 11
+
+FAULTS: dict[str, Callable[[Path], Callable[[FaultyDisk], None]]] = {
+    "no space": lambda _: failing_by(errno.ENOSPC),
+    "error": lambda _: failing_by(errno.EIO),
+    "read-only": lambda _: failing_by(errno.EROFS),
+    "killed": lambda _: killed,
+    "gone": gone,
+}
+
+
+def attempt(folder: Path) -> list[dict[str, Any]]:
+    """What a command does: claim, clear up, train."""
+    directory = RunDirectory(folder)
+    directory.claim(CONFIG, resume=True)
+    directory.tidy()
+    return without_times(run_here(CONFIG, folder))
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], int]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        counting = FaultyDisk()
+        patch.setattr(disk, "os", counting)
+        rows = attempt(folder)
+    return folder, rows, counting.count
+
+
+def check(
+    folder: Path,
+    kind: str,
+    fails_at: int,
+    undisturbed: tuple[Path, list[dict[str, Any]], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, rows, _ = undisturbed
+    faulty = FaultyDisk(fails_at, FAULTS[kind](folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "os", faulty)
+        with pytest.raises((StorageError, Killed)) as caught:
+            attempt(folder)
+    assert "\n" not in str(caught.value), fails_at
+    away = folder.with_suffix(".away")
+    if away.exists():
+        # Nothing was written in its place.
+        assert not folder.exists(), fails_at
+        away.rename(folder)
+    assert attempt(folder) == rows, fails_at
+    assert files_of(folder) == files_of(whole), fails_at
+    for name in ("assignments.parquet", "config.yaml"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), fails_at
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_some_operations_fail(
+    kind: str,
+    undisturbed: tuple[Path, list[dict[str, Any]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = 5 + 2 * list(FAULTS).index(kind)
+    for fails_at in range(first, undisturbed[2] + 1, 4 * STRIDE):
+        check(tmp_path / str(fails_at), kind, fails_at, undisturbed, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_operation_fails(
+    kind: str,
+    undisturbed: tuple[Path, list[dict[str, Any]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for fails_at in range(1, undisturbed[2] + 1):
+        check(tmp_path / str(fails_at), kind, fails_at, undisturbed, monkeypatch)
+
+
+def test_a_full_disk_is_named_with_the_way_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(CONFIG, resume=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "os", FaultyDisk(2, failing_by(errno.ENOSPC)))
+        with pytest.raises(StorageError) as caught:
+            directory.write_metrics([{"epoch": 0}])
+    assert str(caught.value) == (
+        f"{directory.uri}/metrics.parquet cannot be written ({os.strerror(errno.ENOSPC)}): make "
+        "room or restore the storage, then resume"
+    )
+    assert directory.metric_rows() == [] and not list((tmp_path / "run").glob("*.part"))
