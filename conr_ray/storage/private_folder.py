@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from conr_ray.errors import StorageError
+from conr_ray.errors import UserError
 
 
 def private_folder(
@@ -23,7 +23,7 @@ def private_folder(
         longest: characters that its path may have.
 
     Raises:
-        StorageError: no place can hold it.
+        UserError: no place can hold it.
     """
     asked = os.environ.get(variable) if variable else None
     usual = [os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"]
@@ -34,9 +34,9 @@ def private_folder(
         if fault is None:
             return folder
         found.append(f"{folder}: {fault}")
-    raise StorageError(
-        f"no folder for temporary files ({'; '.join(found)}): set {variable or 'TMPDIR'} to a folder of yours "
-        "with a short path and free space"
+    raise UserError(
+        f"no folder for temporary files ({'; '.join(found)}): set {variable or 'TMPDIR'} to a "
+        "folder of yours with a short path and free space"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conr_ray.errors import StorageError
+from conr_ray.errors import UserError
 from conr_ray.storage.private_folder import private_folder
 
 NAME = f"conr_ray-{os.geteuid()}"
@@ -34,7 +34,7 @@ def test_it_is_made_once_for_this_user_alone(tmp_path: Path) -> None:
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StorageError, match=f"{NAME}: belongs to another user\\): set A_PLACE to"):
+    with pytest.raises(UserError, match=f"{NAME}: belongs to another user\\): set A_PLACE to"):
         private_folder("A_PLACE")
 
 
@@ -44,7 +44,7 @@ def test_a_folder_of_another_user_is_not_taken(
 ) -> None:
     (tmp_path / NAME).mkdir()
     os.chown(tmp_path / NAME, 1234, 1234)
-    with pytest.raises(StorageError, match=f"{NAME}: belongs to another user"):
+    with pytest.raises(UserError, match=f"{NAME}: belongs to another user"):
         private_folder("A_PLACE")
     # Where TMPDIR cannot be used, there are other places.
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -59,12 +59,12 @@ def test_a_folder_of_another_user_is_not_taken(
     ],
 )
 def test_what_a_folder_lacks_is_told(options: dict[str, int], fault: str) -> None:
-    with pytest.raises(StorageError, match=f"{NAME}: {fault}\\): set A_PLACE to a folder of yours"):
+    with pytest.raises(UserError, match=f"{NAME}: {fault}\\): set A_PLACE to a folder of yours"):
         private_folder("A_PLACE", **options)
 
 
 def test_a_place_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("A_PLACE", str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=f"file/{NAME}: not a directory"):
+    with pytest.raises(UserError, match=f"file/{NAME}: not a directory"):
         private_folder("A_PLACE")
