@@ -55,7 +55,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.storage.files import Folder
     from conr_ray.storage.locks import FileLocks
     from conr_ray.tracking.progress import RunProgress
-    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+    from conr_ray.tracking.wandb_reach import reached_mode
+    from conr_ray.tracking.wandb_settings import WandbSettings
 
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
@@ -67,7 +68,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
     with folder_option("--trunks"):
         trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
-    mode, note = wandb_mode(config.tracking)
+    mode, note = reached_mode(config.tracking, directory.uri, of_search=False)
     if args.local:
         resources = local_resources(cluster_options(args), 1)
     else:

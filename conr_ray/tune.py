@@ -145,12 +145,13 @@ def _search(
     from conr_ray.search.wandb_search import log_search
     from conr_ray.storage.files import Folder
     from conr_ray.tracking.library_logs import library_logs
-    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+    from conr_ray.tracking.wandb_reach import reached_mode
+    from conr_ray.tracking.wandb_settings import WandbSettings
 
     images = open_data(space.config().data)
     space = _checked(args, space, directory, images)
     trunks = _trunks(args, space, directory, ActorLocks())
-    mode, note = wandb_mode(space.config().tracking)
+    mode, note = reached_mode(space.config().tracking, directory.uri, of_search=True)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
     console = make_console()

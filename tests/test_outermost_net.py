@@ -53,7 +53,7 @@ def main(arguments):
         (FULL, "No space left on device: free some space there, or choose", "OSError: [Errno 28]"),
         (
             LIBRARY,
-            "ParserError: while parsing a flow sequence in .* line 1, column 4 expected",
+            r"ParserError: while parsing a flow .* line 1, column 4: a: \[1 \^ expected",
             "yaml.parser.ParserError: while parsing",
         ),
         (
