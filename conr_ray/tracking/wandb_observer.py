@@ -27,6 +27,6 @@ def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
     except Exception as error:
         if settings.mode == "online":
             logger.warning("cannot start W&B, logging offline: %s", error)
-            return open_wandb(replace(settings, mode="offline"), config)
+            return open_wandb(replace(settings, mode="offline", sparing=True), config)
         logger.warning("cannot start W&B, continuing without it: %s", error)
         return Observer()

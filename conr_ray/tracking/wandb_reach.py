@@ -12,17 +12,19 @@ import urllib.request
 
 from conr_ray.config import TrackingConfig
 from conr_ray.remedies import described
-from conr_ray.tracking.wandb_settings import Mode, base_url, find_key, wandb_mode
+from conr_ray.tracking.wandb_settings import WandbSettings, base_url, find_key, wandb_mode
 
 _WAIT_S = 5.0
 _QUESTION = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
 
 
-def reached_mode(config: TrackingConfig, uri: str, *, of_search: bool) -> tuple[Mode, str | None]:
+def reached_settings(
+    config: TrackingConfig, uri: str, *, of_search: bool
+) -> tuple[WandbSettings, str | None]:
     """How to log, and a message for the user if that may surprise.
 
     A server that does not answer in a few seconds, or refuses the key, is not asked again: logging
-    is offline, and the message says how to upload later.
+    is offline and sparing, and the message says how to upload later.
 
     Args:
         config: of the run, or the search.
@@ -31,11 +33,12 @@ def reached_mode(config: TrackingConfig, uri: str, *, of_search: bool) -> tuple[
     """
     mode, note = wandb_mode(config)
     if mode != "online":
-        return mode, note
+        return WandbSettings(mode), note
     fault = _answer(base_url(), find_key() or "")
     if fault is None:
-        return mode, note
-    return "offline", f"W&B: {base_url()} {fault}: logging offline; {_upload(uri, of_search)}"
+        return WandbSettings(mode), note
+    told = f"W&B: {base_url()} {fault}: logging offline; {_upload(uri, of_search)}"
+    return WandbSettings("offline", sparing=True), told
 
 
 def _upload(uri: str, of_search: bool) -> str:

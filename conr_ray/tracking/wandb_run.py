@@ -125,7 +125,7 @@ class WandbRun(Observer):
             self._log(row)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        last = snapshot.epoch == self._num_epochs
+        last = snapshot.epoch == self._num_epochs and not self._settings.sparing
         wanted = last or self._budget.allows_another()
         if not (self._drawing and wanted) or snapshot.epoch - 1 in self._logged:
             return

@@ -31,13 +31,15 @@ class WandbSettings:
 
     `run_uri` is the directory of the logged run. W&B's local files, which `wandb sync` uploads for
     an offline run, are there too; for a bucket they are in a temporary folder, and those of an
-    offline run are copied to the bucket when it ends.
+    offline run are copied to the bucket when it ends. With `sparing`, figures are not drawn at the
+    end of a run that is too short for them.
     """
 
     mode: Mode
     run_id: str = ""
     group: str | None = None
     run_uri: str = ""
+    sparing: bool = False
 
     def for_run(self, run_id: str, *, group: str | None, run_uri: str) -> WandbSettings:
         """These settings for the run with this id."""

@@ -12,7 +12,7 @@ import pytest
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import history
 from conr_ray.tracking.wandb_observer import open_wandb
-from conr_ray.tracking.wandb_reach import reached_mode
+from conr_ray.tracking.wandb_reach import reached_settings
 from conr_ray.tracking.wandb_settings import WandbSettings, base_url
 from tests.reporting.wandb_server import WandbServer, wandb_server
 from tests.tiny_runs import tiny_config
@@ -36,7 +36,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def of_run() -> tuple[str, str | None]:
-    return reached_mode(TRACKING, "/runs/one", of_search=False)
+    settings, told = reached_settings(TRACKING, "/runs/one", of_search=False)
+    # Figures that nobody can look at now are not to cost much.
+    assert settings.sparing == (told is not None)
+    return settings.mode, told
 
 
 def test_a_server_that_answers_is_asked_once(server: WandbServer) -> None:
@@ -85,10 +88,10 @@ def test_a_server_that_is_silent_is_waited_for_some_seconds(
 
 def test_the_line_names_all_that_there_is_to_upload(server: WandbServer) -> None:
     server.is_broken = True
-    _, told = reached_mode(TRACKING, "/my runs/one", of_search=True)
+    _, told = reached_settings(TRACKING, "/my runs/one", of_search=True)
     folders = "'/my runs/one'/wandb/offline-run-* '/my runs/one'/trials/*/wandb/offline-run-*"
     assert told is not None and told.endswith(f"to upload later: wandb sync {folders}")
-    _, told = reached_mode(TRACKING, "s3://bucket/one", of_search=False)
+    _, told = reached_settings(TRACKING, "s3://bucket/one", of_search=False)
     assert told is not None
     assert told.endswith("wandb sync ./wandb/offline-run-* in a copy of s3://bucket/one")
 
