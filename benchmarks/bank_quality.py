@@ -9,7 +9,6 @@ schedule.group_start and trains the same epochs. One process and one thread a ru
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import tempfile
@@ -17,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from conr_ray.cores import usable_cores
 
 FIGURES = ("acc", "nmi", "neighbor_purity", "bank_share")
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--only", nargs="*", help="variants whose names hold one of these words")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     args = parser.parse_args()
     fixed = parse_overrides(args.settings)
     config = load_preset(args.preset, fixed)

@@ -9,13 +9,14 @@ whole runs, one process and one thread each, as many at a time as there are core
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from conr_ray.cores import usable_cores
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BYOL": {"schedule.group_start": "never"},
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--figure", type=Path, help="draw NMI over epochs into this file")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     args = parser.parse_args()
     fixed = parse_overrides(args.settings)
 

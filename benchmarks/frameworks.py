@@ -10,12 +10,13 @@ pairs of the same seed.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
+
+from conr_ray.cores import usable_cores
 
 FIGURES = ("acc", "nmi")
 
@@ -68,7 +69,7 @@ def main() -> None:
     }
     print("| framework | alone: ACC, NMI | with the group stage: ACC, NMI | gain in ACC, NMI |")
     print("| --- | --- | --- | --- |", flush=True)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
         found = {job: pool.submit(pair, args.preset, fields) for job, fields in jobs.items()}
         for name in args.frameworks:
             pairs = [found[name, seed].result() for seed in range(args.seeds)]

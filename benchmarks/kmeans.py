@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from conr_ray.cores import usable_cores
+
 
 def mixture(num_rows: int, width: int, clusters: int) -> Tensor:
     """Rows around random directions, so close that clusters overlap."""
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     # Compiled loops are not timed.
     ours(mixture(500, args.width, 10), 10, 1)
     print(f"{args.rows:,} x {args.width}, {torch.get_num_threads()} threads")

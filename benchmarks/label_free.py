@@ -12,7 +12,6 @@ complete trials of searches that have ended.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from bank_quality import train_in
 from scipy.stats import spearmanr
+
+from conr_ray.cores import usable_cores
 
 
 def drawn(number: int, config: Any) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=24)
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--set", action="append", default=[], dest="settings")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--out", help="folder that keeps the runs")
     parser.add_argument("--searches", nargs="+", help="folders of searches to look at instead")
     args = parser.parse_args()

@@ -10,8 +10,10 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ from conr_ray.errors import (
     StorageError,
     UserError,
 )
+from conr_ray.remedies import described
+from conr_ray.storage.private_folder import private_folder
 
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig
@@ -201,7 +205,11 @@ def _repeat_lost_interrupts() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command; exit with status 2 on bad input, 1 on a failed run, 130 on Ctrl-C."""
+    """Run a command; exit with status 2 on bad input, 1 on a failure, 130 on Ctrl-C.
+
+    Whatever the command or a library raises is one line, and its traceback is in a log file that
+    the line names. With CONR_RAY_TRACEBACK=1 it is raised instead.
+    """
     _repeat_lost_interrupts()
     try:
         main(sys.argv[1:])
@@ -214,3 +222,21 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt as stop:
         print(f"interrupted{stop}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("CONR_RAY_TRACEBACK", "0") not in ("", "0"):
+            raise
+        print(f"error: {described(error)}: {_log(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _log(error: Exception) -> str:
+    """Write an error's traceback to a file of its own; return where it is."""
+    command = Path(sys.argv[0]).stem
+    prefix = f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-"
+    try:
+        handle, path = tempfile.mkstemp(".log", prefix, private_folder())
+        with open(handle, "w", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+    except (OSError, UserError):
+        return "no log file could be written: set CONR_RAY_TRACEBACK=1 to see the traceback"
+    return f"traceback in {path}"

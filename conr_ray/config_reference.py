@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from conr_ray.command_line import run_command
 from conr_ray.config import RunConfig, load_preset, preset_names, sections
 from conr_ray.method.frameworks import framework_config, framework_names
 
@@ -86,4 +87,4 @@ def _yaml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    run_command(lambda _: print(reference(), end=""))

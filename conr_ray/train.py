@@ -56,7 +56,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.storage.files import Folder
     from conr_ray.storage.locks import FileLocks
     from conr_ray.tracking.progress import RunProgress
-    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+    from conr_ray.tracking.wandb_reach import reached_settings
 
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
@@ -68,7 +68,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
     with folder_option("--trunks"):
         trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
-    mode, note = wandb_mode(config.tracking)
+    wandb, note = reached_settings(config.tracking, directory.uri, of_search=False)
     if args.local:
         resources = local_resources(cluster_options(args), 1)
     else:
@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     if note:
         console.print(note, soft_wrap=True)
     name = directory.uri.rpartition("/")[2]
-    wandb = WandbSettings(mode).for_run(name, group=None, run_uri=directory.uri)
+    wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
     done = (directory.checkpoint_epochs() or [0])[-1]
     progress = RunProgress(config.schedule.epochs, done, console)
     with directory.held(), resumable(directory.uri), progress:

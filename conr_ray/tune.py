@@ -145,12 +145,12 @@ def _search(
     from conr_ray.search.wandb_search import log_search
     from conr_ray.storage.files import Folder
     from conr_ray.tracking.library_logs import library_logs
-    from conr_ray.tracking.wandb_settings import WandbSettings, wandb_mode
+    from conr_ray.tracking.wandb_reach import reached_settings
 
     images = open_data(space.config().data)
     space = _checked(args, space, directory, images)
     trunks = _trunks(args, space, directory, ActorLocks())
-    mode, note = wandb_mode(space.config().tracking)
+    wandb, note = reached_settings(space.config().tracking, directory.uri, of_search=True)
     # A core for each worker, so that as many trials as possible run side by side.
     resources = connect(cluster_options(args), args.workers, 1, dashboard=args.workers > 1)
     console = make_console()
@@ -172,7 +172,7 @@ def _search(
             space,
             directory,
             resources,
-            WandbSettings(mode),
+            wandb,
             console,
             num_trials=num_trials,
             fingerprint=images.fingerprint,
@@ -180,7 +180,7 @@ def _search(
             max_concurrent=args.max_concurrent,
             on_news=report.note,
         )
-    log_search(space, directory, trials, WandbSettings(mode), workers=args.workers)
+    log_search(space, directory, trials, wandb, workers=args.workers)
     _print_result(space, directory, trials, console)
 
 

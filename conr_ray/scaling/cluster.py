@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import AuthenticationError
 
 import conr_ray
 from conr_ray.errors import UserError, last_line
+from conr_ray.remedies import described
 from conr_ray.scaling.resources import (
     ClusterOptions,
     Nodes,
@@ -23,11 +25,16 @@ from conr_ray.scaling.resources import (
     local_cores,
     local_resources,
 )
+from conr_ray.storage.private_folder import private_folder
 
 # Raised by Ray if there is no cluster to join, or if it rejects this process.
 NOT_JOINED = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
 # Assumed number of runs that fit on a cluster that starts an unknown number of nodes.
 _UNKNOWN = 10_000
+# Most characters of a path that Ray puts its folders and sockets under: a socket's path has at most
+# 103 bytes on macOS, of which Ray's own part takes 68.
+_LONGEST_FOLDER = 35
+_ROOM = 128 * 2**20
 # Ray's settings, in the command and all processes that it starts.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -40,7 +47,12 @@ _SETTINGS = {
     # The commands have their own display and files.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # At its default, info, Ray writes the environment of jobs, keys included, to a log file.
+    "RAY_LOGGER_LEVEL": "warning",
 }
+# Cluster and job of the last connection made here. Any other one, such as a notebook's, is not to
+# be closed.
+_made: tuple[str, str] | None = None
 
 
 def connect(
@@ -52,6 +64,8 @@ def connect(
 ) -> WorkerResources:
     """Join a cluster, or start one with room for a run; return each worker's resources.
 
+    A Ray that runs in this process already is used, unless an earlier command has left it.
+
     Args:
         options: which cluster.
         workers: workers per run.
@@ -61,13 +75,23 @@ def connect(
             since it serves the API that frees their workers.
 
     Raises:
-        UserError: there is no such cluster, or it is too small.
+        UserError: there is no such cluster, it does not start, or it is too small.
     """
-    if options.address is None:
+    if ray.is_initialized() and not _is_ours():
+        if options.address not in (None, "auto"):
+            raise UserError(
+                f"address={options.address}: this process has a Ray already: leave the address "
+                "out, or call ray.shutdown() first"
+            )
+        options = replace(options, address="auto")
+        _set_environment()
+    elif options.address is None:
         resources = local_resources(options, workers, cpus_per_worker)
         start(resources, dashboard=dashboard)
         return resources
-    _join(options.address)
+    else:
+        leave()
+        _join(options.address)
     has_gpus = _nodes(grows()).have("GPU")
     resources = options.resources(workers, cpus_per_worker=1, num_cpus=1, has_gpus=has_gpus)
     room_for(resources)
@@ -84,31 +108,43 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
         dashboard: needed if runs are stopped early: it serves the API that frees their workers.
 
     Raises:
-        UserError: this machine has too few GPUs for the run.
+        UserError: Ray does not start, or this machine has too few GPUs for the run.
     """
+    leave()
     # Ray would first try the address of a killed cluster, for minutes. The resources that
     # `ray up` sets for a node are not those of another Ray on it.
     for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
         os.environ.pop(name, None)
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    with _own_address():
-        ray.init(
-            address="local",
-            num_cpus=local_cores(resources),
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    _set_environment()
+    # Ray lets all users write in its folder: this one is in another that they cannot enter.
+    folder = private_folder("RAY_TMPDIR", room=_ROOM, longest=_LONGEST_FOLDER) / "ray"
+    try:
+        with _own_address():
+            ray.init(
+                address="local",
+                num_cpus=local_cores(resources),
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+    except Exception as error:
+        ray.shutdown()
+        raise UserError(
+            f"Ray does not start: {described(error)}: see {folder}/session_latest/logs, or set "
+            "RAY_TMPDIR to another folder; train --local needs no Ray"
+        ) from None
+    _remember()
     room_for(resources)
 
 
 def leave() -> None:
-    """Leave the cluster, and stop it if it was started by this process.
+    """Leave a cluster that was joined here, and stop one that was started here.
 
     When Python exits, Ray does the same, but first waits for messages of workers, which are off.
     """
-    ray.shutdown()
+    if _is_ours():
+        ray.shutdown()
 
 
 def room_for(resources: WorkerResources) -> int:
@@ -149,8 +185,7 @@ def not_joined(address: str, error: Exception) -> UserError:
 
 def _join(address: str) -> None:
     check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     try:
         ray.init(
             address=address,
@@ -165,6 +200,26 @@ def _join(address: str) -> None:
         )
     except NOT_JOINED as error:
         raise not_joined(address, error) from None
+    _remember()
+
+
+def _set_environment() -> None:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _remember() -> None:
+    global _made
+    context = ray.get_runtime_context()
+    _made = context.gcs_address, context.get_job_id()
+
+
+def _is_ours() -> bool:
+    """Whether this process is connected to Ray by this module."""
+    if _made is None or not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return _made == (context.gcs_address, context.get_job_id())
 
 
 def _nodes(more_to_come: bool) -> Nodes:

@@ -62,6 +62,9 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
         ray.get(command.interrupt.remote())
         ray.wait([ended], timeout=_LAST_LINES_S)
         raise KeyboardInterrupt(", and on the cluster too") from None
+    finally:
+        # A process that runs another command connects again.
+        ray.shutdown()
     if status:
         raise RunFailed(f"the command failed on the cluster with status {status}")
 

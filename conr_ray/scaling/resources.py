@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from conr_ray.cores import usable_cores
 from conr_ray.errors import UserError
 
 # Where `ray up` leaves its cluster file on a head node.
-_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+_CLUSTER_FILE = "~/ray_bootstrap_config.yaml"
 # Device files of GPU drivers: NVIDIA's, also on embedded boards and in WSL, and AMD's.
 _GPU_DEVICES = ("nvidia*", "nvgpu", "nvhost-gpu", "dxg", "kfd")
 
@@ -132,7 +133,7 @@ def local_resources(
     return options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,
-        num_cpus=os.cpu_count() or 1,
+        num_cpus=usable_cores(),
         has_gpus=local_gpus() > 0,
     )
 
@@ -143,8 +144,8 @@ def local_nodes(resources: WorkerResources) -> Nodes:
 
 
 def local_cores(resources: WorkerResources) -> int:
-    """Cores of this machine, or those that one run needs if that is more."""
-    return max(os.cpu_count() or 1, resources.workers * resources.cpus_per_worker)
+    """Cores that this process may use, or those that one run needs if that is more."""
+    return max(usable_cores(), resources.workers * resources.cpus_per_worker)
 
 
 def local_gpus() -> int:
@@ -169,5 +170,6 @@ def grows() -> bool:
 
 def cluster_file() -> dict[str, Any] | None:
     """The cluster file of `ray up` on this node; None if `ray up` did not make it a head."""
-    file = _CLUSTER_FILE.expanduser()
+    # A user without a home has no such file: pathlib would raise.
+    file = Path(os.path.expanduser(_CLUSTER_FILE))
     return yaml.safe_load(file.read_text()) if file.exists() else None

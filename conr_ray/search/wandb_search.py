@@ -59,10 +59,16 @@ def _log(
     import wandb
 
     from conr_ray.tracking.wandb_media import log_checkpoint
-    from conr_ray.tracking.wandb_run import start_wandb
+    from conr_ray.tracking.wandb_run import finish_wandb, start_wandb
 
     tracking, study = space.config().tracking, directory.open_study(space)
-    run = start_wandb(settings, tracking.project, "search", {"space": as_tree(space)})
+    run = start_wandb(
+        settings,
+        tracking,
+        "search",
+        {"space": as_tree(space)},
+        with_artifact=tracking.checkpoint_artifact,
+    )
     found = [
         [metric, field, share]
         for metric in space.metrics
@@ -90,7 +96,7 @@ def _log(
         if tracking.checkpoint_artifact:
             best_run = RunDirectory(f"{directory.uri}/trials/{best.trial_id}")
             log_checkpoint(run, best_run, f"{settings.run_id}-checkpoint")
-    run.finish()
+    finish_wandb(run, settings)
 
 
 def _end(

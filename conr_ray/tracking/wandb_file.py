@@ -28,6 +28,11 @@ def logged_epochs(folder: str, run_id: str) -> set[int]:
     return found
 
 
+def has_ended(file: Path) -> bool:
+    """Whether W&B's process has written the end of the run; it may do so after the run's."""
+    return any(record.WhichOneof("record_type") == "exit" for record in records(file))
+
+
 def history(file: Path) -> list[dict[str, Any]]:
     """Logged rows."""
     rows = []

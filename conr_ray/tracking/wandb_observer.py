@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from conr_ray.config import RunConfig
 from conr_ray.engine.observer import Observer
@@ -12,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
-    """The observer that logs to `settings`; the null observer if logging is off or fails."""
+    """The observer that logs to `settings`: offline where W&B does not start online.
+
+    If logging is off or fails, it is the null observer.
+    """
     if settings.mode == "off":
         return Observer()
     try:
@@ -21,5 +25,8 @@ def open_wandb(settings: WandbSettings, config: RunConfig) -> Observer:
 
         return WandbRun(settings, config)
     except Exception as error:
+        if settings.mode == "online":
+            logger.warning("cannot start W&B, logging offline: %s", error)
+            return open_wandb(replace(settings, mode="offline", sparing=True), config)
         logger.warning("cannot start W&B, continuing without it: %s", error)
         return Observer()

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import wandb
 
-from conr_ray.config import RunConfig
+from conr_ray.config import RunConfig, TrackingConfig
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
-from conr_ray.tracking.wandb_file import logged_epochs
+from conr_ray.storage.files import Folder
+from conr_ray.tracking.wandb_file import has_ended, logged_epochs
 from conr_ray.tracking.wandb_media import DrawingBudget, log_checkpoint, snapshot_media
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 logger = logging.getLogger(__name__)
 
+# A server that the command has reached is waited for no longer than this, by each process.
+_START_S, _FINISH_S = 15, 60
+# A checkpoint may be large and the way to the server slow.
+_FINISH_WITH_ARTIFACT_S = 3600
+
 
 def start_wandb(
-    settings: WandbSettings, project: str, job_type: str, config: dict[str, Any]
+    settings: WandbSettings,
+    tracking: TrackingConfig,
+    job_type: str,
+    config: dict[str, Any],
+    *,
+    with_artifact: bool,
 ) -> wandb.Run:
-    """Start or resume a W&B run."""
+    """Start or resume a W&B run; `with_artifact` leaves time to upload one at its end."""
     _leave_service_of_another_process()
-    return wandb.init(
-        project=project,
+    start = partial(
+        wandb.init,
+        project=tracking.project,
         id=settings.run_id,
         name=settings.run_id,
         group=settings.group,
@@ -36,8 +51,34 @@ def start_wandb(
         mode="offline" if settings.mode == "offline" else None,
         dir=settings.folder,
         config=config,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=_START_S,
+            finish_timeout=_FINISH_WITH_ARTIFACT_S if with_artifact else _FINISH_S,
+            finish_timeout_raises=True,
+        ),
     )
+    try:
+        return start()
+    except Exception:
+        # W&B's process keeps the run's id, which could not be logged offline instead.
+        wandb.teardown()
+        raise
+
+
+def finish_wandb(run: wandb.Run, settings: WandbSettings, *, exit_code: int = 0) -> None:
+    """End a W&B run. The files of an offline run in a bucket are copied there, for `wandb sync`."""
+    run.finish(exit_code=exit_code)
+    if settings.mode == "offline" and settings.in_bucket:
+        bucket, here = Folder(settings.run_uri), Path(settings.folder)
+        own, deadline = Path(run.dir).parent / f"run-{settings.run_id}.wandb", time.monotonic() + 10
+        while not has_ended(own) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # Those of earlier attempts on this node, too.
+        for file in here.glob(f"wandb/offline-run-*-{settings.run_id}/**/*"):
+            if file.is_file():
+                bucket.write_bytes(file.relative_to(here).as_posix(), file.read_bytes())
 
 
 def _leave_service_of_another_process() -> None:
@@ -67,7 +108,9 @@ class WandbRun(Observer):
         self._logged = logged_epochs(settings.folder, settings.run_id)
         job_type = "train" if settings.group is None else "trial"
         tree = config.model_dump(mode="json")
-        self._run = start_wandb(settings, config.tracking.project, job_type, tree)
+        self._run = start_wandb(
+            settings, config.tracking, job_type, tree, with_artifact=self._with_artifact
+        )
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if settings.mode == "online":
@@ -82,7 +125,7 @@ class WandbRun(Observer):
             self._log(row)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        last = snapshot.epoch == self._num_epochs
+        last = snapshot.epoch == self._num_epochs and not self._settings.sparing
         wanted = last or self._budget.allows_another()
         if not (self._drawing and wanted) or snapshot.epoch - 1 in self._logged:
             return
@@ -103,7 +146,7 @@ class WandbRun(Observer):
             self._log_artifact()
         # A scheduler stops a trial by SystemExit, which is not a failure.
         failed = error is not None and not isinstance(error, SystemExit)
-        self._attempt(lambda: self._run.finish(exit_code=int(failed)))
+        self._attempt(lambda: finish_wandb(self._run, self._settings, exit_code=int(failed)))
 
     def _log(self, row: MetricRow) -> None:
         epoch = int(row["epoch"] or 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -238,6 +239,18 @@ def test_figures_of_short_runs_are_drawn_at_the_end_only(
     config = tiny_config(evaluation__snapshot_every=1)
     run_here(config, tmp_path, open_wandb(settings(tmp_path), config))
     assert [row["epoch"] for row in quiet.rows if set(row) >= FIGURES] == [3]
+
+
+def test_sparing_draws_no_figures_of_short_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Quiet()
+    monkeypatch.setattr(wandb, "init", lambda **options: quiet)
+    config = tiny_config(evaluation__snapshot_every=1)
+    sparing = dataclasses.replace(settings(tmp_path), sparing=True)
+    run_here(config, tmp_path, open_wandb(sparing, config))
+    assert [row["epoch"] for row in quiet.rows] == [0, 1, 2, 3]
+    assert not any(set(row) & FIGURES for row in quiet.rows)
 
 
 def test_drawing_may_take_a_fiftieth_of_the_training() -> None:

@@ -8,7 +8,6 @@ orientation is not applied, as in torchvision's ImageFolder.
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from conr_ray.cores import usable_cores
 from conr_ray.data.sources.base import Source, UInt8Array
 from conr_ray.data.sources.files import one_line
 from conr_ray.errors import UserError
@@ -33,7 +33,7 @@ _GREY_MODES = ("1", "L")
 _BLOCK_IMAGES = 256
 _BLOCK_BYTES = 64 * 2**20
 _TASK_IMAGES = 16
-_NUM_THREADS = min(16, max(4, os.cpu_count() or 1))
+_NUM_THREADS = min(16, max(4, usable_cores()))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""A folder on this machine for what is temporary and this user's alone: Ray's files, error logs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from conr_ray.errors import UserError
+
+
+def private_folder(
+    variable: str | None = None, *, room: int = 0, longest: int | None = None
+) -> Path:
+    """The user's folder conr_ray-UID, with mode 0700, in the first place that can hold it.
+
+    Args:
+        variable: environment variable that, if set, names the only place that is tried; without,
+            these are $TMPDIR and the system's folders.
+        room: free bytes that must be there.
+        longest: characters that its path may have.
+
+    Raises:
+        UserError: no place can hold it.
+    """
+    asked = os.environ.get(variable) if variable else None
+    usual = [os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"]
+    found = []
+    for place in [asked] if asked else filter(None, usual):
+        folder = Path(place).absolute() / f"conr_ray-{os.geteuid()}"
+        fault = _fault(folder, room, longest)
+        if fault is None:
+            return folder
+        found.append(f"{folder}: {fault}")
+    raise UserError(
+        f"no folder for temporary files ({'; '.join(found)}): set {variable or 'TMPDIR'} to a "
+        "folder of yours with a short path and free space"
+    )
+
+
+def _fault(folder: Path, room: int, longest: int | None) -> str | None:
+    """Create `folder`; why it cannot be used, or None."""
+    if longest is not None and len(os.fsencode(folder)) > longest:
+        return f"longer than {longest} characters"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        # In a folder of all users, another one may have made it, or a link to somewhere.
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return "belongs to another user"
+        folder.chmod(0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return "cannot be written"
+        if (free := shutil.disk_usage(folder).free) < room:
+            return f"{free >> 20} MiB free, {room >> 20} needed"
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return "no space left" if full else str(error.strerror).lower()
+    return None
