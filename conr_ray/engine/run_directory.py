@@ -17,10 +17,19 @@ from collections.abc import Sequence
 from conr_ray.config import RunConfig, build, differences, override, parse_yaml
 from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
-from conr_ray.errors import FolderTaken, OutOfMemory, RunFailed, StorageError, UserError
+from conr_ray.errors import (
+    FolderTaken,
+    OutOfMemory,
+    RunCollapsed,
+    RunFailed,
+    StorageError,
+    UserError,
+)
 
 # Kinds of recorded failures by name; a subclass comes before its base class.
-_FAILURES = {kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunFailed)}
+_FAILURES = {
+    kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunCollapsed, RunFailed)
+}
 
 
 class RunDirectory(CheckpointFolder):
