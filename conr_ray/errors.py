@@ -37,6 +37,10 @@ class RunFailed(RuntimeError):
     """A run that started but cannot continue; commands exit with status 1."""
 
 
+class RunCollapsed(RunFailed):
+    """A run whose embeddings coincide: no score of it means anything."""
+
+
 class OutOfMemory(RunFailed):
     """A worker has no memory left, while the run's other workers may still wait for it."""
 

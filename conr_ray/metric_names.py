@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 AGREEMENT_WITH_LABELS = {
     "acc": "share of samples in the cluster matched to their class, one cluster per class",
     "nmi": "normalised mutual information of clusters and classes",
@@ -13,6 +15,11 @@ LABEL_FREE_SCORES = {
     "view_agreement": "mutual information of the clusters of samples and their perturbed copies",
     "neighbor_consistency": "mutual information of the clusters of samples and their neighbours",
     "restart_agreement": "mutual information of k-means clusters from two random starts",
+}
+SPREAD = {
+    "effective_rank": "number of directions that the embeddings use; 1 if they coincide",
+    "mean_cosine": "mean cosine of two samples' embeddings; 1 if they coincide",
+    "smallest_share": "share of the samples that are in the smallest cluster; 0 if one is empty",
 }
 TRAINING = {
     "loss": "mean over the epoch's steps",
@@ -42,4 +49,22 @@ LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
 COST_METRICS = ("train_time_s",)
 MADE_SMALL = ("loss", *COST_METRICS)
 
-MEANINGS = {**AGREEMENT_WITH_LABELS, **LABEL_FREE_SCORES, **TRAINING, **WHOLE_DATA, **TIMES}
+# Least and greatest value, whatever the embeddings are.
+RANGES = {
+    **dict.fromkeys((*AGREEMENT_WITH_LABELS, *LABEL_FREE_SCORES, *WHOLE_DATA), (0.0, 1.0)),
+    "ari": (-0.5, 1.0),
+    "label_free": (-0.25, 1.0),
+    "silhouette": (-1.0, 1.0),
+    "effective_rank": (1.0, math.inf),
+    "mean_cosine": (-1.0, 1.0),
+    "smallest_share": (0.0, 1.0),
+}
+
+MEANINGS = {
+    **AGREEMENT_WITH_LABELS,
+    **LABEL_FREE_SCORES,
+    **SPREAD,
+    **TRAINING,
+    **WHOLE_DATA,
+    **TIMES,
+}

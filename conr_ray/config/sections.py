@@ -263,6 +263,11 @@ class EvaluationConfig(Section):
         description="find each sample's neighbours in the whole data set after the last epoch; "
         "takes time quadratic in the number of samples",
     )
+    on_collapse: Literal["stop", "warn"] = Field(
+        "stop",
+        description="when the embeddings of all samples nearly coincide: end the run as failed, or "
+        "log a warning and train on; a search never counts scores of a collapse",
+    )
     snapshot_every: Annotated[Count | None, Mark(shapes_rows=False)] = Field(
         None,
         description="epochs between snapshots for figures, at evaluated epochs only; always one "

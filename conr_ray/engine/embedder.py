@@ -47,4 +47,16 @@ class Embedder:
                 for rows in torch.split(rows_b, _BATCH)
             ]
         self.framework.train(training)
-        return torch.cat(parts)[:num_rows]
+        return _stretched(torch.cat(parts)[:num_rows])
+
+
+def _stretched(rows_bd: Tensor) -> Tensor:
+    """The rows at unit length where networks left them shorter, since what they put out vanished.
+
+    Rows of length 0, which have no direction, are at the first axis.
+    """
+    lengths_b1 = torch.linalg.vector_norm(rows_bd, dim=1, keepdim=True, dtype=torch.float64)
+    first_1d = torch.zeros_like(rows_bd[:1])
+    first_1d[:, 0] = 1
+    full_bd = torch.where(lengths_b1 > 0, (rows_bd / lengths_b1).to(rows_bd.dtype), first_1d)
+    return torch.where(lengths_b1 < 0.5, full_bd, rows_bd)

@@ -20,10 +20,12 @@ from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.clustering.metrics import agreement, neighbor_matches
+from conr_ray.method.clustering.spread import effective_rank, mean_cosine
 from conr_ray.method.collectives import (
     all_gather_rows,
     all_gather_varying,
     all_reduce_sum,
+    broadcast_first,
     share,
 )
 from conr_ray.method.keyed_random import fold
@@ -34,6 +36,10 @@ from conr_ray.method.stages.boundary import (
     center_lengths,
     kept_mask,
 )
+from conr_ray.metric_names import RANGES
+
+# Of a mean of float32 numbers; more is an error.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,37 @@ class DataClustering:
         *,
         label_free: bool,
     ) -> dict[str, float]:
-        """`agreement` if there are labels, and with `label_free` the `label_free_scores`.
+        """Spread, `agreement` if there are labels, and with `label_free` the `label_free_scores`.
 
-        Equal on all workers.
+        Equal on all workers, and within `metric_names.RANGES`.
+
+        Raises:
+            FloatingPointError: a score is outside its range.
         """
-        scores = {}
+        rows_m, rows_md = self.spread_sample(max(NUM_SCORED, 4 * len(self.centers_cd)))
+        scores = self._spread(rows_md)
         if label_free:
             found = self.embeddings_bd, self.clusters_n, self.centers_cd
-            most = max(NUM_SCORED, 4 * len(self.centers_cd))
-            scores = label_free_scores(*found, *self.spread_sample(most), embedder, key)
+            scores |= label_free_scores(*found, rows_m, rows_md, embedder, key)
         if labels is not None:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
-        return scores
+        return within_ranges(scores)
+
+    def _spread(self, rows_md: Tensor) -> dict[str, float]:
+        """`metric_names.SPREAD`, the first two of a subset's embeddings."""
+        sizes_c = torch.bincount(self.clusters_n, minlength=len(self.centers_cd))
+        # On unequal hardware the last bit could differ, and with it what the workers do.
+        figures = broadcast_first(
+            torch.tensor([effective_rank(rows_md), mean_cosine(rows_md)], dtype=torch.float64).to(
+                rows_md.device
+            )
+        )
+        rank, cosine = figures.tolist()
+        return {
+            "effective_rank": rank,
+            "mean_cosine": cosine,
+            "smallest_share": int(sizes_c.min()) / len(self.clusters_n),
+        }
 
     def assignments(self, data: DataSet, fraction: float) -> pa.Table:
         """A row for each sample: id, cluster, boundary ratio, kept; and path if it has one."""
@@ -102,6 +127,21 @@ class DataClustering:
         if data.names is not None:
             columns["path"] = data.names
         return pa.table(columns)
+
+
+def within_ranges(scores: dict[str, float]) -> dict[str, float]:
+    """The scores, with what rounding adds beyond their ranges cut off.
+
+    Raises:
+        FloatingPointError: one is further outside `metric_names.RANGES`, or nan.
+    """
+    for name, value in scores.items():
+        least, most = RANGES[name]
+        if not least - _ROUNDING <= value <= most + _ROUNDING:
+            raise FloatingPointError(f"{name}={value:g} is outside [{least:g}, {most:g}]")
+    return {
+        name: min(max(value, RANGES[name][0]), RANGES[name][1]) for name, value in scores.items()
+    }
 
 
 @dataclass(frozen=True)

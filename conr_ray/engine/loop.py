@@ -50,7 +50,8 @@ def train(
 
     Raises:
         UserError: config, samples and checkpoint do not fit together.
-        RunFailed: the loss is not finite; OutOfMemory, which one worker alone may raise.
+        RunFailed: the loss is not finite; RunCollapsed; OutOfMemory, which one worker alone may
+            raise.
     """
     error: BaseException | None = None
     run = None
@@ -87,6 +88,7 @@ def _train(run: Run, observer: Observer) -> list[MetricRow]:
             if snapshot is not None:
                 observer.snapshot(snapshot)
             observer.epoch(row)
+            run.check_collapse()
     return run.state.history
 
 

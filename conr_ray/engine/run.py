@@ -5,6 +5,7 @@ Shapes: n rows of the global batch, b of this worker.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from conr_ray.config import RunConfig, from_yaml, override
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
+from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
@@ -35,6 +37,8 @@ from conr_ray.method.keyed_random import fold
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -143,6 +147,8 @@ class Run:
             tell_again(self.directory, state.history, observer)
         elif state.history:
             observer.inherit(state.history)
+        if state.history:
+            self.check_collapse()
 
     def evaluate(self, row: dict[str, float | int | str | None]) -> Snapshot | None:
         """Cluster all samples, add the scores to `row`, and after the last epoch write the tables.
@@ -171,14 +177,34 @@ class Run:
         return snapshot
 
     def save_where_due(self) -> None:
-        """Write the metrics, and a checkpoint if one is due."""
+        """Write the metrics, and a checkpoint if one is due; none of an epoch that ends the run."""
         ended, history = self.state.epoch, self.state.history
         pinned = ended in self._span.pinned
-        if pinned or self.schedule.saved(ended - 1) or ended == self.last_epoch:
+        due = pinned or self.schedule.saved(ended - 1) or ended == self.last_epoch
+        if due and not (has_collapsed(history[-1]) and self._stops_on_collapse):
             self._saved_epoch = ended
             self._save(pinned=pinned)
         if rank() == 0:
             self.directory.write_metrics(history)
+
+    def check_collapse(self) -> None:
+        """Look whether the last epoch left embeddings that coincide.
+
+        Raises:
+            RunCollapsed: they do, unless the config asks only to be warned.
+        """
+        row = self.state.history[-1]
+        if not has_collapsed(row):
+            return
+        error = collapse(self.config, row, self._num_clusters, self.last_checkpoint)
+        if self._stops_on_collapse:
+            raise error
+        if rank() == 0:
+            logger.warning("%s", error)
+
+    @property
+    def _stops_on_collapse(self) -> bool:
+        return self.config.evaluation.on_collapse == "stop"
 
     def _cluster(self) -> DataClustering:
         state = self.state
@@ -206,7 +232,10 @@ class Run:
         ended = self.state.epoch
         # Members of a population are compared after the last epoch of each span.
         label_free = self.schedule.scored(ended - 1) or ended == self.last_epoch
-        return clustering.metrics(self.data.labels, self._embedder, key, label_free=label_free)
+        try:
+            return clustering.metrics(self.data.labels, self._embedder, key, label_free=label_free)
+        except FloatingPointError as error:
+            raise RunFailed(f"{error} after {ended} epochs: please report it") from None
 
     def _read_newest(self) -> tuple[int | None, dict[str, Any] | None]:
         """The newest checkpoint up to the last epoch, the same one on all workers, and its epoch.

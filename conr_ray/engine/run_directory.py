@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from conr_ray.config import RunConfig, build, differences, from_yaml, override, parse_yaml
 from conr_ray.engine.checkpoints import CheckpointFolder
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
-from conr_ray.errors import FolderTaken, OutOfMemory, RunFailed, StorageError, UserError
+from conr_ray.errors import (
+    FolderTaken,
+    OutOfMemory,
+    RunCollapsed,
+    RunFailed,
+    StorageError,
+    UserError,
+)
 from conr_ray.storage import disk
 from conr_ray.storage.locks import FileLocks
 
@@ -28,7 +35,9 @@ if TYPE_CHECKING:
     import torch
 
 # Kinds of recorded failures by name; a subclass comes before its base class.
-_FAILURES = {kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunFailed)}
+_FAILURES = {
+    kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunCollapsed, RunFailed)
+}
 
 # What may differ between a checkpoint and the config.yaml of its run, or is checked elsewhere.
 _MAY_CHANGE = (

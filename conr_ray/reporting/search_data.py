@@ -182,7 +182,9 @@ def _best_with_snapshot(
 def _failures(directory: SearchDirectory, trials: Sequence[Trial]) -> dict[int, str]:
     found = {}
     for trial in trials:
-        if trial.state == "failed":
+        if trial.failure is not None:
+            found[trial.number] = trial.failure
+        elif trial.state == "failed":
             run = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}")
             try:
                 run.raise_failure()

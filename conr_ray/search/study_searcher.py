@@ -16,10 +16,10 @@ from ray.tune.search import Searcher
 
 from conr_ray.search.population import Population
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import CONFIG_HASH, TRIAL_ID, Leg
+from conr_ray.search.trial_attributes import CONFIG_HASH, FAILURE, TRIAL_ID, Leg
 
-# Keys in a trial's reports to Tune, besides the metric.
-EPOCHS, FAILURE = "epochs", "failure"
+# Key in a trial's reports to Tune, besides the metric and a failure.
+EPOCHS = "epochs"
 # Keys in a trial's config from Tune, besides its id.
 POINT, LEG = "point", "leg"
 
@@ -105,6 +105,8 @@ class StudySearcher(Searcher):
         trial = self._trials.pop(trial_id)
         values = [(result or {}).get(metric, math.nan) for metric in self._space.metrics]
         if error or result is None or result.get(FAILURE) or not all(map(math.isfinite, values)):
+            if reason := (result or {}).get(FAILURE):
+                trial.set_user_attr(FAILURE, reason)
             self._study.tell(trial, state=TrialState.FAIL)
         elif result[EPOCHS] < self._num_epochs[trial_id]:
             self._study.tell(trial, state=TrialState.PRUNED)

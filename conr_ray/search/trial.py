@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.tune
 
+from conr_ray.engine.collapse import has_collapsed
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
@@ -20,8 +21,8 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.worker import run_here
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import EPOCHS, FAILURE, LEG, POINT
-from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.search.study_searcher import EPOCHS, LEG, POINT
+from conr_ray.search.trial_attributes import FAILURE, TRIAL_ID
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
@@ -83,6 +84,7 @@ class _TuneReporter(Observer):
     """An observer that reports metrics to Tune, which may then stop the trial.
 
     The last epoch is reported after everything else, so that a complete run is never cut off.
+    Metrics of collapsed embeddings are not reported, and a trial that ends with them has failed.
     """
 
     def __init__(self, metrics: Sequence[str], num_epochs: int) -> None:
@@ -90,12 +92,19 @@ class _TuneReporter(Observer):
         self._num_epochs = num_epochs
         self._epochs = 0
         self._last: dict[str, Any] | None = None
+        self._collapsed_at: int | None = None
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
         self._epochs = len(rows)
 
     def epoch(self, row: MetricRow) -> None:
-        self._epochs = int(row["epoch"] or 0) + 1
+        epoch = int(row["epoch"] or 0)
+        self._epochs = epoch + 1
+        collapsed = has_collapsed(row)
+        if collapsed is not None:
+            self._collapsed_at = epoch if collapsed else None
+        if self._collapsed_at is not None:
+            return
         if any(row.get(metric) is None for metric in self._metrics):
             return
         self._last = {EPOCHS: self._epochs, **{metric: row[metric] for metric in self._metrics}}
@@ -107,5 +116,9 @@ class _TuneReporter(Observer):
         ray.tune.report({EPOCHS: self._epochs, **unknown, FAILURE: message})
 
     def end(self, error: BaseException | None) -> None:
-        if error is None and self._last is not None:
+        if error is not None:
+            return
+        if self._collapsed_at is not None:
+            self.failure(f"the embeddings collapsed at epoch {self._collapsed_at}")
+        elif self._last is not None:
             ray.tune.report(self._last)

@@ -11,6 +11,8 @@ from conr_ray.search.space import SearchSpace
 
 # Name of the trial's directory, and hash of its config.
 TRIAL_ID, CONFIG_HASH = "trial_id", "config_hash"
+# Why it failed.
+FAILURE = "failure"
 # Of a leg of a population: the number of exchanges before it, its member, and the number of the
 # trial that it continues.
 GENERATION, MEMBER, PARENT = "generation", "member", "parent"

@@ -22,7 +22,7 @@ from conr_ray.metric_names import (
     LABELLED_METRICS,
 )
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import PARENT, TRIAL_ID, Leg
+from conr_ray.search.trial_attributes import FAILURE, PARENT, TRIAL_ID, Leg
 from conr_ray.tracking.progress import duration
 
 _STATES = {
@@ -44,7 +44,8 @@ class Trial:
     better in one of them and as good in all others. `epochs` counts the whole run, of which the
     first `inherited_epochs` are those of its `parent`. `time_s` is the time of the epochs after its
     trunk or parent, `trunk_time_s` of those in the trunk, `built_time_s` of the part of the trunk
-    that was trained for this trial. `rows` are the rows of its metrics.parquet.
+    that was trained for this trial. `failure` is why it failed, if that is known. `rows` are the
+    rows of its metrics.parquet.
     """
 
     trial_id: str
@@ -62,6 +63,7 @@ class Trial:
     origin: Origin | None
     figures: dict[str, float | None]
     rows: list[MetricRow] = field(repr=False)
+    failure: str | None = None
 
     @classmethod
     def of(
@@ -104,6 +106,7 @@ class Trial:
                 for name in _FIGURES
             },
             rows=rows,
+            failure=frozen.user_attrs.get(FAILURE),
         )
 
 
@@ -196,7 +199,7 @@ def best_trial(trials: list[Trial]) -> Trial | None:
 
 def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
     """One row per trial: id, state, searched fields by name, metrics, epochs, time."""
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "trial_id": [t.trial_id for t in trials],
         "number": [t.number for t in trials],
         "state": [t.state for t in trials],
@@ -215,6 +218,7 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
     columns["forked_at"] = [t.origin.epoch if t.origin else t.inherited_epochs for t in trials]
     columns["trunk"] = [t.origin.trunk if t.origin else None for t in trials]
     columns["time_s"] = [t.time_s for t in trials]
+    columns["failure"] = pa.array([t.failure for t in trials], pa.string())
     return pa.table(columns)
 
 

@@ -8,6 +8,10 @@ Shapes: n rows, b of them this worker's, d width, k neighbours.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,10 +26,14 @@ from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of
 # Rows held in float64 at a time.
 _BLOCK = 65536
 _ROWS_PER_PIVOT, _PIVOTS_PER_PIVOT = 150, 12
+# Largest values of rows whose squares and lengths float32 can hold.
+_TINY, _HUGE = 1e-12, 1e15
+
+Embeddings = Tensor | npt.NDArray[np.floating[Any]]
 
 
 def contextual_neighbors(
-    embeddings: Tensor, *, k1: int, k2: int, k: int, num_rows: int | None = None
+    embeddings: Embeddings, *, k1: int, k2: int, k: int, num_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of every row by contextual similarity, in memory linear in n.
 
@@ -39,7 +47,7 @@ def contextual_neighbors(
     The k1 nearest rows are found by exact search, in time O(n^2 d); the rest is near-linear.
 
     Args:
-        embeddings: (n, d) floats of any non-zero length; CPU or GPU.
+        embeddings: (n, d) floats of any non-zero length: a tensor, on a CPU or GPU, or an array.
         k1: size of a row's context, k1 <= n.
         k2: rows whose contexts are averaged, 1 <= k2 <= k1.
         k: rows returned, k <= n.
@@ -53,6 +61,7 @@ def contextual_neighbors(
 
     Raises:
         ValueError: a bound above is violated, or an embedding is not finite or has length 0.
+        TypeError: `embeddings` are neither a tensor nor an array.
     """
     unit_nd, local = _checked(embeddings, num_rows, k1=k1, k=k)
     if not 1 <= k2 <= k1:
@@ -67,7 +76,7 @@ def contextual_neighbors(
 
 
 def euclidean_neighbors(
-    embeddings: Tensor, *, k: int, num_rows: int | None = None
+    embeddings: Embeddings, *, k: int, num_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of every row by cosine, equivalent to distance at unit length.
 
@@ -109,12 +118,9 @@ def _with_self(keys_bk: Tensor, own_b: Tensor, rows_b: Tensor) -> tuple[Tensor, 
     return similarities_bk, torch.cat([rows_b[:, None], numbers_of(keys_bk)], 1)
 
 
-def _checked(embeddings: Tensor, num_rows: int | None, **counts: int) -> tuple[Tensor, slice]:
+def _checked(embeddings: Embeddings, num_rows: int | None, **counts: int) -> tuple[Tensor, slice]:
     """All rows at unit length, and the slice of them that this worker handles."""
-    if embeddings.dim() != 2 or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be (n, d) floats, got {tuple(embeddings.shape)} {embeddings.dtype}"
-        )
+    embeddings = _as_tensor(embeddings)
     total = len(embeddings) if num_rows is None else num_rows
     local = slice(0, total) if num_rows is None else share(total)
     if local.stop - local.start != len(embeddings):
@@ -128,8 +134,34 @@ def _checked(embeddings: Tensor, num_rows: int | None, **counts: int) -> tuple[T
     rows_nd = embeddings.detach()
     if num_rows is not None:
         rows_nd = all_gather_rows(rows_nd, total)
-    lengths_n = torch.linalg.vector_norm(rows_nd, dim=1, dtype=torch.float64)
-    bad_n = ~(torch.isfinite(lengths_n) & (lengths_n > 0))
+    return _at_unit_length(rows_nd), local
+
+
+def _as_tensor(embeddings: Embeddings) -> Tensor:
+    """A matrix of floats; an array is copied, since torch takes neither every view nor order."""
+    if isinstance(embeddings, np.ndarray) and embeddings.dtype.kind == "f":
+        width = min(embeddings.itemsize, 8)
+        embeddings = torch.from_numpy(np.array(embeddings, dtype=f"f{width}", order="C"))
+    if not isinstance(embeddings, Tensor | np.ndarray):
+        raise TypeError(
+            f"embeddings must be a tensor or a NumPy array, got {type(embeddings).__name__}"
+        )
+    floats = isinstance(embeddings, Tensor) and embeddings.is_floating_point()
+    if not floats or embeddings.ndim != 2 or not embeddings.shape[1]:
+        raise ValueError(
+            f"embeddings must be (n, d) floats, got {tuple(embeddings.shape)} {embeddings.dtype}"
+        )
+    assert isinstance(embeddings, Tensor)
+    return embeddings
+
+
+def _at_unit_length(rows_nd: Tensor) -> Tensor:
+    """The rows in float32; those so short or long that their squares vanish or overflow as well."""
+    largest_n1 = torch.linalg.vector_norm(rows_nd, torch.inf, dim=1, keepdim=True)
+    bad_n = ~(torch.isfinite(largest_n1) & (largest_n1 > 0)).squeeze(1)
     if bad_n.any():
         raise ValueError(f"embedding {int(bad_n.nonzero()[0])} is not finite or has length 0")
-    return normalize(rows_nd.float()), local
+    extreme_n1 = (largest_n1 < _TINY) | (largest_n1 > _HUGE)
+    if extreme_n1.any():
+        rows_nd = torch.where(extreme_n1, rows_nd.double() / largest_n1.double(), rows_nd)
+    return normalize(rows_nd.float())
