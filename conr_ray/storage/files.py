@@ -84,7 +84,8 @@ class Folder:
             )
 
     def _found_identity(self) -> str | None:
-        return self.read_text(_IDENTITY) if self.is_local else None
+        is_folder = self.is_local and Path(self._root).is_dir()
+        return self.read_text(_IDENTITY) if is_folder else None
 
     def read_bytes(self, name: str) -> bytes | None:
         """The content of a file, or None if it does not exist."""
