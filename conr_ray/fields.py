@@ -51,6 +51,22 @@ class Mark:
         return replace(other, **{name: v for name, v in own.items() if v is not None})
 
 
+def short(text: str) -> str:
+    """`text` for a message: one line of at most 120 characters."""
+    if len(text) > 120:
+        text = f"{text[:80]}...{text[-20:]}"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def shown(value: Any) -> str:
+    """`repr` for a message, as `short`."""
+    try:
+        return short(repr(value))
+    # Python writes no number of more than 4300 digits.
+    except (ValueError, RecursionError):
+        return f"{type(value).__name__} too long to show"
+
+
 class Section(BaseModel):
     """A section of the config tree: typed, immutable, unknown fields refused."""
 

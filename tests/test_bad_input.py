@@ -240,7 +240,8 @@ def test_workers_are_a_number(refuse: Refuse) -> None:
         ("optim: [", "not YAML"),
         ("optim: 3", "optim=3: a section, not a value"),
         ("neighbourhood: {k1: 3}", "neighbourhood: no such field; did you mean neighborhood?"),
-        ("", "data.name is not set: data.source=torchvision needs a name such as cifar10"),
+        ("", "config.yaml: is empty: restore it, or write it anew"),
+        ("data: {}", "data.name is not set: data.source=torchvision needs a name such as cifar10"),
     ],
 )
 def test_train_refuses_a_config_file(

@@ -62,13 +62,15 @@ def test_a_saved_config_loads_from_its_file(tmp_path: Path) -> None:
 def test_files_that_are_no_config_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("optim: [")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "date.yaml").write_text("seed: 2024-13-45")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    (tmp_path / "twice.yaml").write_text("optim: {lr: 0.3}\nseed: 1\noptim: {momentum: 0.5}\n")
     for name, reason in (
         ("absent.yaml", "No such file"),
         (".", "Is a directory"),
         ("broken.yaml", "not YAML"),
         ("binary.yaml", "not a text file"),
-        ("date.yaml", "not YAML"),
+        ("empty.yaml", "is empty: restore it, or write it anew"),
+        ("twice.yaml", "optim is set on line 1 and on line 3: keep one"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             load_config(tmp_path / name)
@@ -138,7 +140,7 @@ def test_the_last_of_two_settings_counts() -> None:
     [
         ("optim.lr", "--set optim.lr: write field=value, for example optim.lr=0.1"),
         ("optim.lr=[", "--set optim.lr=[: the value is not YAML; quote it"),
-        ("seed=2024-13-45", "--set seed=2024-13-45: the value is not YAML; quote it"),
+        ("optim.lr=[1]]", "--set optim.lr=[1]]: the value is not YAML; quote it"),
         ("optim.lrr=1", "optim.lrr: no such field; did you mean optim.lr?"),
     ],
 )

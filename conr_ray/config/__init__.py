@@ -1,15 +1,14 @@
 """The config of a run: one typed, validated tree."""
 
-from conr_ray.config.building import build, override
+from conr_ray.config.building import build, check_value, override
+from conr_ray.config.declared import as_scalar, from_scalar, kind_of, typed
 from conr_ray.config.names import all_field_names, check_field, differences, field_names, get_field
 from conr_ray.config.reading import (
     from_yaml,
     load_config,
     load_preset,
     parse_overrides,
-    parse_yaml,
     preset_names,
-    read_yaml,
 )
 from conr_ray.config.sections import (
     BankConfig,
@@ -21,6 +20,7 @@ from conr_ray.config.sections import (
     ViewsConfig,
 )
 from conr_ray.config.tree import RunConfig, mark_of, marked_fields, section_of, sections
+from conr_ray.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "BankConfig",
@@ -32,12 +32,17 @@ __all__ = [
     "TrackingConfig",
     "ViewsConfig",
     "all_field_names",
+    "as_scalar",
     "build",
     "check_field",
+    "check_value",
     "differences",
+    "dump_yaml",
     "field_names",
+    "from_scalar",
     "from_yaml",
     "get_field",
+    "kind_of",
     "load_config",
     "load_preset",
     "mark_of",
@@ -49,4 +54,5 @@ __all__ = [
     "read_yaml",
     "section_of",
     "sections",
+    "typed",
 ]

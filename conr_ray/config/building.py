@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from conr_ray.config.declared import adapter, typed_tree
 from conr_ray.config.names import check_field, field_names
 from conr_ray.config.tree import RunConfig, marked_fields, sections
 from conr_ray.errors import UserError
-from conr_ray.fields import Section
+from conr_ray.fields import Section, short, shown
 from conr_ray.method.frameworks import framework_config, framework_names
 
 _FRAMEWORK = "model.framework"
@@ -30,7 +31,8 @@ def build(
     one are dropped.
 
     Args:
-        tree: sections by name; it may have sections of several frameworks.
+        tree: sections by name; it may have sections of several frameworks. Its words, if it was
+            read from YAML, are taken as their fields declare.
         overrides: values by dotted name.
         trusted: the tree was validated when it was written; its framework's section is validated,
             and torch imported, only on first use.
@@ -39,7 +41,7 @@ def build(
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"a config is a mapping of sections, not {type(tree).__name__}")
-    merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tree.items()}
+    merged = typed_tree(tree, trusted=trusted)
     _check_sections(merged)
     overrides = overrides or {}
     for name in overrides:
@@ -76,7 +78,9 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
             kind = framework_config(name)
         if kind is not None:
             example = next(iter(kind.model_fields))
-            raise UserError(f"{name}={fields!r}: a section, not a value; write {{{example}: ...}}")
+            raise UserError(
+                f"{name}={shown(fields)}: a section, not a value; write {{{example}: ...}}"
+            )
 
 
 def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -102,13 +106,21 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
             tree.get(section, {}).pop(leaf, None)
 
 
-def _one_line(error: ValidationError, section: str | None = None) -> str:
-    """The first error; `section` names what was validated, if not the whole tree."""
+def check_value(field: str, value: Any) -> None:
+    """Raise UserError if a dotted field does not allow `value`, whatever the other fields are."""
+    check_field(field)
+    try:
+        adapter(field).validate_python(value)
+    except ValidationError as error:
+        raise UserError(_one_line(error, *field.split("."))) from None
+
+
+def _one_line(error: ValidationError, *above: str) -> str:
+    """The first error; `above` names the part of the tree that was validated, if not the whole."""
     first, *others = error.errors()
-    prefix = [section] if section else []
     # Union members add their own names to the location; keep field names only.
-    known = field_names(section)
-    parts = [*prefix, *map(str, first["loc"])]
+    known = field_names(above[0] if above and above[0] in framework_names() else None)
+    parts = [*above, *map(str, first["loc"])]
     name = ".".join(parts)
     if first["type"] == "extra_forbidden":
         try:
@@ -119,14 +131,14 @@ def _one_line(error: ValidationError, section: str | None = None) -> str:
         return f"{name}: in a file, write it below its section, {top}: {{{leaf}: ...}}"
     while parts and ".".join(parts) not in known:
         parts.pop()
-    name = ".".join(parts) or name
+    name = ".".join(parts) or short(name)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "too few values: write two"
     if not name:
         return message
     for other in others:
-        place = ".".join([*prefix, *map(str, other["loc"][:-1])])
+        place = ".".join([*above, *map(str, other["loc"][:-1])])
         if place == name and other["input"] is first["input"]:
             message += f", or {other['msg'].removeprefix('Input should be ')}"
-    return f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name}={shown(first['input'])}: {message[0].lower()}{message[1:]}"

@@ -9,7 +9,11 @@ from typing import Any
 
 from conr_ray.config.tree import RunConfig, section_of, sections, unchosen
 from conr_ray.errors import UserError
+from conr_ray.fields import short
 from conr_ray.method.frameworks import framework_config, framework_names
+
+# Comparing longer ones takes long.
+_LONGEST_NAME = 200
 
 
 @functools.cache
@@ -39,6 +43,8 @@ def check_field(name: str) -> None:
     """Raise UserError, with the nearest names, if `name` is not a field of any tree."""
     if name in _names_of_every_tree():
         return
+    if len(name) > _LONGEST_NAME:
+        raise UserError(f"{short(name)}: no such field; see docs/config.md for the fields")
     top, _, leaf = name.partition(".")
     if top in framework_names() and leaf in framework_config(top).model_fields:
         return
@@ -48,7 +54,7 @@ def check_field(name: str) -> None:
         raise UserError(f"{name}: a section, not a field; choose one of its fields: {fields}")
     near = _nearest_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "see docs/config.md for the fields"
-    raise UserError(f"{name}: no such field; {hint}")
+    raise UserError(f"{short(name)}: no such field; {hint}")
 
 
 def _nearest_names(name: str) -> list[str]:

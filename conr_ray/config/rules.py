@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from conr_ray.config.sections import RunSections
-from conr_ray.fields import Section
+from conr_ray.fields import Section, short, shown
 from conr_ray.method.frameworks import framework_names
 
 _OF_VECTORS = ("mlp", "identity")
@@ -27,7 +27,7 @@ def broken_rules(config: RunSections) -> Iterator[str]:
         )
     starts = [first for first, _ in config.views.sizes]
     if starts != sorted(set(starts)):
-        yield f"views.sizes: epochs {starts} do not rise: put them in order, each once"
+        yield f"views.sizes: epochs {shown(starts)} do not rise: put them in order, each once"
     for name in ("crop_scale", "crop_scale_group_stage", "crop_ratio", "blur_sigma"):
         low, high = getattr(config.views, name)
         if low > high:
@@ -39,7 +39,7 @@ def _unknown_framework(config: RunSections) -> Iterator[str]:
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-        yield f"model.framework={name}: no such framework; {hint}"
+        yield f"model.framework={short(name)}: no such framework; {hint}"
 
 
 def _unused_fields(config: RunSections) -> Iterator[str]:
@@ -55,9 +55,9 @@ def _unused_fields(config: RunSections) -> Iterator[str]:
             of, _, choice = chooser.partition(".")
             chosen = getattr(getattr(config, of), choice)
             if chosen not in users:
-                shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+                told = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 yield (
-                    f"{name}.{leaf}={shown}: {chooser}={chosen} does not use it, only "
+                    f"{name}.{leaf}={short(told)}: {chooser}={chosen} does not use it, only "
                     f"{', '.join(users)}: leave it out"
                 )
 

@@ -7,9 +7,9 @@ changes for other data sets. Frameworks declare their own sections in
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from conr_ray.fields import (
     Count,
@@ -37,11 +37,6 @@ def _source(*names: str) -> Mark:
 
 def _backbone(*names: str) -> Mark:
     return Mark(used_by=("model.backbone", names))
-
-
-def _off_in_yaml(value: Any) -> Any:
-    """YAML 1.1 reads a bare off as False."""
-    return "off" if value is False else value
 
 
 class DataConfig(Section):
@@ -226,7 +221,7 @@ class OptimConfig(Section):
         description="of the networks; auto is bf16 on GPUs that have it and on CPUs where a timed "
         "test shows that it is faster, else fp32; a run keeps what was chosen at its start",
     )
-    compile: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
+    compile: Literal["auto", "off"] = Field(
         "auto", description="auto compiles networks and views on GPUs"
     )
 
@@ -289,9 +284,7 @@ class TrackingConfig(Section):
 
     mark: ClassVar[Mark] = Mark(shapes_rows=False)
 
-    wandb: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
-        "auto", description="auto logs if an API key is known"
-    )
+    wandb: Literal["auto", "off"] = Field("auto", description="auto logs if an API key is known")
     project: str = Field("conr_ray", description="W&B project")
     checkpoint_artifact: bool = Field(
         False, description="log the last checkpoint as an artifact; in a search, the best trial's"

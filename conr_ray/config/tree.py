@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from pydantic import (
     BaseModel,
     PrivateAttr,
@@ -24,6 +23,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from conr_ray.config.rules import broken_rules
 from conr_ray.config.sections import RunSections
+from conr_ray.config.yaml_text import dump_yaml
 from conr_ray.fields import Mark, Section
 from conr_ray.method.frameworks import framework_config, framework_names
 
@@ -85,11 +85,11 @@ class RunConfig(RunSections):
 
     def to_yaml(self) -> str:
         """The resolved tree as YAML that `from_yaml` reads back unchanged."""
-        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        return dump_yaml(self.model_dump(mode="json"))
 
     def as_written(self) -> str:
         """`to_yaml` for a config read from its output; needs no torch."""
-        return str(yaml.safe_dump(self.written_tree(), sort_keys=False))
+        return dump_yaml(self.written_tree())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RunConfig):

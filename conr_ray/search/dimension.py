@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Value = bool | int | float | str
+from conr_ray.fields import short
+
+# Values of a choice as a study holds them: lists are text, see `config.as_scalar`.
+Value = bool | int | float | str | None
 Number = int | float
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -35,6 +38,13 @@ class Dimension(SpacePart):
         bounds = self.float_bounds if self.int_bounds is None else self.int_bounds
         assert bounds is not None
         return bounds
+
+    @property
+    def known_values(self) -> list[Value]:
+        """The choices, or the bounds that are numbers."""
+        if self.choice:
+            return list(self.choice)
+        return [end for end in self.bounds if not isinstance(end, str)]
 
     def needs(self) -> list[str]:
         """Fields that the bounds name."""
@@ -88,22 +98,41 @@ class Dimension(SpacePart):
         steps = (value - low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
-    def values(self, others: Mapping[str, Dimension]) -> list[Any] | None:
-        """All possible values, given the space's fields; None for a continuous range."""
+    def is_too_fine(self, others: Mapping[str, Dimension]) -> bool:
+        """Whether it has more steps than numbers can tell apart, given the space's fields."""
+        if self.choice or not (self.int_bounds or self.step):
+            return False
+        low, high = self.extremes(others)
+        return bool(high - low > 2**53 * (self.step or 1))
+
+    def count(self, others: Mapping[str, Dimension]) -> int | None:
+        """Number of possible values, given the space's fields; None for a continuous range."""
         if self.choice:
-            return list(self.choice)
+            return len(self.choice)
         if self.float_bounds and not self.step:
             return None
-        low, high = self.extremes(others)
-        step = Decimal(str(self.step or 1))
-        count = int((Decimal(str(high)) - Decimal(str(low))) // step) + 1
-        kind = int if self.int_bounds else float
-        return [kind(Decimal(str(low)) + step * number) for number in range(count)]
+        low, high = (Decimal(str(end)) for end in self.extremes(others))
+        return max(0, int((high - low) // Decimal(str(self.step or 1))) + 1)
+
+    def values(self, others: Mapping[str, Dimension]) -> Sequence[Any] | None:
+        """All possible values, given the space's fields; None for a continuous range.
+
+        Takes memory for each of them, except for whole numbers.
+        """
+        count = self.count(others)
+        if self.choice or count is None:
+            return self.choice
+        low, _ = self.extremes(others)
+        if self.int_bounds:
+            step = int(self.step or 1)
+            return range(low, low + count * step, step)
+        first, exact_step = Decimal(str(low)), Decimal(str(self.step))
+        return [float(first + exact_step * number) for number in range(count)]
 
     def extremes(self, others: Mapping[str, Dimension]) -> tuple[Any, Any]:
         """Smallest and largest possible number, given the space's fields."""
         if self.choice:
-            numbers = [v for v in self.choice if not isinstance(v, str)]
+            numbers = [v for v in self.choice if isinstance(v, int | float)]
             return min(numbers), max(numbers)
         low, high = (
             others[end].extremes(others)[place] if isinstance(end, str) else end
@@ -144,10 +173,11 @@ class Dimension(SpacePart):
 
     def __str__(self) -> str:
         if self.choice:
-            return "one of " + ", ".join(map(str, self.choice))
+            words = ("null" if value is None else str(value) for value in self.choice)
+            return short("one of " + ", ".join(words))
         low, high = self.bounds
         kind = "int" if self.int_bounds else "float"
-        return f"{kind} in [{low}, {high}]" + (f" by {self.step:g}" if self.step else "")
+        return short(f"{kind} in [{low}, {high}]") + (f" by {self.step:g}" if self.step else "")
 
 
 class Drawer(Protocol):

@@ -58,8 +58,8 @@ class SearchDirectory:
             FolderTaken: the folder holds another search, or this one and `resume` is false.
             UserError: there is no search to resume, or `study_url` does not fit the search.
         """
-        text = self.files.read_text("space.yaml")
-        if text is None:
+        before = self.read_space()
+        if before is None:
             if resume:
                 raise UserError(f"{self.uri} holds no search to resume: check the folder and name")
             if self.study_url is not None and self.name in self._open_storage()[1]:
@@ -69,7 +69,7 @@ class SearchDirectory:
                 )
             return
         # The path of the images may have changed.
-        old, new = map(_without_data_path, (yaml.safe_load(text), as_tree(space)))
+        old, new = map(_without_data_path, (as_tree(before), as_tree(space)))
         # More trials may be added, unless they are a population.
         free = () if space.exchanges else ("trials",)
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]

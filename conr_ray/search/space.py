@@ -10,7 +10,9 @@
       boundary.initial_fraction: {float: [0.6, 1.0], step: 0.05}
       neighborhood.kind: {choice: [contextual, euclidean]}
 
-A bound may name another searched field: the draw then stays within that field's value.
+A bound may name another searched field: the draw then stays within that field's value. A choice
+has values of its field, which may be lists or null; a point holds a list as its JSON text, as a
+study does.
 """
 
 from __future__ import annotations
@@ -23,13 +25,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from conr_ray.config import RunConfig, get_field, load_preset
+from conr_ray.config import (
+    RunConfig,
+    as_scalar,
+    from_scalar,
+    get_field,
+    kind_of,
+    load_preset,
+    typed,
+)
 from conr_ray.engine.trunk_fields import shapes_trunk
 from conr_ray.errors import UserError
 from conr_ray.metric_names import MADE_SMALL
 from conr_ray.search.dimension import Dimension, Drawer, SpacePart
 
 Direction = Literal["max", "min"]
+_LARGEST_GRID = 100_000
 
 
 class SchedulerConfig(SpacePart):
@@ -83,6 +94,34 @@ _Modes = Annotated[
 ]
 
 
+def typed_space(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a space with its words read as their fields declare, and lists to draw as text.
+
+    Parts of another shape are left for pydantic to refuse.
+    """
+
+    def point(values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: as_scalar(name, typed(v, kind_of(name))) for name, v in values.items()}
+
+    def dimension(name: str, part: Any) -> Any:
+        if not isinstance(part, Mapping) or not isinstance(part.get("choice"), list | tuple):
+            return part
+        kind = kind_of(name)
+        return {**part, "choice": [as_scalar(name, typed(v, kind)) for v in part["choice"]]}
+
+    read = dict(tree)
+    if isinstance(fixed := tree.get("fixed"), Mapping):
+        read["fixed"] = {name: typed(value, kind_of(name)) for name, value in fixed.items()}
+    if isinstance(search := tree.get("search"), Mapping):
+        read["search"] = {name: dimension(name, part) for name, part in search.items()}
+    if isinstance(first := tree.get("first"), list | tuple):
+        read["first"] = [point(values) for values in first]
+    whole: dict[str, Any] = typed(read, SearchSpace)
+    return whole
+
+
 class SearchSpace(SpacePart):
     """A search: the preset to vary, the searched fields and how trials are judged.
 
@@ -106,6 +145,11 @@ class SearchSpace(SpacePart):
     )
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     scheduler: SchedulerConfig | None = SchedulerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, tree: Any) -> Any:
+        return typed_space(tree) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="before")
     @classmethod
@@ -168,12 +212,12 @@ class SearchSpace(SpacePart):
         return self.asked_grace or self.clock_start + self._quarter
 
     @property
-    def exchanges(self) -> tuple[int, ...]:
+    def exchanges(self) -> Sequence[int]:
         """Epochs after which members of a population are compared; empty without one."""
         if self.scheduler is None or not self.scheduler.is_population:
             return ()
         interval = self.scheduler.interval_epochs or self._quarter
-        return tuple(range(self.grace_epochs, self.config().schedule.epochs, interval))
+        return range(self.grace_epochs, self.config().schedule.epochs, interval)
 
     @property
     def _quarter(self) -> int:
@@ -205,11 +249,7 @@ class SearchSpace(SpacePart):
         """
         if self.exchanges and self.exchanges[0] <= max(self.group_starts, default=0):
             return 0
-        counts = [
-            None if (values := dimension.values(self.search)) is None else len(values)
-            for name, dimension in self.search.items()
-            if shapes_trunk(name)
-        ]
+        counts = [d.count(self.search) for name, d in self.search.items() if shapes_trunk(name)]
         return None if None in counts else math.prod(count for count in counts if count)
 
     @property
@@ -232,17 +272,23 @@ class SearchSpace(SpacePart):
         """All values of every searched field.
 
         Raises:
-            UserError: a field has unlimited values, or values that depend on another field.
+            UserError: a field has unlimited values, or values that depend on another field, or
+                there are too many points.
         """
-        found = {}
+        num_points = 1
         for name, dimension in self.search.items():
-            values = dimension.values(self.search)
-            if values is None or dimension.needs():
+            count = dimension.count(self.search)
+            if count is None or dimension.needs():
                 raise UserError(
                     f"search.{name}: sampler grid needs a choice, or numeric bounds with a step"
                 )
-            found[name] = values
-        return found
+            num_points *= count
+        if num_points > _LARGEST_GRID:
+            raise UserError(
+                f"sampler grid would try {num_points} points, more than {_LARGEST_GRID}: take "
+                "larger steps, or another sampler"
+            )
+        return {name: list(d.values(self.search) or ()) for name, d in self.search.items()}
 
     def __call__(self, trial: Drawer) -> dict[str, Any]:
         """Draw a point."""
@@ -254,7 +300,7 @@ class SearchSpace(SpacePart):
     def first_points(self) -> list[dict[str, Any]]:
         """The complete points tried first; for a grid without any, an example point."""
         preset = load_preset(self.preset)
-        own = {name: get_field(preset, name) for name in self.search}
+        own = {name: as_scalar(name, get_field(preset, name)) for name in self.search}
         if self.sampler == "grid" and self.first is None:
             # A grid has its own points, which may not include the preset's values.
             for name, values in self.grid().items():
@@ -289,7 +335,8 @@ class SearchSpace(SpacePart):
     def config(self, point: Mapping[str, Any] | None = None) -> RunConfig:
         """The run config at a point, by default the first point."""
         point = self.first_points()[0] if point is None else point
-        return load_preset(self.preset, {**self.fixed, **point})
+        values = {name: from_scalar(name, value) for name, value in point.items()}
+        return load_preset(self.preset, {**self.fixed, **values})
 
 
 class ShareDrawer:
@@ -311,7 +358,8 @@ class ShareDrawer:
             raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
         share = self._share()
         if log:
-            return min(max(low * math.exp(share * math.log(high / low)), low), high)
+            exponent = math.log(low) + share * (math.log(high) - math.log(low))
+            return min(max(math.exp(exponent), low), high)
         if step is None:
             return low + share * (high - low)
         exact_low, exact_step = Decimal(str(low)), Decimal(str(step))

@@ -17,18 +17,31 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from conr_ray.config import RunConfig, check_field, get_field, load_preset, read_yaml
+from conr_ray.config import (
+    RunConfig,
+    as_scalar,
+    check_field,
+    check_value,
+    from_scalar,
+    get_field,
+    load_preset,
+    read_yaml,
+)
 from conr_ray.errors import UserError
+from conr_ray.fields import short, shown
 from conr_ray.metric_names import (
     COST_METRICS,
     LABEL_FREE_METRICS,
     LABEL_FREE_SCORES,
     LABELLED_METRICS,
 )
-from conr_ray.search.space import SearchSpace, ShareDrawer
+from conr_ray.search.space import SearchSpace, ShareDrawer, typed_space
 
 _DRAWS_CHECKED = 64
 _PRESET_VALUE = "$preset"
+# What is kept for each of them takes space on disk; a list of so many takes none to speak of.
+_MOST_GROUP_STARTS = 10_000
+_MOST_EXCHANGES = 10_000
 
 
 def load_space(
@@ -49,28 +62,33 @@ def load_space(
     tree = read_yaml(path, "space", "see search_spaces/")
     if not isinstance(tree, Mapping):
         raise UserError(f"space {path}: a space is a mapping with preset and search")
+    tree = typed_space(tree)
     own = tree.get("fixed") or {}
     if not isinstance(own, Mapping):
-        raise UserError(f"space {path}: fixed={own!r} is not a mapping of fields to values")
-    tree = {**tree, "fixed": {**own, **(fixed or {})}}
+        raise UserError(f"space {path}: fixed={shown(own)} is not a mapping of fields to values")
+    tree["fixed"] = {**own, **(fixed or {})}
     if preset is not None:
         tree["preset"] = preset
     tree = _with_preset_values(tree)
     try:
         space = SearchSpace.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        # A single word counts as a list of one.
-        place = first["loc"][:1] if first["loc"][:1] == ("mode",) else first["loc"]
-        name = ".".join(str(part) for part in place)
-        reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
-        if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
-            reason = f"{first['input']!r}: {first['msg'].removeprefix('Input should be ')}"
-        if "choice" in first["loc"]:
-            reason = "a choice is a list of numbers, words, true and false"
-        raise UserError(f"space {path}: {name}: {reason[0].lower()}{reason[1:]}") from None
+        raise UserError(f"space {path}: {_reason(error)}") from None
     _check(space)
     return space
+
+
+def _reason(error: ValidationError) -> str:
+    """Name and reason of the first thing that is wrong with a tree."""
+    first = error.errors()[0]
+    # A single word counts as a list of one.
+    place = first["loc"][:1] if first["loc"][:1] == ("mode",) else first["loc"]
+    reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+    if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
+        reason = f"{shown(first['input'])}: {first['msg'].removeprefix('Input should be ')}"
+    if "choice" in first["loc"]:
+        reason = "a choice is a list of values of its field"
+    return f"{short('.'.join(map(str, place)))}: {reason[0].lower()}{reason[1:]}"
 
 
 def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -85,9 +103,9 @@ def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, dimension in search.items():
         if not isinstance(dimension, Mapping) or not any(map(_names_preset, dimension.values())):
             continue
-        value = get_field(load_preset(preset), name)
+        value = as_scalar(name, get_field(load_preset(preset), name))
         if name in fixed:
-            value = own[name] = fixed.pop(name)
+            value = own[name] = as_scalar(name, fixed.pop(name))
         searched[name] = {key: _replaced(key, part, value) for key, part in dimension.items()}
     tree = {**tree, "search": searched, "fixed": fixed}
     first = tree.get("first")
@@ -119,7 +137,8 @@ def _check(space: SearchSpace) -> None:
         check_field(name)
         if name in space.fixed:
             raise UserError(
-                f"{name} is both fixed ({space.fixed[name]}) and searched: drop one of the two"
+                f"{name} is both fixed ({short(str(space.fixed[name]))}) and searched: drop one "
+                "of the two"
             )
         if problem := dimension.problem():
             raise UserError(f"search.{name}: {problem}")
@@ -127,14 +146,18 @@ def _check(space: SearchSpace) -> None:
         for needed in dimension.needs():
             if needed not in space.search:
                 raise UserError(
-                    f"search.{name}: its bound {needed} is not searched: give a number instead"
+                    f"search.{name}: its bound {short(needed)} is not searched: give a number "
+                    "instead"
                 )
             if not space.search[needed].bounds_with(dimension):
                 raise UserError(
                     f"search.{name}: its bound {needed} is {space.search[needed]}: give a number "
                     "instead"
                 )
+    _check_ranges(space)
     _check_first(space)
+    check_points(space)
+    _check_group_starts(space)
     latest = max(space.group_starts, default=0)
     if (space.asked_grace or latest) < latest and "schedule.group_start" in space.search:
         raise UserError(
@@ -154,9 +177,31 @@ def _check(space: SearchSpace) -> None:
     _check_scored(space)
     if space.sampler == "grid":
         space.grid()
-    check_points(space)
     if space.scheduler is not None and space.scheduler.is_population:
         _check_population(space)
+
+
+def _check_ranges(space: SearchSpace) -> None:
+    """Raise UserError if a field does not allow a choice or a bound, or has too many steps."""
+    for name in space.order:
+        dimension = space.search[name]
+        for value in dimension.known_values:
+            try:
+                check_value(name, from_scalar(name, value))
+            except UserError as error:
+                raise UserError(f"search.{error}") from None
+        if dimension.is_too_fine(space.search):
+            raise UserError(f"search.{name}: step={dimension.step}: too small for the range")
+
+
+def _check_group_starts(space: SearchSpace) -> None:
+    dimension = space.search.get("schedule.group_start")
+    count = dimension.count(space.search) if dimension else None
+    if count is not None and count > _MOST_GROUP_STARTS:
+        raise UserError(
+            f"search.schedule.group_start: {count} values, and a trunk keeps a checkpoint for "
+            "each: give a step"
+        )
 
 
 def _check_scored(space: SearchSpace) -> None:
@@ -176,9 +221,9 @@ def _check_metrics(space: SearchSpace) -> None:
     known = (*LABELLED_METRICS, *LABEL_FREE_METRICS, *COST_METRICS)
     for metric in space.metrics:
         if metric not in ("auto", *known):
-            raise UserError(f"metric={metric}: unknown; choose from {', '.join(known)}")
+            raise UserError(f"metric={short(metric)}: unknown; choose from {', '.join(known)}")
     if len(set(space.metrics)) < len(space.metrics):
-        raise UserError(f"metric={list(space.metrics)} has a duplicate: drop it")
+        raise UserError(f"metric={shown(list(space.metrics))} has a duplicate: drop it")
     if len(space.directions) != len(space.metrics):
         raise UserError("mode: give one for each metric, or leave it out")
     if len(space.metrics) > 1 and space.scheduler is not None:
@@ -210,6 +255,11 @@ def _check_population(space: SearchSpace) -> None:
             f"sampler {space.sampler}: scheduler {kind} draws its first points at random: leave "
             "it out"
         )
+    if len(space.exchanges) > _MOST_EXCHANGES:
+        raise UserError(
+            f"scheduler {kind} would exchange states {len(space.exchanges)} times: raise "
+            "interval_epochs"
+        )
     config = space.config()
     for epoch in space.exchanges:
         if not Schedule(config, 1).evaluated(epoch - 1):
@@ -224,11 +274,13 @@ def _check_first(space: SearchSpace) -> None:
         for name, value in point.items():
             check_field(name)
             if name not in space.search:
-                raise UserError(f"first: {name}={value} is not searched: move it to fixed")
+                told = short(str(value))
+                raise UserError(f"first: {name}={told} is not searched: move it to fixed")
         for name in space.order:
             if not space.search[name].contains(point[name], point):
+                told = short(str(point[name]))
                 raise UserError(
-                    f"search.{name}: the first trial's {point[name]} is not {space.search[name]}: "
+                    f"search.{name}: the first trial's {told} is not {space.search[name]}: "
                     "widen the range, or give first: [{...}]"
                 )
         space.config(point)

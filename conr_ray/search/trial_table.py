@@ -206,7 +206,7 @@ def to_arrow(trials: list[Trial], space: SearchSpace) -> pa.Table:
     }
     for name, dimension in space.search.items():
         values = [t.point.get(name) for t in trials]
-        kinds = {type(value) for value in dimension.choice or ()}
+        kinds = {type(value) for value in dimension.choice or () if value is not None}
         # A column has one type: numbers mixed with words, as in 30 and never, become text.
         as_words = len(kinds) > 1 and not kinds <= {int, float}
         columns[name] = [None if v is None else str(v) for v in values] if as_words else values

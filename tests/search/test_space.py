@@ -251,7 +251,14 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K2: {"int": [1, K1]}, K1: {"step": 1}}, {}, f"search.{K1}: give exactly one of int"),
     ({K1: {"int": [5, 9], "choice": [5]}}, {}, f"search.{K1}: give exactly one of int"),
     ({K1: {"choice": [10], "log": True}}, {}, f"search.{K1}: a choice has no step and no log"),
-    ({K1: {"choice": [[1, 2]]}}, {}, f"search.{K1}.choice.0.bool: a choice is a list of numbers"),
+    ({K1: {"choice": [[1, 2]]}}, {}, f"search.{K1}.choice.0.bool: a choice is a list of values of"),
+    ({K1: {"choice": [10, None]}}, {}, f"search.{K1}=None: input should be a valid integer"),
+    ({K1: {"choice": [10, 1.5]}}, {}, f"search.{K1}=1.5: input should be a valid integer"),
+    ({K1: {"int": [0, 20]}}, {}, f"search.{K1}=0: input should be greater than or equal to 1"),
+    ({"model.widths": {"choice": [[8, 0]]}}, {}, "search.model.widths=0: input should be greater"),
+    ({"views.crop_scale": {"float": [0.1, 1]}}, {}, "search.views.crop_scale=0.1: input should be"),
+    ({LR: {"float": [0, 1], "step": 1e-300}}, {}, f"search.{LR}=0.0: input should be greater than"),
+    ({LR: {"float": [1, 2], "step": 1e-300}}, {}, f"search.{LR}: step=1e-300: too small for the r"),
     ({K1: {"inT": [5, 20]}}, {}, f"search.{K1}.inT: no such key"),
     ({K1: 10}, {}, f"search.{K1}: input should be a valid dictionary"),
     # Bounds that name fields
@@ -277,7 +284,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
             {"first": [{K1: value}]},
             f"search.{K1}: the first trial's {value}",
         )
-        for value in (21, 5.5, True, None, "ten", [10], float("inf"), float("nan"))
+        for value in (21, 5.5, None, "true", "ten", [10], float("inf"), float("nan"))
     ),
     # Points that cannot run
     ({K: {"int": [10, 129]}}, {}, f"the space has points that cannot run: {K}=129 exceeds the nei"),
@@ -374,9 +381,10 @@ def test_a_space_that_cannot_work_is_refused(
         (b"preset: digits", "search: field required"),
         (b"search: {seed: {int: [0, 9]}}", "preset: field required"),
         (b"- preset", "a space is a mapping with preset and search"),
-        (b"", "a space is a mapping with preset and search"),
+        (b"", "is empty: restore it, or write it anew"),
         (b"preset: [", "not YAML: "),
-        (b"preset: 2024-13-45", "not YAML: "),
+        (b"preset: a\npreset: b", "preset is set on line 1 and on line 2: keep one"),
+        (b"search: {seed: {int: [0, 9], int: [1, 2]}}", "search.seed.int is set on line 1 and on"),
         (b"\xff\xfe\x00", "not a text file; see search_spaces/"),
         (None, "No such file or directory; see search_spaces/"),
     ],

@@ -1,0 +1,127 @@
+"""Whatever a config, a search space or a setting says: a result, or one short line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conr_ray.config import all_field_names, from_yaml, load_preset, parse_overrides
+from conr_ray.search.space_file import load_space
+from tests.fuzzed import BOMB, WORDS, survive, survive_all
+
+DIGITS = load_preset("digits")
+CONFIGS = [
+    DIGITS.to_yaml(),
+    "data: {source: folder, path: photos, classes: [2024, a b]}\nviews: {sizes: [[0, 16]]}\n",
+    "data: {source: vectors, path: a.parquet}\nmodel: {backbone: mlp, widths: [8, 8]}\n",
+    "base: &b [0.5, 1]\ndata: {source: digits}\nviews: {crop_scale: *b, crop_ratio: *b}\n",
+    "model: {framework: moco}\nmoco: {queue_size: 64}\ndata: {source: digits}\noptim: {lr: 1e-3}\n",
+]
+SPACES = [
+    """\
+preset: digits
+metric: nmi
+trials: 8
+fixed: {schedule.epochs: 60, data.limit: 500}
+search:
+  neighborhood.k1: {int: [5, 40], log: true}
+  neighborhood.k2: {int: [1, neighborhood.k1]}
+  boundary.initial_fraction: {float: [0.6, 1.0], step: 0.05}
+  schedule.group_start: {choice: [$preset, never]}
+""",
+    """\
+preset: digits
+metric: [nmi, train_time_s]
+sampler: grid
+search: {views.crop_scale: {choice: [[0.5, 1.0], $preset]}, data.limit: {choice: [null, 500]}}
+first: [{data.limit: null}]
+""",
+    """\
+preset: digits
+trials: 4
+scheduler: {kind: pbt, grace_epochs: 40, interval_epochs: 10}
+search: {optim.lr: {float: [1e-3, 1e-1], log: true}, byol.momentum: {float: [0.9, 0.999]}}
+first: [{optim.lr: 1e-2, byol.momentum: 0.99}]
+""",
+    """\
+preset: digits
+search: {schedule.group_start: {int: [10, 30], step: 10}, seed: {int: [0, 9]}}
+fixed: {schedule.epochs: 60}
+scheduler: {kind: hyperband}
+""",
+]
+SETTINGS = [f"{name}={value}" for name in all_field_names() for value in (1, 0.5, "a", "[1, 2]")]
+
+Read = Callable[[str], Any]
+
+
+def read_config(text: str) -> None:
+    config = from_yaml(text, "config.yaml")
+    assert from_yaml(config.to_yaml(), "itself") == config
+
+
+def read_setting(text: str) -> None:
+    load_preset("digits", parse_overrides([text]))
+
+
+@pytest.fixture
+def readers(tmp_path: Path) -> dict[str, tuple[Read, list[str]]]:
+    """How each kind of text is read, and examples to change."""
+
+    def read_space(text: str) -> None:
+        file = tmp_path / "space.yaml"
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        load_space(file)
+
+    return {
+        "config": (read_config, CONFIGS),
+        "space": (read_space, SPACES),
+        "setting": (read_setting, SETTINGS),
+    }
+
+
+def test_the_examples_can_be_read(readers: dict[str, tuple[Read, list[str]]]) -> None:
+    for kind in ("config", "space"):
+        read, texts = readers[kind]
+        refused = [survive(read, text) for text in texts]
+        assert [message for message in refused if message] == (
+            ["base: no such field; did you mean bank?"] if kind == "config" else []
+        )
+
+
+@pytest.mark.parametrize(("kind", "count"), [("config", 60), ("space", 20), ("setting", 60)])
+def test_changed_texts_are_read_or_refused_in_a_line(
+    readers: dict[str, tuple[Read, list[str]]], kind: str, count: int
+) -> None:
+    read, texts = readers[kind]
+    taken, refused = survive_all(read, texts, seed=0, count=count)
+    assert taken >= 0 and refused > count // 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["config", "space", "setting"])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_many_changed_texts_are_read_or_refused_in_a_line(
+    readers: dict[str, tuple[Read, list[str]]], kind: str, seed: int
+) -> None:
+    read, texts = readers[kind]
+    taken, refused = survive_all(read, texts, seed=seed, count=4000)
+    assert taken > 40 and refused > 1000
+
+
+def test_every_odd_word_as_a_whole_text(readers: dict[str, tuple[Read, list[str]]]) -> None:
+    for read in (readers["config"][0], readers["space"][0]):
+        for word in (*WORDS, BOMB, "[" * 100_000, "a: " * 100_000, "x" * 2**21, "- a\n" * 300_000):
+            assert survive(read, word) is not None
+
+
+def test_every_odd_word_for_fields_of_every_kind(
+    readers: dict[str, tuple[Read, list[str]]],
+) -> None:
+    read, _ = readers["setting"]
+    for name in ("seed", "optim.lr", "data.path", "data.classes", "data.limit", "data.download"):
+        for word in WORDS:
+            survive(read, f"{name}={word}")
