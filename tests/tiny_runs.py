@@ -35,6 +35,18 @@ TINY: dict[str, Any] = {
     "evaluation.every": 1,
     "checkpoint.every": 1,
 }
+# What makes such a run collapse within two epochs, whatever the seed.
+COLLAPSING: dict[str, Any] = {
+    "optim__weight_decay": 3.0,
+    "byol__momentum": 0,
+    "data__limit": 200,
+    "model__widths": [8, 8],
+    "model__head_hidden_dim": 16,
+    "model__embedding_dim": 8,
+    "bank__size": 0,
+    "clustering__restarts": 2,
+    "evaluation__neighbors": False,
+}
 
 
 def tiny_config(**changes: Any) -> RunConfig:

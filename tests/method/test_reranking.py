@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -245,6 +246,39 @@ def test_length_of_the_rows_does_not_matter(route: str) -> None:
         strict=True,
     ):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e-20, 1e-13, 1e18, 1e20, 1e30])
+def test_lengths_whose_squares_vanish_or_overflow_do_not_matter(route: str, factor: float) -> None:
+    rows = _random(30)
+    _, expected = contextual_neighbors(rows, k1=5, k2=2, k=4)
+    mixed = rows.double()
+    mixed[::3] *= factor
+    for scaled in (rows.double() * factor, mixed, mixed * 1e-250):
+        assert torch.equal(contextual_neighbors(scaled, k1=5, k2=2, k=4)[1], expected)
+    if factor > 1e-40:  # float32 has few digits there
+        scaled = rows * factor
+        assert torch.equal(contextual_neighbors(scaled, k1=5, k2=2, k=4)[1], expected)
+        assert torch.equal(euclidean_neighbors(scaled, k=4)[1], euclidean_neighbors(rows, k=4)[1])
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<f2"])
+def test_arrays_are_taken_like_tensors(kind: str) -> None:
+    array = _random(30).numpy().astype(kind)
+    array.setflags(write=False)
+    rows = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    for view, same in ((array, rows), (array[::-2], rows.flip(0)[::2])):
+        found = contextual_neighbors(view, k1=5, k2=2, k=4)
+        expected = contextual_neighbors(same, k1=5, k2=2, k=4)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_other_than_tensors_and_arrays_of_floats_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a tensor or a NumPy array, got list$"):
+        contextual_neighbors([[1.0, 2.0]], k1=1, k2=1, k=1)  # type: ignore[arg-type]
+    for wrong in (np.ones((4, 2), int), np.ones(4), np.ones((4, 0), np.float32)):
+        with pytest.raises(ValueError, match=r"must be \(n, d\) floats"):
+            euclidean_neighbors(wrong, k=1)
 
 
 def test_input_that_requires_gradient_is_not_tracked_nor_changed(route: str) -> None:
