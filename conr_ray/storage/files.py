@@ -6,7 +6,7 @@ import io
 import json
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ class Folder:
             self._root = root.rstrip("/")
         self.is_local = isinstance(self._files, pafs.LocalFileSystem)
         self.outer = outer
-        self._identity = self._found_identity()
+        self._identity: str | None = None
+        # What cannot be read, such as a file in the folder's place, is told when it is used.
+        with suppress(UserError):
+            self._identity = self._found_identity()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Each process opens the files itself.
