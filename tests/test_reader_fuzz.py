@@ -17,7 +17,7 @@ CONFIGS = [
     DIGITS.to_yaml(),
     "data: {source: folder, path: photos, classes: [2024, a b]}\nviews: {sizes: [[0, 16]]}\n",
     "data: {source: vectors, path: a.parquet}\nmodel: {backbone: mlp, widths: [8, 8]}\n",
-    "base: &b [0.5, 1]\ndata: {source: digits}\nviews: {crop_scale: *b, crop_ratio: *b}\n",
+    "data: {source: digits}\nviews: {crop_scale: &b [0.5, 1], crop_ratio: *b}\n",
     "model: {framework: moco}\nmoco: {queue_size: 64}\ndata: {source: digits}\noptim: {lr: 1e-3}\n",
 ]
 SPACES = [
@@ -86,10 +86,7 @@ def readers(tmp_path: Path) -> dict[str, tuple[Read, list[str]]]:
 def test_the_examples_can_be_read(readers: dict[str, tuple[Read, list[str]]]) -> None:
     for kind in ("config", "space"):
         read, texts = readers[kind]
-        refused = [survive(read, text) for text in texts]
-        assert [message for message in refused if message] == (
-            ["base: no such field; did you mean bank?"] if kind == "config" else []
-        )
+        assert [survive(read, text) for text in texts] == [None] * len(texts)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("config", 60), ("space", 20), ("setting", 60)])
@@ -98,7 +95,7 @@ def test_changed_texts_are_read_or_refused_in_a_line(
 ) -> None:
     read, texts = readers[kind]
     taken, refused = survive_all(read, texts, seed=0, count=count)
-    assert taken >= 0 and refused > count // 4
+    assert taken + refused == count and refused > count // 4
 
 
 @pytest.mark.long
@@ -109,7 +106,7 @@ def test_many_changed_texts_are_read_or_refused_in_a_line(
 ) -> None:
     read, texts = readers[kind]
     taken, refused = survive_all(read, texts, seed=seed, count=4000)
-    assert taken > 40 and refused > 1000
+    assert taken > 20 and refused > 1000
 
 
 def test_every_odd_word_as_a_whole_text(readers: dict[str, tuple[Read, list[str]]]) -> None:

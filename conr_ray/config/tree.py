@@ -24,7 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from conr_ray.config.rules import broken_rules
 from conr_ray.config.sections import RunSections
 from conr_ray.config.yaml_text import dump_yaml
-from conr_ray.fields import Mark, Section
+from conr_ray.fields import Mark, Section, short
 from conr_ray.method.frameworks import framework_config, framework_names
 
 
@@ -107,7 +107,7 @@ for _name in RunConfig.model_fields.keys() & set(framework_names()):
 def unchosen(field: str, owner: str, chosen: str) -> str:
     """The error message for a `field` of a framework that is not chosen."""
     return (
-        f"{field}: model.framework={chosen} does not use it: leave it out, or set "
+        f"{field}: model.framework={short(chosen)} does not use it: leave it out, or set "
         f"model.framework={owner}"
     )
 
