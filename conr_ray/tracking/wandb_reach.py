@@ -14,7 +14,7 @@ from conr_ray.config import TrackingConfig
 from conr_ray.remedies import described
 from conr_ray.tracking.wandb_settings import WandbSettings, base_url, find_key, wandb_mode
 
-_WAIT_S = 5.0
+_WAIT_S = 3.0
 _QUESTION = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
 
 

@@ -81,9 +81,9 @@ def test_a_server_that_is_silent_is_waited_for_some_seconds(
         monkeypatch.setenv("WANDB_BASE_URL", url)
         started = time.monotonic()
         mode, told = of_run()
-        assert 4 < time.monotonic() - started < 15
+        assert 2 < time.monotonic() - started < 15
     assert mode == "offline"
-    assert told == f"W&B: {url} does not answer within 5 s: logging offline; {RUN}"
+    assert told == f"W&B: {url} does not answer within 3 s: logging offline; {RUN}"
 
 
 def test_the_line_names_all_that_there_is_to_upload(server: WandbServer) -> None:
