@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 from conr_ray.reporting import comparison
 from conr_ray.reporting.blocks import Page
 from conr_ray.reporting.html_page import render
@@ -125,6 +125,7 @@ def write_page(page: Page, place: str) -> str:
     directory = Folder(folder or ("/" if place.startswith("/") else "."))
     try:
         directory.write_text(name, html)
-    except OSError as error:
-        raise UserError(f"cannot write {place} ({error}): choose another output file") from None
+    except StorageError as error:
+        fault = str(error).rpartition(": ")[0]
+        raise UserError(f"{fault}: choose another output file") from None
     return f"{directory.uri}/{name}"

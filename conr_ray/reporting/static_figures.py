@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.names import score, title
@@ -74,11 +73,9 @@ def write_figures(figures: Figures, out: Folder) -> list[str]:
                 )
             try:
                 out.write_bytes(f"{name}.{kind}", buffer.getvalue())
-            except OSError as error:
-                raise UserError(
-                    f"cannot write figures to {out.uri} ({os.strerror(error.errno or 0)}): "
-                    "give another folder"
-                ) from None
+            except StorageError as error:
+                fault = str(error).rpartition(": ")[0]
+                raise UserError(f"{fault}: give another folder") from None
             names.append(f"{name}.{kind}")
     return names
 

@@ -10,6 +10,7 @@ import pytest
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
+from conr_ray.errors import StorageError
 from conr_ray.reporting import map_cache
 from conr_ray.reporting.map_cache import map_positions
 from conr_ray.tracking import embedding_map
@@ -72,7 +73,7 @@ def test_where_nothing_can_be_written_the_map_is_still_there(
     directory: RunDirectory, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise PermissionError("read-only file system")
+        raise StorageError("the file system is read-only")
 
     monkeypatch.setattr(map_cache.Folder, "write_table", refuse)
     assert map_positions(directory, snapshot, draw=True) is not None

@@ -68,7 +68,8 @@ def test_a_damaged_journal_is_told_in_a_line(tmp_path: Path) -> None:
     make_search(tmp_path / "a")
     file = tmp_path / "a" / "study.journal"
     file.write_bytes(b"{garbage\n" + file.read_bytes())
-    with pytest.raises(UserError, match="study cannot be read"):
+    told = r"of \d+ entries, all after the first 0 are damaged or missing: restore the file"
+    with pytest.raises(UserError, match=told):
         read_search(SearchDirectory(Folder(tmp_path / "a")))
 
 

@@ -150,10 +150,9 @@ def test_a_fixed_field_is_searched_only_where_the_space_names_the_preset(tmp_pat
     [
         ({f"{K}0": {"choice": ["$preset"]}}, {}, "neighborhood.k0: no such field; did you mean"),
         ({START: {"choice": ["$preset"]}}, {"preset": "digit"}, "preset digit: no such preset; di"),
-        ({START: {"choice": ["$preset"]}}, {"preset": 3}, "preset: input should be a valid stri"),
+        ({START: {"choice": ["$preset"]}}, {"preset": 3}, "preset 3: no such preset; choose from"),
         ({K1: {"int": [20, "$preset"]}}, {}, f"search.{K1}: [20, 10] is empty: put the smaller b"),
         ({K1: {"int": [5, "$presets"]}}, {}, f"search.{K1}: its bound $presets is not searched"),
-        ({"model.widths": {"choice": ["$preset"]}}, {}, "search.model.widths.choice.0"),
         ({START: {"choice": ["$preset"]}}, {"fixed": {START: 60}}, "schedule.group_start=60 is n"),
         ({START: {"choice": ["$preset"]}}, {"fixed": {START: 9}, "first": [3]}, "first.0: input"),
         ({START: ["$preset"]}, {}, f"search.{START}: input should be a valid dictionary"),
