@@ -47,6 +47,8 @@ _SETTINGS = {
     # The commands have their own display and files.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A process for each run that tells its workers of nodes to be taken back; they do not ask.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # At its default, info, Ray writes the environment of jobs, keys included, to a log file.
     "RAY_LOGGER_LEVEL": "warning",
 }

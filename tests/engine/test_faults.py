@@ -96,7 +96,7 @@ def test_some_operations_fail(
         check(tmp_path / str(fails_at), kind, fails_at, undisturbed, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_operation_fails(
     kind: str,

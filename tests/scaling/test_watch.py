@@ -34,7 +34,7 @@ def workers() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_stopped_worker_is_named_and_ended_and_the_run_ends_as_if_nothing_had_been(
     tmp_path: Path, count: int
 ) -> None:

@@ -92,6 +92,7 @@ def test_half_of_the_trials_collapse_and_none_is_best_by_any_metric(tmp_path: Pa
     _check(*_search(tmp_path, metrics, 10), 10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("metric", ["loss", "label_free"])
 def test_a_collapse_that_is_only_warned_of_is_not_best(tmp_path: Path, metric: str) -> None:
     _check(*_search(tmp_path, metric, 1, evaluation__on_collapse="warn"), 1)
