@@ -17,6 +17,7 @@ import boto3
 
 from tests.clusters import moto_server
 from tests.clusters.namespaces import GATEWAY, Host, Sandbox
+from tests.waiting import HANG_S
 
 URL = f"http://{GATEWAY}:5000"
 VARIABLES = {
@@ -106,7 +107,7 @@ class Ec2:
 
 
 def _wait_for_answer(url: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"{url}/moto-api/", timeout=2).close()

@@ -307,7 +307,7 @@ def ip(arguments: str) -> None:
 
 def _descendant(pid: int, name: str) -> int:
     """The process called `name` that `pid` started, through others of one child each."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         # A process may end while it is looked at.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

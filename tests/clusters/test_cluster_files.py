@@ -32,6 +32,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.client.server.proxier import MAX_SPECIFIC_SERVER_PORT
 
 from conr_ray.scaling.spot import SpotThenOnDemand
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
@@ -268,7 +269,7 @@ def started_by_slurm(text: str, job: int) -> dict[str, list[str]]:
             env={**os.environ, **job_variables, "SLURM_CPUS_PER_TASK": "8"},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

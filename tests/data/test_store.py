@@ -293,7 +293,7 @@ class TestProcesses:
 
     def test_a_killed_build_is_made_anew(self, cache_dir: Path) -> None:
         builder = start_builder(cache_dir, 600)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not list(cache_dir.glob("*.partial/images.npy")):
             assert builder.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

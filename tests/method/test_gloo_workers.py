@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.gloo_workers import WorkerFailed, run_workers
+from tests.waiting import HANG_S
 
 
 def _sum_of_ranks(offset: int) -> tuple[int, int, int, float]:
@@ -87,7 +88,7 @@ def test_a_call_begins_alike_whatever_was_called_before(
 
 def _wait_for_end(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).wait(10)
+        psutil.Process(pid).wait(HANG_S)
 
 
 @pytest.mark.parametrize("how", ["raise", "die"])

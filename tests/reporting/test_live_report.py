@@ -12,6 +12,7 @@ from conr_ray.reporting.live_report import LiveReport
 from conr_ray.search.search_directory import SearchDirectory
 from tests.reporting.made_searches import make_search
 from tests.reporting.pages import Page
+from tests.waiting import HANG_S
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ class Writings:
         return place
 
     def wait_for(self, count: int) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + HANG_S
         while len(self.running) < count and time.monotonic() < until:
             time.sleep(0.01)
         assert len(self.running) == count

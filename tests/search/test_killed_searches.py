@@ -76,7 +76,7 @@ class Search:
     def train_for(self, epochs: int) -> bool:
         """Wait until so many more epochs are trained; False where the search ends first."""
         assert self._process is not None
-        goal, deadline = self.epochs_trained() + epochs, time.monotonic() + 180
+        goal, deadline = self.epochs_trained() + epochs, time.monotonic() + HANG_S
         while self.epochs_trained() < goal:
             assert time.monotonic() < deadline, "the search does not go on"
             if self._process.poll() is not None:

@@ -342,7 +342,7 @@ def start_search_and_stop(command: list[str], folder: Path, how: signal.Signals)
     trained = sum(len(RunDirectory(f).metric_rows()) for f in folder.glob("trials/*"))
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     family = [psutil.Process(driver.pid)]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while sum(len(RunDirectory(f).metric_rows()) for f in folder.glob("trials/*")) < trained + 8:
         assert time.monotonic() < deadline, "the trials do not start"
         assert driver.poll() is None, "the search ended early"

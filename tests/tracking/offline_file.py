@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from conr_ray.tracking.wandb_file import records
+from tests.waiting import HANG_S
 
 
 def ended(file: Path) -> list[Any]:
     """The records of a run that has ended; W&B's own process may still be writing the last."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while True:
         found = list(records(file))
         if found and found[-1].WhichOneof("record_type") == "exit":

@@ -144,7 +144,7 @@ def test_a_killed_run_logs_what_was_lost(tmp_path: Path) -> None:
     wandb.setup().ensure_service()
     assert os.environ["WANDB_SERVICE"]
     victim = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while len(RunDirectory(tmp_path).metric_rows()) < 6:
         assert time.monotonic() < deadline and victim.poll() is None
         time.sleep(0.05)
