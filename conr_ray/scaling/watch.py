@@ -171,6 +171,9 @@ class Watch:
                 self._told = []
             return
         named = [str(beat) for beat in culprits]
+        if silent and 1 < len(silent) == len(latest):
+            # With one of them, Ray ends all.
+            named = ["any worker: Ray starts them again, or waits for a node"]
         end_s = self._limits.end_s
         if end_s is not None and since_s > end_s:
             self._tell(f"{line}{', '.join(named)}: it is ended, and all workers start again")

@@ -209,12 +209,12 @@ def test_a_run_replaces_a_spot_node_that_is_taken_back_and_ends_with_its_results
 ) -> None:
     # A worker on each of three nodes, and no node besides, so that the run needs a new one.
     until(lambda: len(caller.nodes()) == 1)
-    epochs = 24
-    settings = {**TINY, "schedule.epochs": epochs, "data.limit": 1200, "optim.batch_size": 96}
+    epochs = 12
+    settings = {**TINY, "schedule.epochs": epochs, "data.limit": 600, "optim.batch_size": 96}
     job = [*RUN, "--workers", "3", "--name", "lost", *as_settings(settings)]
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(_submit, caller, job_api, job)
-        until(lambda: submitted.done() or len(_epochs(caller, "lost")) > 10)
+        until(lambda: submitted.done() or len(_epochs(caller, "lost")) > 3)
         assert not submitted.done(), submitted.result()
         before = caller.nodes()
         assert len(before) == 3

@@ -114,6 +114,10 @@ def test_opening_data_is_no_silence_but_a_silent_process_is() -> None:
     assert watch.at(300, (0, 0, "not training yet", 1), (1, 0, "not training yet", 1)) == []
     [line] = watch.at(301, (0, 0, "not training yet", 1), (1, 0, "not training yet", 12))
     assert line.startswith("no sign of life for 12 s from worker 1 (process 8 on 10.0.0.1")
+    [line] = watch.at(302, (0, 0, "not training yet", 11), (1, 0, "not training yet", 13))
+    assert line == (
+        "no sign of life for 13 s from any worker: Ray starts them again, or waits for a node"
+    )
 
 
 def test_a_look_does_not_wait(tmp_path: Path) -> None:

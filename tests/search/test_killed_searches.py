@@ -32,7 +32,7 @@ from tests.tracking import offline_file
 from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
-EPOCHS = 60
+EPOCHS = 30
 KEY = "0123456789abcdef" * 3
 LONG = pytest.mark.long
 
