@@ -78,7 +78,7 @@ def _steps(num_steps: int, batch_size: int) -> list[tuple[list[Tensor], Tensor]]
 )
 @pytest.mark.parametrize(
     ("size", "most"),
-    [(1, 1), (30, 1), (150, 1), (2000, 2), pytest.param(65536, 2, marks=pytest.mark.slow)],
+    [(1, 1), (30, 1), (150, 1), (2000, 2), pytest.param(65536, 2, marks=pytest.mark.long)],
 )
 def test_a_step_with_a_bank_waits_twice_at_most_and_finds_what_a_cpu_finds(
     size: int, most: int, kind: str, k1: int, k2: int, dtype: torch.dtype

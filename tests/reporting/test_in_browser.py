@@ -284,8 +284,15 @@ def test_charts_follow_the_system_between_light_and_dark(visit: Visit) -> None:
     assert colors()[0] == "rgb(20, 23, 26)"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1280, "light"),
+        pytest.param(390, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_pages_fit_and_follow_the_rules_of_accessibility(
     browser: Browser, search: Path, finished_run: Path, tmp_path: Path, width: int, scheme: Any
 ) -> None:

@@ -238,7 +238,7 @@ def test_a_search_of_failures_only_says_so(tmp_path: Path) -> None:
     ("kind", "size", "workers", "exchanges"),
     [
         ("pbt", 4, 1, 2),
-        ("pb2", 4, 1, 2),
+        pytest.param("pb2", 4, 1, 2, marks=pytest.mark.long),
         pytest.param("pbt", 2, 2, 1, marks=pytest.mark.long),
     ],
 )
