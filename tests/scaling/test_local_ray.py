@@ -54,7 +54,7 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_in_one_process_write_no_key_and_log_offline_where_wandb_is_dead(
     tmp_path: Path, short_folder: Path
 ) -> None:

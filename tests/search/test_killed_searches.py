@@ -173,7 +173,7 @@ def another_cluster() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("workers", "trials", "kills"),
     [
-        (1, 3, ["ImplicitFunc", "driver"]),
+        pytest.param(1, 3, ["ImplicitFunc", "driver"], marks=LONG),
         (2, 1, ["RayTrainWorker", "driver", "ImplicitFunc"]),
         pytest.param(1, 4, [*["driver", "ImplicitFunc"] * 2, "ImplicitFunc", "driver"], marks=LONG),
         pytest.param(2, 4, ["RayTrainWorker", "driver"] * 2 + ["ImplicitFunc"], marks=LONG),
