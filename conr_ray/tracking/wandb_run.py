@@ -48,7 +48,7 @@ def start_wandb(
         group=settings.group,
         job_type=job_type,
         resume="allow",
-        mode="offline" if settings.mode == "offline" else None,
+        mode="offline" if settings.mode == "offline" else "online",
         dir=settings.folder,
         config=config,
         settings=wandb.Settings(
