@@ -15,10 +15,8 @@ from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.watch import Beat, Limits, Watch
-from conr_ray.tracking.wandb_settings import WandbSettings
+from tests.scaling.test_train_job import OFF, train_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
-
-OFF = WandbSettings("off")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,11 +24,6 @@ def _cluster() -> Iterator[None]:
     start(WorkerResources(workers=2), dashboard=False)
     yield
     ray.shutdown()
-
-
-def workers() -> list[psutil.Process]:
-    family = psutil.Process().children(recursive=True)
-    return [p for p in family if any(n in " ".join(p.cmdline()) for n in ("RayTrainW", "_work_a"))]
 
 
 @pytest.mark.slow
@@ -54,7 +47,7 @@ def test_a_stopped_worker_is_named_and_ended_and_the_run_ends_as_if_nothing_had_
     ):
         rows.append(row)
         if len(rows) == 5:
-            stopped = workers()[-1].pid
+            stopped = train_workers()[-1].pid
             os.kill(stopped, signal.SIGSTOP)
     assert [row["epoch"] for row in rows] == list(range(40))
     for row, other in zip(without_times(rows), undisturbed, strict=True):
