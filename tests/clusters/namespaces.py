@@ -144,7 +144,8 @@ class Sandbox:
             stderr=subprocess.STDOUT,
             env=env,
             text=True,
-            timeout=HANG_S,
+            # A job waits for more than one thing: nodes, processes, its own work.
+            timeout=2 * HANG_S,
             check=False,
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"

@@ -204,6 +204,7 @@ def test_a_search_on_two_nodes_ends_with_its_results_in_s3(caller: AwsCaller, jo
     assert best["data"]["limit"] == TINY["data.limit"]
 
 
+@pytest.mark.long
 def test_a_run_replaces_a_spot_node_that_is_taken_back_and_ends_with_its_results_in_s3(
     caller: AwsCaller, job_api: str
 ) -> None:
@@ -294,7 +295,9 @@ def test_idle_workers_are_taken_down(caller: AwsCaller) -> None:
     assert next(iter(caller.nodes())).startswith("head ")
 
 
+@pytest.mark.long
 def test_without_spot_capacity_an_on_demand_worker_comes(caller: AwsCaller) -> None:
+    until(lambda: len(caller.nodes()) == 1)
     caller.ec2.limit(spot=0)
     began = time.monotonic()
     caller.packages("GPU", 1)

@@ -340,8 +340,8 @@ class TestSharedData:
     @pytest.mark.parametrize(
         ("name", "label_column", "num_images", "num_classes", "statistics"),
         [
-            ("cifar10", "label", 50_000, 10, CIFAR10),
-            ("cifar100", "coarse_label", 50_000, 20, CIFAR100),
+            pytest.param("cifar10", "label", 50_000, 10, CIFAR10, marks=pytest.mark.long),
+            pytest.param("cifar100", "coarse_label", 50_000, 20, CIFAR100, marks=pytest.mark.long),
             ("fashion_mnist", "label", 60_000, 10, FASHION_MNIST),
         ],
     )
@@ -364,7 +364,7 @@ class TestSharedData:
         np.testing.assert_allclose(images.mean, statistics[0], atol=2e-4)
         np.testing.assert_allclose(images.std, statistics[1], atol=2e-4)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_all_rows(self, cache_dir: Path) -> None:
         config = DataConfig(source="parquet", path=shared_file("cifar100"), limit=1000)
         images = open_data(config, cache_dir)

@@ -196,6 +196,7 @@ def test_a_check_looks_at_the_nodes_that_come_for_it(nodes: Nodes, tmp_path: Pat
     assert found["all-reduce"].startswith("2 workers on 2 nodes by gloo")
 
 
+@pytest.mark.long
 def test_a_node_that_reads_and_does_not_write_is_told(nodes: Nodes, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -222,6 +223,7 @@ def test_a_node_that_reads_and_does_not_write_is_told(nodes: Nodes, tmp_path: Pa
     assert list(runs.iterdir()) == []
 
 
+@pytest.mark.long
 def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_ctrl_c_reaches_a_command_that_was_sent_to_the_cluster(
     assert trained() == stopped
 
 
+@pytest.mark.long
 def test_a_search_loses_nothing_with_a_node(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(0)
     lost, _ = nodes.add(1), nodes.add(1)

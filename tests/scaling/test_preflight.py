@@ -128,9 +128,9 @@ def told_of_storage(uri: str, keys_of_node: dict[str, str], keys: dict[str, str]
 @pytest.mark.parametrize(
     ("actions", "refused"),
     [
-        (["s3:*"], None),
+        pytest.param(["s3:*"], None, marks=pytest.mark.long),
         (["s3:GetObject", "s3:ListBucket"], "CreateMultipartUpload"),
-        (["ec2:*"], "HeadObject"),
+        pytest.param(["ec2:*"], "HeadObject", marks=pytest.mark.long),
     ],
     ids=["all", "read", "none"],
 )

@@ -57,7 +57,7 @@ def test_ray_workers_train_as_one_process_does(tmp_path: Path, workers: int) -> 
     assert directory.metric_rows() == rows
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_checkpoint(
     tmp_path: Path, workers: int
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_too_often_ends_the_run_in_one_line(tmp_path: Path) -
     assert directory.checkpoint_epochs()[-1] < 40
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_again(
     tmp_path: Path, workers: int
 ) -> None:
@@ -100,7 +100,7 @@ def test_an_error_of_the_run_reaches_the_caller_in_one_line_and_is_not_tried_aga
     assert "\n" not in str(info.value)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_without_memory_is_told_in_one_line_and_not_tried_again(
     tmp_path: Path, workers: int
 ) -> None:

@@ -18,10 +18,10 @@ from conr_ray.config import get_field, load_preset, preset_names
 from conr_ray.engine.trunk_store import trunk_name
 from conr_ray.errors import UserError
 from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
-from conr_ray.search.search_directory import journal_file
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
+from conr_ray.search.study_storage import journal_file
 from conr_ray.search.trial_table import Trial, to_arrow
 from tests.search.test_plan import plan_of
 from tests.search.test_space import FRACTION, K1, K2, START, K, refusal, space_of
@@ -228,6 +228,7 @@ _TRIAL = Trial(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_runs_an_ablation_of_another_preset(tmp_path: Path) -> None:
     tree = yaml.safe_load((SPACES / "ablation_byol.yaml").read_text())
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({**tree, "preset": "cifar10"}))

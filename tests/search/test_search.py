@@ -32,10 +32,11 @@ from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory, journal_file
+from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.space_file import load_space
 from conr_ray.search.study import open_study
+from conr_ray.search.study_storage import journal_file
 from conr_ray.search.trial_table import Cost, Trial
 from conr_ray.search.wandb_search import log_search
 from conr_ray.storage.files import Folder
@@ -297,6 +298,7 @@ def _train(text: str, folder: str) -> None:
     run_here(from_yaml(text, "the trial's config"), Path(folder))
 
 
+@pytest.mark.long
 def test_trials_of_two_workers_share_a_trunk_of_real_images_and_are_those_that_do_not(
     tmp_path: Path, shared_data: Path
 ) -> None:
@@ -356,6 +358,7 @@ def start_search_and_stop(command: list[str], folder: Path, how: signal.Signals)
     return driver.wait(timeout=HANG_S)
 
 
+@pytest.mark.long
 def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     space = load_space(
         space_file(

@@ -132,6 +132,7 @@ def test_a_resumed_run_logs_no_epoch_twice(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_offline")
+@pytest.mark.long
 def test_a_killed_run_logs_what_was_lost(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
