@@ -74,8 +74,9 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     else:
         from conr_ray.scaling.cluster import connect, leave
         from conr_ray.scaling.shared_storage import check_storage
-        from conr_ray.scaling.train_job import load_ahead
+        from conr_ray.scaling.train_job import load_ahead, load_here
 
+        load_here()
         resources = connect(cluster_options(args), workers)
         load_ahead(resources)
         check_storage(directory, more_to_come=resources.more_to_come)

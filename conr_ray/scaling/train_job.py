@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -117,11 +118,16 @@ def run_on_workers(
         raise RunFailed(f"Ray gave up on the run: {last_line(errors[0])}") from errors[0]
 
 
-def load_ahead(resources: WorkerResources) -> None:
-    """Have the process of a run's only worker load what it needs; does not wait for it.
+def load_here() -> None:
+    """Load torch, with which the driver prepares a run, beside the start of Ray; does not wait.
 
-    Called before the driver prepares the run, for which it loads torch too.
+    A start waits for processes, one after another, and leaves a core to this one.
     """
+    threading.Thread(target=import_module, args=("torch",)).start()
+
+
+def load_ahead(resources: WorkerResources) -> None:
+    """Have the process of a run's only worker load what it needs; does not wait for it."""
     if resources.workers == 1:
         _task(_load, resources, max_calls=0).remote()
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from conr_ray.method.collectives import rank
-from conr_ray.method.phases import place
+from conr_ray.scaling.pulse import Beat, Pulse
 
 # Workers are held up if no phase begins for this many times as long as a silence is told after, and
 # as the longest phase so far took.
@@ -43,71 +41,6 @@ class Limits:
     end_s: float | None = 1800.0
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A sign of life of a worker.
-
-    Attributes:
-        rank: of the worker.
-        address: of its node; node_id is Ray's.
-        pid: of its process.
-        phases: how many phases of training it has begun.
-        phase: the latest of them.
-    """
-
-    rank: int
-    address: str
-    node_id: str
-    pid: int
-    phases: int
-    phase: str
-
-    def __str__(self) -> str:
-        return f"worker {self.rank} (process {self.pid} on {self.address}, {self.phase})"
-
-
-class _Pulse:
-    """The actor that keeps each worker's latest beat."""
-
-    def __init__(self) -> None:
-        self._beats: dict[int, tuple[Beat, float]] = {}
-
-    def beat(self, beat: Beat) -> None:
-        self._beats[beat.rank] = beat, time.monotonic()
-
-    def latest(self) -> list[tuple[Beat, float]]:
-        """The latest beats, by rank, and the seconds since each."""
-        now = time.monotonic()
-        return [(beat, now - at) for _, (beat, at) in sorted(self._beats.items())]
-
-    def forget(self) -> None:
-        self._beats.clear()
-
-
-@contextmanager
-def beating(pulse: Any, every_s: float) -> Iterator[None]:
-    """Send beats of this worker to `pulse` while in this context."""
-    own, node_id = rank(), ray.get_runtime_context().get_node_id()
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    ended = threading.Event()
-
-    def send() -> None:
-        while not ended.wait(every_s):
-            beat = Beat(own, address, node_id, os.getpid(), place.phases, place.phase)
-            try:
-                pulse.beat.remote(beat)
-            except Exception:
-                return  # The actor is gone, and nobody watches any more.
-
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 class Watch:
     """The driver's view of a run's workers; `look` is called now and then, and never waits."""
 
@@ -118,7 +51,7 @@ class Watch:
             ray.get_runtime_context().get_node_id(), soft=True
         )
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
-        self.pulse: Any = ray.remote(**options)(_Pulse).remote()
+        self.pulse: Any = ray.remote(**options)(Pulse).remote()
         self.every_s = min(5.0, limits.silent_s / 4)
         self._asked: Any = None
         self._last_look = time.monotonic()

@@ -18,8 +18,8 @@ from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.method.collectives import all_reduce_sum, rank, world_size
+from conr_ray.scaling.beating import beating
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.scaling.watch import beating
 from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings
 

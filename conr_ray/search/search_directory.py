@@ -13,25 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import yaml
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
 from conr_ray.errors import FolderTaken, UserError, last_line
-from conr_ray.search.bucket_journal import BucketJournal
-from conr_ray.search.file_journal import FileJournal
 from conr_ray.search.space import SearchSpace
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import BaseStorage
+
 _JOURNAL = "study.journal"
-# SQLite's own limit is 5 s; a dashboard may hold a file for longer.
-_BUSY_S = 120
 
 
 @dataclass(frozen=True)
@@ -152,20 +149,22 @@ class SearchDirectory:
             if self.files.has("trials"):
                 raise UserError(f"{self.uri}: its study is in a database: give the study's URL")
             return None
+        import optuna
+
         storage, names = self._open_storage()
         name = self._study_name(names)
         return optuna.load_study(study_name=name, storage=storage) if name in names else None
 
     def _open_storage(self) -> tuple[BaseStorage, list[str]]:
         """The storage of the study, which may not exist yet, and the names of the studies there."""
-        storage: BaseStorage
+        # Optuna takes half a second to import, and a plan does not need it.
+        import optuna
+
+        from conr_ray.search.study_storage import database, journal
+
         try:
-            if self.study_url is not None:
-                storage = _database(self.study_url)
-            elif self.files.is_local:
-                storage = journal_file(Path(self.uri) / _JOURNAL)
-            else:
-                storage = JournalStorage(BucketJournal(self.files, _JOURNAL))
+            url = self.study_url
+            storage = journal(self.files, _JOURNAL) if url is None else database(url)
             return storage, optuna.get_all_study_names(storage)
         except UserError:
             raise
@@ -187,15 +186,3 @@ def as_tree(space: SearchSpace) -> Any:
 def _without_data_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {k: v for k, v in (tree.get("fixed") or {}).items() if k != "data.path"}
     return {**tree, "fixed": fixed}
-
-
-def _database(url: str) -> BaseStorage:
-    """The storage of studies in a database; one in a file waits while other programs hold it."""
-    if not url.startswith("sqlite"):
-        return get_storage(url)
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
-
-
-def journal_file(path: Path) -> BaseStorage:
-    """The storage of studies in a file."""
-    return JournalStorage(FileJournal(path))

@@ -12,9 +12,10 @@ import ray
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.cluster import start
+from conr_ray.scaling.pulse import Beat
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
-from conr_ray.scaling.watch import Beat, Limits, Watch
+from conr_ray.scaling.watch import Limits, Watch
 from tests.scaling.test_train_job import OFF, train_workers
 from tests.tiny_runs import run_here, tiny_config, without_times
 

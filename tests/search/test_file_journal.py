@@ -22,7 +22,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from conr_ray.errors import UserError
 from conr_ray.search.file_journal import FileJournal
-from conr_ray.search.search_directory import SearchDirectory, journal_file
+from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.search.study_storage import journal_file
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from tests.search.test_space import K1, space_of

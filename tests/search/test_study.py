@@ -11,10 +11,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from conr_ray.search.search_directory import journal_file
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import open_study
 from conr_ray.search.study_searcher import EPOCHS, POINT, StudySearcher
+from conr_ray.search.study_storage import journal_file
 from tests.search.test_space import FRACTION, K1, K2, START, space_of
 
 NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}
