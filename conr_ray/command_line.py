@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from conr_ray.cores import BRIEF_SPINS
 from conr_ray.errors import (
     BadWorkers,
     FolderTaken,
@@ -211,6 +212,8 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     the line names. With CONR_RAY_TRACEBACK=1 it is raised instead.
     """
     _repeat_lost_interrupts()
+    for name, value in BRIEF_SPINS.items():
+        os.environ.setdefault(name, value)
     try:
         main(sys.argv[1:])
     except UserError as error:

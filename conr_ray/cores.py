@@ -6,6 +6,12 @@ import math
 import os
 from pathlib import Path
 
+# How often a thread that waits for the others of a loop looks before it sleeps, in GNU's OpenMP,
+# which reads it when torch is imported. By default it looks on for so long that two runs of two
+# threads on two cores take four times as long as one, since they wait for one another's threads;
+# with this, twice as long, and one alone as long as before.
+BRIEF_SPINS = {"GOMP_SPINCOUNT": "1000"}
+
 
 def usable_cores() -> int:
     """Cores left by the CPU affinity and the cgroup quota (v1 or v2) of this process; 1 or more.

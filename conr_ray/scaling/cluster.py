@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 import conr_ray
+from conr_ray.cores import BRIEF_SPINS
 from conr_ray.errors import UserError, last_line
 from conr_ray.remedies import described
 from conr_ray.scaling.resources import (
@@ -37,6 +38,7 @@ _LONGEST_FOLDER = 35
 _ROOM = 128 * 2**20
 # Ray's settings, in the command and all processes that it starts.
 _SETTINGS = {
+    **BRIEF_SPINS,
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Trials wait for cores, and clouds take minutes to start nodes.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
