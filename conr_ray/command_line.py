@@ -30,7 +30,7 @@ from conr_ray.errors import (
     UserError,
 )
 from conr_ray.remedies import described
-from conr_ray.storage.private_folder import private_folder
+from conr_ray.storage.private_folder import ensure_home, private_folder
 
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig
@@ -212,6 +212,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """
     _repeat_lost_interrupts()
     try:
+        ensure_home()
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

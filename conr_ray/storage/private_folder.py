@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from conr_ray.errors import UserError
+from conr_ray.storage import disk
 
 
 def private_folder(
@@ -38,6 +39,33 @@ def private_folder(
         f"no folder for temporary files ({'; '.join(found)}): set {variable or 'TMPDIR'} to a "
         "folder of yours with a short path and free space"
     )
+
+
+def ensure_home() -> None:
+    """Give this process, and those that it starts, a home and a place for caches, if it has none.
+
+    In containers and batch jobs a user may have no home, or one that cannot be written. Libraries
+    take the home from HOME, and places for caches, as this package does, from XDG_CACHE_HOME.
+
+    Raises:
+        UserError: there is no folder for temporary files either.
+    """
+    home = os.path.expanduser("~")
+    if home == "~":
+        os.environ["HOME"] = str(private_folder())
+        fault = "this user has no home"
+    elif not os.environ.get("XDG_CACHE_HOME") and not _can_be_made(Path(home, ".cache")):
+        os.environ["XDG_CACHE_HOME"] = str(private_folder() / "cache")
+        fault = f"HOME={home} cannot be written"
+    else:
+        return
+    disk.tell(f"{fault}: caches are in {private_folder()}; CONR_RAY_CACHE moves decoded images")
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder is there and can be written, or can be made."""
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _fault(folder: Path, room: int, longest: int | None) -> str | None:
