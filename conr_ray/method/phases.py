@@ -13,6 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
+# Where a process is before its first phase, and while what it has trained is sent elsewhere.
+NO_PHASE, UPLOAD = "not training yet", "upload"
+
 
 class Place:
     """Where this process is in training.
@@ -23,7 +26,7 @@ class Place:
     """
 
     phases = 0
-    phase = "not training yet"
+    phase = NO_PHASE
 
 
 place = Place()
