@@ -11,6 +11,9 @@ from pathlib import Path
 from conr_ray.errors import UserError
 from conr_ray.storage import disk
 
+# Variables that name what is written in a home, by this package and by libraries.
+_WRITTEN = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "MPLCONFIGDIR": "matplotlib"}
+
 
 def private_folder(
     variable: str | None = None, *, room: int = 0, longest: int | None = None
@@ -42,23 +45,25 @@ def private_folder(
 
 
 def ensure_home() -> None:
-    """Give this process, and those that it starts, a home and a place for caches, if it has none.
+    """Give this process, and those that it starts, a home and places for caches, if it has none.
 
-    In containers and batch jobs a user may have no home, or one that cannot be written. Libraries
-    take the home from HOME, and places for caches, as this package does, from XDG_CACHE_HOME.
+    In containers and batch jobs a user may have no home, or one that cannot be written. One that
+    can be read stays: keys are in it.
 
     Raises:
         UserError: there is no folder for temporary files either.
     """
     home = os.path.expanduser("~")
+    # W&B's own process knows no other way to the home.
+    os.environ["HOME"] = str(private_folder()) if home == "~" else home
     if home == "~":
-        os.environ["HOME"] = str(private_folder())
         fault = "this user has no home"
-    elif not os.environ.get("XDG_CACHE_HOME") and not _can_be_made(Path(home, ".cache")):
-        os.environ["XDG_CACHE_HOME"] = str(private_folder() / "cache")
-        fault = f"HOME={home} cannot be written"
     else:
-        return
+        missing = [name for name in _WRITTEN if not os.environ.get(name)]
+        if not missing or _can_be_made(Path(home, ".cache")):
+            return
+        os.environ |= {name: str(private_folder() / _WRITTEN[name]) for name in missing}
+        fault = f"HOME={home} cannot be written"
     disk.tell(f"{fault}: caches are in {private_folder()}; CONR_RAY_CACHE moves decoded images")
 
 

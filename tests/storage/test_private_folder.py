@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def test_without_a_home_that_can_be_written_caches_are_temporary(
     (tmp_path / "file").write_text("")
     # Below a file, nothing can be made: not even by root.
     place = tmp_path / ("file/home" if home == "away" else home)
-    for name, value in {"HOME": str(place), "XDG_CACHE_HOME": "", "CONR_RAY_CACHE": ""}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(place))
+    for name in ("CONR_RAY_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")
     ensure_home()
     own = tmp_path / NAME
     cache = place / ".cache" if home == "writable" else own / "cache"
@@ -53,6 +55,15 @@ def test_without_a_home_that_can_be_written_caches_are_temporary(
     # Processes that are started now say it no more.
     ensure_home()
     assert capsys.readouterr().err == ""
+
+
+def test_a_home_that_only_the_system_knows_is_told_to_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HOME")
+    ensure_home()
+    assert os.environ["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
