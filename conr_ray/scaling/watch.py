@@ -75,18 +75,22 @@ _Aged = Sequence[tuple[Beat, float]]
 
 
 class _Keeper:
-    """The actor that keeps each worker's latest beat."""
+    """The actor that keeps each worker's latest beat, and lines for the user."""
 
     def __init__(self) -> None:
+        self._lines: list[str] = []
         self._beats: dict[tuple[str, int], tuple[Beat, float]] = {}
 
     def keep(self, beat: Beat) -> None:
         self._beats[beat.run, beat.rank] = beat, time.monotonic()
 
-    def latest(self) -> list[tuple[Beat, float]]:
-        """The latest beats, by run and rank, and the seconds since each."""
-        now = time.monotonic()
-        return [(beat, now - at) for _, (beat, at) in sorted(self._beats.items())]
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def latest(self) -> tuple[list[tuple[Beat, float]], list[str]]:
+        """The latest beats, by run and rank, and the seconds since each; new lines."""
+        now, (lines, self._lines) = time.monotonic(), (self._lines, [])
+        return [(beat, now - at) for _, (beat, at) in sorted(self._beats.items())], lines
 
     def forget(self, run: str, worker: int | None = None) -> None:
         """Forget a worker, or all of a run: they are not watched any more."""
@@ -111,6 +115,10 @@ class Pulse:
     def of(self, run: str) -> Pulse:
         """The pulse of one of several runs."""
         return replace(self, run=run)
+
+    def say(self, line: str) -> None:
+        """Tell the user a line: what workers print themselves is in Ray's logs only."""
+        self.keeper.say.remote(line)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -176,7 +184,10 @@ class Watch:
         if not ready:
             return
         try:
-            self._judge(ray.get(self._asked), now, runs)
+            latest, lines = ray.get(self._asked)
+            for line in lines:
+                self._tell(line)
+            self._judge(latest, now, runs)
         except RayError as error:
             # Without its actor a run is trained as well.
             self._tell(f"workers are not watched any more: {type(error).__name__}")

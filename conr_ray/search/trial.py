@@ -73,7 +73,7 @@ class TrialRunner:
 
         try:
             # A full disk is not the trial's fault: it goes on from its checkpoint.
-            disk.patiently(run, directory.uri, (StorageError,))
+            disk.patiently(run, directory.uri, (StorageError,), pulse.say)
         except (UserError, RunFailed) as error:
             # If raised, Tune would retry the trial, with the same result.
             reporter.failure(str(error))

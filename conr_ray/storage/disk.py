@@ -112,6 +112,7 @@ def patiently(
     work: Callable[[], _T],
     what: str,
     away: tuple[type[Exception], ...] = (OSError, StorageError),
+    say: Callable[[str], None] | None = None,
 ) -> _T:
     """Do something with files, again and again until storage that is full or away is back.
 
@@ -122,12 +123,14 @@ def patiently(
         work: raises one of `away`, and can then be done again.
         what: the file or folder, for the lines.
         away: errors that mean that the storage does not work.
+        say: given the lines instead of standard error.
     """
+    say = say or tell
     try:
         return work()
     except away as error:
         reason = getattr(error, "strerror", None) or error
-        tell(f"{what}: {reason}: waiting for the storage, or for Ctrl-C")
+        say(f"{what}: {reason}: waiting for the storage, or for Ctrl-C")
     pause_s = _FIRST_PAUSE_S
     with _ended_by_ctrl_c():
         while True:
@@ -136,7 +139,7 @@ def patiently(
             with suppress(*away):
                 result = work()
                 break
-    tell(f"{what}: the storage is back: going on")
+    say(f"{what}: the storage is back: going on")
     return result
 
 

@@ -215,10 +215,25 @@ def test_a_process_is_watched_while_it_trains_one_run_after_another() -> None:
     place.phases = 7
     for run in ("first", "second"):
         with watch.pulse.of(run).beating():
-            [(beat, age)] = until(lambda: ray.get(watch.pulse.keeper.latest.remote()), 60)
+            [(beat, age)] = until(lambda: ray.get(watch.pulse.keeper.latest.remote())[0], 60)
             assert (beat.run, beat.rank, beat.pid, beat.phases) == (run, 0, os.getpid(), 0)
             assert age < 60
-        assert ray.get(watch.pulse.keeper.latest.remote()) == []
+        assert ray.get(watch.pulse.keeper.latest.remote()) == ([], [])
+
+
+def test_what_a_worker_says_is_told_once() -> None:
+    lines: list[str] = []
+    watch = Watch(Limits(silent_s=0.4), lines.append)
+    watch.pulse.say("waiting")
+
+    def told() -> list[str]:
+        watch.look()
+        return lines
+
+    assert until(told, 60) == ["waiting"]
+    for _ in range(3):
+        time.sleep(watch.pulse.every_s)
+        assert told() == ["waiting"]
 
 
 def test_a_look_does_not_wait(tmp_path: Path) -> None:
