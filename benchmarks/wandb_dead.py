@@ -1,6 +1,6 @@
 """What a W&B that does not answer costs a search: the command's wait, and each trial's.
 
-    OMP_NUM_THREADS=1 python benchmarks/wandb_dead.py       # a minute on 1 core
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/wandb_dead.py       # a minute on 1 core
 
 Trials of about a second, one after another in one process as in an actor of a search, with W&B off
 and with a server that refuses connections, in turn. The search of 40 trials is calculated: the
@@ -20,27 +20,16 @@ os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:9"
 os.environ["WANDB_API_KEY"] = "0" * 40
 os.environ.pop("WANDB_MODE", None)
 
-from conr_ray.config import RunConfig, load_preset
+from conr_ray.config import RunConfig
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.worker import run_here
 from conr_ray.tracking.wandb_reach import reached_settings
 from conr_ray.tracking.wandb_settings import WandbSettings
+from tests.tiny_runs import tiny_config
 
 TRIALS, ACTORS, MEASURED = 40, 2, 8
-TINY = {
-    "data.limit": 300,
-    "model.widths": [4, 8],
-    "model.head_hidden_dim": 32,
-    "model.embedding_dim": 16,
-    "optim.batch_size": 64,
-    "bank.size": 130,
-    "schedule.epochs": 4,
-    "schedule.group_start": 2,
-    "schedule.relax_epochs": 1,
-    "schedule.warmup_epochs": 1,
-}
 
 
 def trial_s(config: RunConfig, folder: Path, settings: WandbSettings) -> float:
@@ -55,7 +44,7 @@ def trial_s(config: RunConfig, folder: Path, settings: WandbSettings) -> float:
 
 def main() -> None:
     """Measure and print."""
-    config = load_preset("digits", TINY)
+    config = tiny_config(evaluation__every=5, checkpoint__every=5)
     started = time.perf_counter()
     dead, told = reached_settings(config.tracking, "/search", of_search=True)
     wait_s = time.perf_counter() - started

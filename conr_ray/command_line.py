@@ -7,6 +7,7 @@ appear at once.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -31,12 +32,13 @@ from conr_ray.errors import (
     UserError,
 )
 from conr_ray.remedies import described
-from conr_ray.storage.private_folder import private_folder
+from conr_ray.storage.private_folder import ensure_home, private_folder
 
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig
     from conr_ray.engine.data_checks import Counted
     from conr_ray.scaling.resources import ClusterOptions
+    from conr_ray.scaling.watch import Limits
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,6 +98,25 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="GPUs per worker (default: 1 if there are any, else 0)",
     )
+    parser.add_argument(
+        "--hang-limit",
+        type=_seconds,
+        default=1800.0,
+        metavar="SECONDS",
+        help="end workers that hold up a run for so long, and start all of it again; 0: never "
+        "(default: 1800; they are named after half a minute)",
+    )
+
+
+def _seconds(text: str) -> float:
+    """The value of an argument that is a time."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
+    return seconds
 
 
 def cluster_options(args: argparse.Namespace) -> ClusterOptions:
@@ -105,6 +126,13 @@ def cluster_options(args: argparse.Namespace) -> ClusterOptions:
     return ClusterOptions(
         args.address, args.autoscaling, args.cpus_per_worker, args.gpus_per_worker
     )
+
+
+def watch_limits(args: argparse.Namespace) -> Limits:
+    """How long workers may do nothing."""
+    from conr_ray.scaling.watch import Limits
+
+    return Limits(end_s=args.hang_limit or None)
 
 
 def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace) -> bool:
@@ -215,6 +243,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     for name, value in BRIEF_SPINS.items():
         os.environ.setdefault(name, value)
     try:
+        ensure_home()
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

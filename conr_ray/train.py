@@ -20,6 +20,7 @@ from conr_ray.command_line import (
     resumable,
     run_command,
     sent_to_head,
+    watch_limits,
     with_remedy,
 )
 from conr_ray.errors import RunFailed, UserError, last_line
@@ -100,7 +101,6 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
             run_here(config, directory, resources, wandb, progress, trunks, profiled=args.profile)
         else:
             from conr_ray.scaling.train_job import run_on_workers
-            from conr_ray.scaling.watch import Limits
 
             for row in run_on_workers(
                 config,
@@ -109,7 +109,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
                 wandb,
                 trunks,
                 profiled=args.profile,
-                limits=Limits(end_s=args.hang_limit or None),
+                limits=watch_limits(args),
                 tell=partial(console.print, soft_wrap=True),
             ):
                 progress.epoch(row)
@@ -151,14 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--local", action="store_true", help="train in this process, without Ray, for debugging"
-    )
-    parser.add_argument(
-        "--hang-limit",
-        type=float,
-        default=1800.0,
-        metavar="SECONDS",
-        help="end workers that hold up the run for so long, and start all again; 0: never "
-        "(default: 1800; they are named after half a minute)",
     )
     add_cluster_options(parser)
     return parser

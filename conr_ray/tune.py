@@ -19,6 +19,7 @@ from conr_ray.command_line import (
     resumable,
     run_command,
     sent_to_head,
+    watch_limits,
 )
 from conr_ray.errors import UserError
 
@@ -179,6 +180,7 @@ def _search(
             trunks=trunks,
             max_concurrent=args.max_concurrent,
             on_news=report.note,
+            limits=watch_limits(args),
         )
     log_search(space, directory, trials, wandb, workers=args.workers)
     _print_result(space, directory, trials, console)

@@ -174,6 +174,8 @@ def test_train_refuses(refuse: Refuse, arguments: str, message: str, local: bool
         ("--autoscaling", "autoscaling needs a cluster: give its address"),
         ("--cpus-per-worker 0", "cpus_per_worker=0: give 1 or more"),
         ("--gpus-per-worker -1", "gpus_per_worker=-1: give 0 or more"),
+        ("--hang-limit=-1", "argument --hang-limit: -1 is no number of seconds: give 0 or more"),
+        ("--hang-limit nan", "argument --hang-limit: nan is no number of seconds: give 0 or more"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_at_once(

@@ -121,11 +121,17 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
 
 
 def default_cache_dir() -> Path:
-    """The default folder of decoded copies."""
-    if own := os.environ.get("CONR_RAY_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "conr_ray"
+    """The default folder of decoded copies.
+
+    Raises UserError if this user has no home.
+    """
+    own, base = os.environ.get("CONR_RAY_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own or f"{base or '~/.cache'}/conr_ray").expanduser()
+    except RuntimeError:
+        raise UserError(
+            "this user has no home for a cache of decoded samples: set CONR_RAY_CACHE to a folder"
+        ) from None
 
 
 def _rows_file(shape: Sequence[int]) -> str:

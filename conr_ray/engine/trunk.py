@@ -28,6 +28,7 @@ from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.method.phases import phase
 from conr_ray.storage.locks import Lock
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def _provide(
             if state != _WAIT:
                 break
             pause_s = _POLL_S if trunk.is_local else _POLL_REMOTE_S
-            time.sleep(pause_s)
+            with phase("wait for the trunk"):
+                time.sleep(pause_s)
             waited_s += pause_s
         if state == _FAILED:
             trunk.raise_failure()

@@ -16,13 +16,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """`function`, compiled at its first call and cached on disk; it releases the GIL."""
-    return cast(Function, numba.njit(nogil=True, cache=True)(function))
+    return _compiled(function, nogil=True)
 
 
 def compiled_any_order(function: Function) -> Function:
     """`compiled`, but sums may be reordered for speed."""
-    options: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc"}}
-    return cast(Function, numba.njit(**options)(function))
+    return _compiled(function, nogil=True, fastmath={"reassoc"})
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    try:
+        return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written: each process compiles.
+        return cast(Function, numba.njit(**options)(function))
 
 
 def serves(device: torch.device) -> bool:

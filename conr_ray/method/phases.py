@@ -13,20 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
-
-class Place:
-    """Where this process is in training.
-
-    Attributes:
-        phases: number of phases begun.
-        phase: the latest of them.
-    """
-
-    phases = 0
-    phase = "not training yet"
-
-
-place = Place()
+from conr_ray.method.place import place
 
 
 class Clock:

@@ -23,6 +23,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, last_line
+from conr_ray.scaling.pulse import Pulse
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.watch import Limits, Watch
 from conr_ray.tracking.wandb_settings import WandbSettings
@@ -44,6 +45,7 @@ def run_on_workers(
     profiled: bool = False,
     limits: Limits = _LIMITS,
     tell: Callable[[str], None] = _logger.warning,
+    pulse: Pulse | None = None,
 ) -> Iterator[MetricRow]:
     """Train on workers of the cluster; yield each epoch's metrics soon after it has ended.
 
@@ -61,6 +63,7 @@ def run_on_workers(
         profiled: add a profile of the first worker to the run's directory.
         limits: how long workers may do nothing.
         tell: given lines about workers that do nothing.
+        pulse: of another process that watches the workers; by default this one does.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -73,10 +76,9 @@ def run_on_workers(
 
         yield tell_run_again(config, directory, wandb, seen)
         return
-    watch = Watch(limits, tell)
+    watch = Watch(limits, tell) if pulse is None else None
     job = {
-        "pulse": watch.pulse,
-        "beats_every_s": watch.every_s,
+        "pulse": pulse if watch is None else watch.pulse,
         "config": config.to_yaml(),
         "uri": directory.uri,
         "threads": resources.cpus_per_worker,
@@ -109,7 +111,8 @@ def run_on_workers(
             seen += 1
             yield row
         if running:
-            watch.look()
+            if watch is not None:
+                watch.look()
             thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:

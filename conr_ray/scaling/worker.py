@@ -18,7 +18,6 @@ from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import OutOfMemory, RunFailed, UserError
 from conr_ray.method.collectives import all_reduce_sum, rank, world_size
-from conr_ray.scaling.beating import beating
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings
@@ -61,7 +60,7 @@ def work(job: dict[str, Any], device: torch.device) -> None:
     driver instead, and all workers end. If only one of several has no memory, its error ends the
     others, and no worker that is started again trains.
     """
-    with beating(job["pulse"], job["beats_every_s"]):
+    with job["pulse"].beating():
         _work(job, device)
 
 

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import optuna
 import ray.tune
 from rich.console import Console
 
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import RunFailed, UserError
+from conr_ray.errors import RunFailed, StorageError, UserError
 from conr_ray.scaling.cluster import room_for
 from conr_ray.scaling.resources import WorkerResources
+from conr_ray.scaling.watch import Limits, Watch
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study_searcher import StudyScheduler, StudySearcher, num_left
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
+from conr_ray.search.trial_watch import TrialWatch
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 # Study attribute that holds the fingerprint of the images.
 _IMAGES = "images"
 # How often a trial whose processes die is resumed from its checkpoint.
 _MAX_FAILURES = 5
+_LIMITS = Limits()
 
 
 def run_search(
@@ -39,6 +44,7 @@ def run_search(
     trunks: TrunkStore | None = None,
     max_concurrent: int | None = None,
     on_news: Callable[[], None] | None = None,
+    limits: Limits = _LIMITS,
 ) -> list[Trial]:
     """Run the remaining trials, then write the table and the best config.
 
@@ -55,6 +61,7 @@ def run_search(
         trunks: where trials load and store the instance stages that they share.
         max_concurrent: maximum trials at once; None means as many as fit.
         on_news: called, in this process, after each report and at the end of each trial.
+        limits: how long the workers of a trial may do nothing.
 
     Raises:
         UserError: earlier trials were trained on other data.
@@ -68,15 +75,20 @@ def run_search(
         )
     study.set_user_attr(_IMAGES, fingerprint)
     if (remaining := num_left(space, study, num_trials)) > 0:
-        runner = TrialRunner(space, directory.files, directory.name, resources, wandb, trunks)
+        watch = Watch(limits, partial(console.print, soft_wrap=True))
+        files, name, pulse = directory.files, directory.name, watch.pulse
+        runner = TrialRunner(space, files, name, resources, wandb, trunks, pulse)
         # With Ray Train, one more trial waits for cores, so that it starts without delay.
         ready = room_for(resources) + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
         display = LiveDisplay(space, remaining, console, trunks, fingerprint, on_news)
-        _run_trials(runner, study, display, remaining, concurrent)
-    trials = write_results(space, study, directory)
+        _run_trials(runner, study, display, TrialWatch(watch), remaining, concurrent)
     if num_left(space, study, num_trials):
+        # Stopped, perhaps since the storage is full.
+        with suppress(StorageError):
+            write_results(space, study, directory)
         raise KeyboardInterrupt
+    trials = write_results(space, study, directory)
     if best_trial(trials) is None:
         reasons = sorted({trial.state for trial in trials})
         raise RunFailed(
@@ -90,6 +102,7 @@ def _run_trials(
     runner: TrialRunner,
     study: optuna.Study,
     display: LiveDisplay,
+    watch: TrialWatch,
     count: int,
     concurrent: int,
 ) -> None:
@@ -113,7 +126,7 @@ def _run_trials(
             name="search",
             storage_path=scratch.name,
             failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
-            callbacks=[display],
+            callbacks=[display, watch],
             verbose=0,
         ),
     )

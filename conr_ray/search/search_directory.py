@@ -1,7 +1,8 @@
 """The files of a search, for running it and for reading its results.
 
 space.yaml          the space as read, with the fields fixed by the command line
-study.journal       the Optuna study, with its checksums beside it; in a bucket, a folder of pieces
+study.journal       the Optuna study; in a bucket, a folder of pieces
+study.journal.sums  checksums of its entries
 search.lock         held by the process that runs the search
 trials/ID/          a run directory for each trial
 trials.parquet      the table of trials

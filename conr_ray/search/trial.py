@@ -17,6 +17,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, StorageError, UserError
+from conr_ray.scaling.pulse import Pulse
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.worker import run_here
@@ -34,6 +35,7 @@ class TrialRunner:
 
     A one-worker trial trains in the actor itself, which is reused for the next trial; with more
     workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint.
+    Workers show by `pulse` that they live.
     """
 
     space: SearchSpace
@@ -42,6 +44,7 @@ class TrialRunner:
     resources: WorkerResources
     wandb: WandbSettings
     trunks: TrunkStore | None
+    pulse: Pulse
 
     def __call__(self, given: dict[str, Any]) -> None:
         trial_id = given[TRIAL_ID]
@@ -52,22 +55,25 @@ class TrialRunner:
         if leg := given.get(LEG):
             end = leg["end"]
             span = Span(self._parent(leg), None if end == config.schedule.epochs else end)
-        reporter = _TuneReporter(self.space.metrics, end)
+        reporter, pulse = _TuneReporter(self.space.metrics, end), self.pulse.of(trial_id)
 
         def run() -> None:
             directory.check_room()
             directory.claim(config, resume=True)
             if self.resources.workers == 1:
-                run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
-            else:
-                rows = run_on_workers(config, directory, self.resources, wandb, self.trunks, span)
-                for row in rows:
-                    reporter.epoch(row)
-                reporter.end(None)
+                with pulse.beating():
+                    run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
+                return
+            resources, trunks = self.resources, self.trunks
+            for row in run_on_workers(
+                config, directory, resources, wandb, trunks, span, pulse=pulse
+            ):
+                reporter.epoch(row)
+            reporter.end(None)
 
         try:
             # A full disk is not the trial's fault: it goes on from its checkpoint.
-            disk.patiently(run, directory.uri, (StorageError,))
+            disk.patiently(run, directory.uri, (StorageError,), pulse.say)
         except (UserError, RunFailed) as error:
             # If raised, Tune would retry the trial, with the same result.
             reporter.failure(str(error))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +112,7 @@ def patiently(
     work: Callable[[], _T],
     what: str,
     away: tuple[type[Exception], ...] = (OSError, StorageError),
+    say: Callable[[str], None] | None = None,
 ) -> _T:
     """Do something with files, again and again until storage that is full or away is back.
 
@@ -120,22 +123,37 @@ def patiently(
         work: raises one of `away`, and can then be done again.
         what: the file or folder, for the lines.
         away: errors that mean that the storage does not work.
+        say: given the lines instead of standard error.
     """
-    pause_s, waited = _FIRST_PAUSE_S, False
-    while True:
-        try:
-            result = work()
-        except away as error:
-            if not waited:
-                reason = getattr(error, "strerror", None) or error
-                tell(f"{what}: {reason}: waiting for the storage, or for Ctrl-C")
-            waited = True
+    say = say or tell
+    try:
+        return work()
+    except away as error:
+        reason = getattr(error, "strerror", None) or error
+        say(f"{what}: {reason}: waiting for the storage, or for Ctrl-C")
+    pause_s = _FIRST_PAUSE_S
+    with _ended_by_ctrl_c():
+        while True:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        else:
-            if waited:
-                tell(f"{what}: the storage is back: going on")
-            return result
+            with suppress(*away):
+                result = work()
+                break
+    say(f"{what}: the storage is back: going on")
+    return result
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt, whatever a library does at it while it works."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def tell(line: str) -> None:

@@ -9,6 +9,10 @@ import stat
 from pathlib import Path
 
 from conr_ray.errors import UserError
+from conr_ray.storage import disk
+
+# Variables that name what is written in a home, by this package and by libraries.
+_WRITTEN = {"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "MPLCONFIGDIR": "matplotlib"}
 
 
 def private_folder(
@@ -38,6 +42,35 @@ def private_folder(
         f"no folder for temporary files ({'; '.join(found)}): set {variable or 'TMPDIR'} to a "
         "folder of yours with a short path and free space"
     )
+
+
+def ensure_home() -> None:
+    """Give this process, and those that it starts, a home and places for caches, if it has none.
+
+    In containers and batch jobs a user may have no home, or one that cannot be written. One that
+    can be read stays: keys are in it.
+
+    Raises:
+        UserError: there is no folder for temporary files either.
+    """
+    home = os.path.expanduser("~")
+    # W&B's own process knows no other way to the home.
+    os.environ["HOME"] = str(private_folder()) if home == "~" else home
+    if home == "~":
+        fault = "this user has no home"
+    else:
+        missing = [name for name in _WRITTEN if not os.environ.get(name)]
+        if not missing or _can_be_made(Path(home, ".cache")):
+            return
+        os.environ |= {name: str(private_folder() / _WRITTEN[name]) for name in missing}
+        fault = f"HOME={home} cannot be written"
+    disk.tell(f"{fault}: caches are in {private_folder()}; CONR_RAY_CACHE moves decoded images")
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder is there and can be written, or can be made."""
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _fault(folder: Path, room: int, longest: int | None) -> str | None:

@@ -17,6 +17,8 @@ from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
+from conr_ray.method.phases import phase
+from conr_ray.method.place import UPLOAD
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import has_ended, logged_epochs
 from conr_ray.tracking.wandb_media import DrawingBudget, log_checkpoint, snapshot_media
@@ -146,7 +148,8 @@ class WandbRun(Observer):
             self._log_artifact()
         # A scheduler stops a trial by SystemExit, which is not a failure.
         failed = error is not None and not isinstance(error, SystemExit)
-        self._attempt(lambda: finish_wandb(self._run, self._settings, exit_code=int(failed)))
+        with phase(UPLOAD):
+            self._attempt(lambda: finish_wandb(self._run, self._settings, exit_code=int(failed)))
 
     def _log(self, row: MetricRow) -> None:
         epoch = int(row["epoch"] or 0)

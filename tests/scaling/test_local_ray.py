@@ -40,7 +40,7 @@ assert ray.is_initialized()
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAFAKEFAKEFAKEFAKE",
     "AWS_SECRET_ACCESS_KEY": "fake/secret/of/aws/0123456789",
-    "AWS_SESSION_TOKEN": "faketokenofaws0123456789",
+    "AWS_SESSION_TOKEN": "faketoken" * 3,
     "WANDB_API_KEY": "fa4e" * 10,
 }
 

@@ -37,7 +37,8 @@ def claimed(folder: Path, **changes: object) -> RunDirectory:
 def train_workers() -> list[psutil.Process]:
     # Ray names its processes after what they run.
     family = psutil.Process().children(recursive=True)
-    names = ("RayTrainWorker", "_work_alone")
+    # The last is Tune's: of a trial.
+    names = ("RayTrainWorker", "_work_alone", "ImplicitFunc")
     return [p for p in family if any(name in " ".join(p.cmdline()) for name in names)]
 
 

@@ -1,23 +1,33 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from rich.console import Console
 
+from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.method.place import UPLOAD, place
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.pulse import Beat
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.watch import Limits, Watch
+from conr_ray.search.run_search import run_search
+from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.search.space import SearchSpace
+from conr_ray.storage.files import Folder
 from tests.scaling.test_train_job import OFF, train_workers
-from tests.tiny_runs import run_here, tiny_config, without_times
+from tests.tiny_runs import TINY, run_here, tiny_config, without_times
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,14 +66,66 @@ def test_a_stopped_worker_is_named_and_ended_and_the_run_ends_as_if_nothing_had_
     named = [line for line in told if f"(process {stopped} on " in line]
     assert any(line.startswith("no sign of life for ") for line in named)
     assert any(line.endswith("; ended after 20 s") for line in named)
-    assert any(line.endswith(": it is ended, and all workers start again") for line in named)
+    assert any(
+        line.endswith(": ended, and started again from the newest checkpoint") for line in named
+    )
     assert not psutil.pid_exists(stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_stopped_trial_is_named_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    space = SearchSpace.model_validate(
+        {
+            "preset": "digits",
+            "metric": "silhouette",
+            "trials": 2,
+            "fixed": {**TINY, "schedule.epochs": 20},
+            "search": {"seed": {"choice": [0, 1]}},
+            "sampler": "grid",
+            "scheduler": None,
+        }
+    )
+    directory = SearchDirectory(Folder(tmp_path / "search"))
+    directory.claim(space, resume=False)
+    stopped: list[int] = []
+
+    def stop_at_first_news() -> None:
+        if not stopped and list(tmp_path.glob("search/trials/*/checkpoints/*")):
+            [actor] = train_workers()
+            actor.suspend()
+            stopped.append(actor.pid)
+
+    told = io.StringIO()
+    trials = run_search(
+        space,
+        directory,
+        WorkerResources(1),
+        OFF,
+        Console(file=told, width=500),
+        num_trials=2,
+        fingerprint=open_data(space.config().data).fingerprint,
+        max_concurrent=1,
+        on_news=stop_at_first_news,
+        limits=Limits(silent_s=10, end_s=45),
+    )
+    assert [trial.state for trial in trials] == ["complete", "complete"]
+    for trial in trials:
+        rows = RunDirectory(f"{directory.uri}/trials/{trial.trial_id}").metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(20))
+    named = [line for line in told.getvalue().splitlines() if f"(process {stopped[0]} on " in line]
+    assert all(" of trial 000" in line for line in named)
+    assert any(line.startswith("no sign of life for ") for line in named)
+    assert any(line.endswith("; ended after 45 s") for line in named)
+    assert named[-1].endswith(": ended, and started again from the newest checkpoint")
+    assert not psutil.pid_exists(stopped[0])
 
 
 class _Judged(Watch):
     """A watch that is given the beats, at times that a test chooses."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, run: str = "") -> None:
+        self.run = run
         self.lines: list[str] = []
         super().__init__(limits, self.lines.append)
 
@@ -71,10 +133,10 @@ class _Judged(Watch):
         """Lines told about (rank, phases, phase, age)."""
         self.lines.clear()
         made = [
-            (Beat(rank, "10.0.0.1", "gone", 7 + rank, phases, phase), age)
+            (Beat(self.run, rank, "10.0.0.1", "gone", 7 + rank, phases, phase), age)
             for rank, phases, phase, age in beats
         ]
-        self._judge(made, now)
+        self._judge(made, now, {self.run})
         return list(self.lines)
 
 
@@ -112,6 +174,67 @@ def test_opening_data_is_no_silence_but_a_silent_process_is() -> None:
     assert line == (
         "no sign of life for 13 s from any worker: Ray starts them again, or waits for a node"
     )
+
+
+def test_trials_are_judged_each_by_itself_while_they_run() -> None:
+    watch = Watch(Limits(silent_s=10, end_s=None), (lines := []).append)
+    beats = {run: Beat(run, 0, "10.0.0.1", "gone", 7, 1, "views") for run in ("a", "b", "c")}
+    for now in (0.0, 15.0, 21.0):
+        beats["b"] = replace(beats["b"], phases=beats["b"].phases + 1)
+        aged = [(beats["a"], 1.0), (beats["b"], 1.0), (beats["c"], 11.0)]
+        watch._judge(aged, now, {"a", "b"})
+    assert lines == ["no progress for 21 s of worker 0 of trial a (process 7 on 10.0.0.1, views)"]
+    # One that is tried again begins anew.
+    watch._judge([(beats["a"], 1.0)], 22.0, set())
+    watch._judge([(beats["a"], 1.0)], 23.0, {"a"})
+    watch._judge([(beats["a"], 11.0)], 24.0, {"a"})
+    watch._judge([(beats["a"], 1.0)], 25.0, {"a"})
+    assert [line.partition(" (")[0] for line in lines[1:]] == [
+        "no sign of life for 11 s from worker 0 of trial a",
+        "workers of trial a are at work again",
+    ]
+
+
+def test_a_driver_that_was_held_up_blames_nobody() -> None:
+    watch = _Judged(Limits(silent_s=10, end_s=None))
+    watch.at(0, (0, 1, "views", 0))
+    watch._last_look -= 11
+    watch.look()
+    assert watch.at(1000, (0, 1, "views", 0)) == []
+    assert watch.at(2000, (0, 1, "views", 0)) != []
+
+
+def test_what_is_sent_elsewhere_may_take_an_hour() -> None:
+    watch = _Judged(Limits(silent_s=10, end_s=1800))
+    watch.at(0, (0, 9, UPLOAD, 0))
+    assert watch.at(3600, (0, 9, UPLOAD, 0)) == []
+    assert watch.at(3700, (0, 9, UPLOAD, 0)) != []
+
+
+def test_a_process_is_watched_while_it_trains_one_run_after_another() -> None:
+    watch = Watch(Limits(), print)
+    place.phases = 7
+    for run in ("first", "second"):
+        with watch.pulse.of(run).beating():
+            [(beat, age)] = until(lambda: ray.get(watch.pulse.keeper.latest.remote())[0], 60)
+            assert (beat.run, beat.rank, beat.pid, beat.phases) == (run, 0, os.getpid(), 0)
+            assert age < 60
+        assert ray.get(watch.pulse.keeper.latest.remote()) == ([], [])
+
+
+def test_what_a_worker_says_is_told_once() -> None:
+    lines: list[str] = []
+    watch = Watch(Limits(silent_s=0.4), lines.append)
+    watch.pulse.say("waiting")
+
+    def told() -> list[str]:
+        watch.look()
+        return lines
+
+    assert until(told, 60) == ["waiting"]
+    for _ in range(3):
+        time.sleep(watch.pulse.every_s)
+        assert told() == ["waiting"]
 
 
 def test_a_look_does_not_wait(tmp_path: Path) -> None:

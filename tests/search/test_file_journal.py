@@ -102,6 +102,14 @@ def replace(folder: Path, journal: bytes, sums: bytes | None) -> None:
         (folder / SUMS).write_bytes(sums)
 
 
+def with_a_changed_bit(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """For each byte its place, and the data with one bit of it changed."""
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        yield place, bytes(changed)
+
+
 def check(
     folder: Path, whole: list[bytes], capsys: pytest.CaptureFixture[str], *, listed: bool = True
 ) -> str:
@@ -146,11 +154,8 @@ def test_changed_at_any_byte_it_is_read_or_refused_in_a_line(
     whole: tuple[Path, list[bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines, sums = whole[1], (whole[0] / SUMS).read_bytes()
-    content = b"".join(lines)
-    for place in range(len(content)):
-        changed = bytearray(content)
-        changed[place] ^= 1 << place % 8
-        replace(tmp_path, bytes(changed), sums)
+    for place, changed in with_a_changed_bit(b"".join(lines)):
+        replace(tmp_path, changed, sums)
         assert check(tmp_path, lines, capsys) != "whole", place
 
 
@@ -163,10 +168,8 @@ def test_a_damaged_list_of_checksums_costs_nothing_before_the_last_entry(
     for size in range(len(sums)):
         replace(tmp_path, content, sums[:size])
         assert check(tmp_path, lines, capsys) == "whole", size
-    for place in range(len(sums)):
-        changed = bytearray(sums)
-        changed[place] ^= 1 << place % 8
-        replace(tmp_path, content, bytes(changed))
+    for place, changed in with_a_changed_bit(sums):
+        replace(tmp_path, content, changed)
         in_last = place >= len(sums) - 9
         assert check(tmp_path, lines, capsys) == "whole" or in_last, place
     # It was written anew: a later loss is told again.
