@@ -12,10 +12,10 @@ _T = TypeVar("_T")
 HANG_S = 600.0
 
 
-def until(ask: Callable[[], _T], timeout_s: float = HANG_S) -> _T:
+def until(ask: Callable[[], _T], timeout_s: float = HANG_S, *, pause_s: float = 1.0) -> _T:
     """The first true answer."""
     deadline = time.monotonic() + timeout_s
     while not (answer := ask()):
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s"
-        time.sleep(1)
+        time.sleep(pause_s)
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ import conr_ray
 from conr_ray.cores import BRIEF_SPINS
 from conr_ray.errors import UserError, last_line
 from conr_ray.remedies import described
+from conr_ray.scaling.ray_sessions import tidy_sessions
 from conr_ray.scaling.resources import (
     ClusterOptions,
     Nodes,
@@ -122,6 +124,9 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     _set_environment()
     # Ray lets all users write in its folder: this one is in another that they cannot enter.
     folder = private_folder("RAY_TMPDIR", room=_ROOM, longest=_LONGEST_FOLDER) / "ray"
+    tidy_sessions(folder)
+    atexit.unregister(_end)
+    atexit.register(_end, folder)
     try:
         with _own_address():
             ray.init(
@@ -149,6 +154,12 @@ def leave() -> None:
     """
     if _is_ours():
         ray.shutdown()
+
+
+def _end(folder: Path) -> None:
+    """At the end of this process: stop Ray, and delete the sockets that it leaves in `folder`."""
+    leave()
+    tidy_sessions(folder)
 
 
 def room_for(resources: WorkerResources) -> int:

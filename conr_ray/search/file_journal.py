@@ -52,6 +52,8 @@ class FileJournal(BaseJournalBackend):
         self._ends, self._sums = array("Q"), array("I")
         # A torn entry after them, and whether the list is of just these.
         self._torn, self._list_is_right = b"", True
+        # Where an entry begins that could be neither synced nor cut off, and the entry.
+        self._left: tuple[int, bytes] | None = None
         self._writes = self._told = False
         try:
             self._load()
@@ -129,16 +131,19 @@ class FileJournal(BaseJournalBackend):
         made = 0 if self._ends else os.O_CREAT
         with disk.opened(self._path, os.O_WRONLY | os.O_APPEND | made) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            self._cut_what_is_left(file)
             self._load()
             if self._torn or not self._list_is_right:
                 self._heal(file)
             count, end = len(self._ends), self._end(len(self._ends))
+            text = b"".join(lines)
             try:
-                disk.write_all(file, b"".join(lines))
+                disk.write_all(file, text)
             except OSError:
-                # What is half written was never acknowledged.
+                # Whole or half, it was never acknowledged, and is written again.
+                self._left = end, text
                 with suppress(OSError):
-                    disk.truncate(file, end)
+                    self._cut_what_is_left(file)
                 raise
             for line in lines:
                 self._ends.append(end := end + len(line))
@@ -149,8 +154,16 @@ class FileJournal(BaseJournalBackend):
                 if not count:
                     disk.sync_folder(self._path.parent)
                 with disk.opened(self._sums_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as sums:
-                    os.write(sums, self._as_list(count))
+                    disk.write_all(sums, self._as_list(count), synced=False)
                 self._list_is_right = True
+
+    def _cut_what_is_left(self, file: int) -> None:
+        if self._left is not None:
+            begin, text = self._left
+            # Unless another program has added to it since.
+            if text.startswith(_content(self._path, begin)):
+                disk.truncate(file, begin)
+            self._left = None
 
     def _heal(self, file: int) -> None:
         """Cut a torn entry off, and write the list anew."""

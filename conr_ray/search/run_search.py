@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import optuna
 import ray.tune
 from rich.console import Console
 
+from conr_ray.engine.metric_rows import MetricRow
+from conr_ray.engine.origin import Origin
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, StorageError, UserError
 from conr_ray.scaling.cluster import room_for
@@ -21,8 +23,17 @@ from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study_searcher import StudyScheduler, StudySearcher, num_left
 from conr_ray.search.trial import TrialRunner
-from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
+from conr_ray.search.trial_table import (
+    Trial,
+    best_trial,
+    lineage,
+    read_files,
+    read_trials,
+    to_arrow,
+)
 from conr_ray.search.trial_watch import TrialWatch
+from conr_ray.storage import disk
+from conr_ray.storage.scratch import scratch_folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 # Study attribute that holds the fingerprint of the images.
@@ -110,7 +121,8 @@ def _run_trials(
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
     # Everything that must be kept is in the search's directory.
-    scratch = tempfile.TemporaryDirectory(prefix="conr_ray_tune_", ignore_cleanup_errors=True)
+    scratch = ExitStack()
+    folder = scratch.enter_context(scratch_folder("tune"))
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
         tune_config=ray.tune.TuneConfig(
@@ -124,7 +136,7 @@ def _run_trials(
         ),
         run_config=ray.tune.RunConfig(
             name="search",
-            storage_path=scratch.name,
+            storage_path=str(folder),
             failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=[display, watch],
             verbose=0,
@@ -134,14 +146,15 @@ def _run_trials(
         tuner.fit()
     finally:
         display.close()
-        scratch.cleanup()
+        scratch.close()
 
 
 def write_results(
     space: SearchSpace, study: optuna.Study, directory: SearchDirectory
 ) -> list[Trial]:
     """Write trials.parquet and, if a trial is complete, best.yaml; return trials, best first."""
-    trials, files = read_trials(study, space, directory.uri), directory.files
+    trials = read_trials(study, space, directory.uri, _sound_files)
+    files = directory.files
     files.write_table("trials.parquet", to_arrow(trials, space))
     if best := best_trial(trials):
         assert best.values is not None
@@ -152,6 +165,25 @@ def write_results(
             header += f"# until epoch {leg.epochs} as in trials/{leg.trial_id}/config.yaml\n"
         files.write_text("best.yaml", header + space.config(best.point).to_yaml())
     return trials
+
+
+def _sound_files(directory: RunDirectory) -> tuple[list[MetricRow], Origin | None]:
+    """As `read_files`; metrics that were damaged are written anew from the newest checkpoint."""
+    try:
+        return read_files(directory)
+    except StorageError:
+        raise
+    except UserError as error:
+        # Torch takes seconds to import.
+        import torch
+
+        epochs = directory.checkpoint_epochs()
+        if not epochs:
+            raise
+        state = directory.load_checkpoint(epochs[-1], torch.device("cpu"))
+        directory.write_metrics(state["history"])
+        disk.tell(f"{str(error).rpartition(': ')[0]}: written anew from a checkpoint")
+        return read_files(directory)
 
 
 def _trial_bundle(resources: WorkerResources) -> dict[str, float]:

@@ -20,6 +20,9 @@ from optuna.trial import FrozenTrial
 from conr_ray.method.keys import fold
 from conr_ray.search.space import SearchSpace
 
+# Where Optuna keeps the point of a trial that was enqueued.
+_GIVEN_POINT = "fixed_params"
+
 
 def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.Study:
     """The study of `space` called `name`, created with the points tried first if there is none."""
@@ -36,8 +39,11 @@ def open_study(space: SearchSpace, storage: BaseStorage, name: str) -> optuna.St
     # A resumed search must not draw its first points again.
     study.sampler = _sampler(space, fold(space.seed, num_trials) % 2**32)
     # A grid holds its points already, a population draws its own.
-    if not num_trials and not space.exchanges and (space.first or space.sampler != "grid"):
-        for point in space.first_points():
+    if not space.exchanges and (space.first or space.sampler != "grid"):
+        # A search that was killed between two of them has the first already.
+        known = study.get_trials(deepcopy=False)
+        num_given = sum(_GIVEN_POINT in trial.system_attrs for trial in known)
+        for point in space.first_points()[num_given:]:
             study.enqueue_trial(point)
     return study
 

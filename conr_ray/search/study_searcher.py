@@ -67,8 +67,9 @@ class StudySearcher(Searcher):
         name = trial.user_attrs.get(TRIAL_ID)
         if name is None:
             name = f"{trial.number:04d}-{trial_id}"
-            trial.set_user_attr(TRIAL_ID, name)
+            # Its name is last: a trial that has one, whatever killed the search, has both.
             trial.set_user_attr(CONFIG_HASH, self._space.config(point).content_hash())
+            trial.set_user_attr(TRIAL_ID, name)
         self._trials[trial_id] = trial
         self._num_epochs[trial_id] = self._space.config(point).schedule.epochs
         given = {TRIAL_ID: name, POINT: point}

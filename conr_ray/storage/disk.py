@@ -41,22 +41,28 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
+def open_file(path: Path, flags: int) -> int:
+    """A file descriptor, closed by programs that this one starts."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+
 @contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
     """A file descriptor, closed at the end and by programs that this one starts."""
-    file = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    file = open_file(path, flags)
     try:
         yield file
     finally:
         os.close(file)
 
 
-def write_all(file: int, data: bytes | memoryview) -> None:
+def write_all(file: int, data: bytes | memoryview, *, synced: bool = True) -> None:
     """Write all of `data`, however little the system takes at a time, and sync it."""
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[os.write(file, rest) :]
-    os.fsync(file)
+    if synced:
+        os.fsync(file)
 
 
 def truncate(file: int, size: int) -> None:

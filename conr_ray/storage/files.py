@@ -132,7 +132,9 @@ class Folder:
         """
         data = self.read_bytes(name)
         try:
-            return None if data is None else pq.read_table(pa.BufferReader(data))
+            if data is None:
+                return None
+            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         # Arrow raises errors of many kinds, and an OSError where lengths in the file are wrong.
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(name, error) from None
@@ -172,12 +174,12 @@ class Folder:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(table, buffer, write_page_checksum=True)
         self.write_bytes(name, buffer.getbuffer())
 
     def has(self, name: str) -> bool:
         """Whether there is a file, or a folder with files in it, of this name."""
-        info = self._files.get_file_info(f"{self._root}/{name}")
+        info: pafs.FileInfo = self._asked(f"{self._root}/{name}")
         return bool(info.type != pafs.FileType.NotFound)
 
     def file_names(self, folder: str) -> list[str]:
@@ -228,7 +230,15 @@ class Folder:
     def _list(self, folder: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
         place = f"{self._root}/{folder}"
         selector = pafs.FileSelector(place, allow_not_found=True, recursive=recursive)
-        return list(self._files.get_file_info(selector))
+        return list(self._asked(selector))
+
+    def _asked(self, what: str | pafs.FileSelector) -> Any:
+        """Information on a path, or on what is in a folder."""
+        try:
+            return self._files.get_file_info(what)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise StorageError(f"{self.uri} cannot be read: {reason}") from None
 
 
 def _reopened(kind: type[Folder], uri: str, outer: Folder | None, identity: str | None) -> Folder:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from conr_ray.errors import StorageError
+from conr_ray.storage import disk
+
 
 class Lock(Protocol):
     """A context manager that releases the lock at its end."""
@@ -16,7 +19,11 @@ class Lock(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def acquired(self) -> bool:
-        """Take the lock if it is free; returns whether this process holds it."""
+        """Take the lock if it is free; returns whether this process holds it.
+
+        Raises:
+            StorageError: its file cannot be made.
+        """
 
 
 class Locks(Protocol):
@@ -49,8 +56,14 @@ class _FileLock:
 
     def acquired(self) -> bool:
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                disk.make_folders(self._path.parent)
+                file = disk.open_file(self._path, os.O_CREAT | os.O_RDWR)
+            except OSError as error:
+                raise StorageError(
+                    f"{self._path} cannot be locked ({error.strerror}): make room or restore the "
+                    "storage, then resume"
+                ) from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -23,8 +23,8 @@ class WandbServer(ThreadingHTTPServer):
         questions: operations that were asked, as the first line of each.
     """
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.key_is_known = True
         self.is_broken = False
         self.runs: dict[str, Any] = {}
@@ -97,9 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def wandb_server() -> Iterator[WandbServer]:
-    """A server that answers while the block runs."""
-    server = WandbServer()
+def wandb_server(port: int = 0) -> Iterator[WandbServer]:
+    """A server that answers while the block runs, at any port by default."""
+    server = WandbServer(port)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -17,15 +17,21 @@ class Killed(BaseException):
 
 
 class FaultyDisk:
-    """Stands for `os`: counts operations, and has number `fails_at` (from 1) fail by `fault`."""
+    """Stands for `os`: counts operations; `lasts` of them fail by `fault`, from number `fails_at`.
+
+    Operations are counted from 1. Of a write that fails, a part arrives.
+    """
 
     def __init__(
-        self, fails_at: int = 0, fault: Callable[[FaultyDisk], None] | None = None
+        self,
+        fails_at: int = 0,
+        fault: Callable[[FaultyDisk], None] | None = None,
+        lasts: int = 1,
     ) -> None:
         self.count = 0
-        self.fails_at = fails_at
-        self.fault = fault
         self.dead = False
+        self._failing = range(fails_at, fails_at + lasts) if fault is not None else range(0)
+        self._fault = fault
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
@@ -36,11 +42,14 @@ class FaultyDisk:
             self.count += 1
             if self.dead:
                 raise Killed
-            if self.count == self.fails_at and self.fault is not None:
-                if name == "write":
-                    # A part arrives before the fault.
-                    real(args[0], args[1][: len(args[1]) // 2])
-                self.fault(self)
+            if self.count not in self._failing:
+                return real(*args, **options)
+            assert self._fault is not None
+            if name == "write":
+                written = real(args[0], args[1][: len(args[1]) // 2])
+                self._fault(self)
+                return written
+            self._fault(self)
             return real(*args, **options)
 
         return call
@@ -61,11 +70,31 @@ def killed(disk: FaultyDisk) -> None:
     raise Killed
 
 
+def written_in_part(_: FaultyDisk) -> None:
+    """A write says that it took only a part; nothing else fails."""
+
+
 def gone(folder: Path) -> Callable[[FaultyDisk], None]:
     """The folder is moved away: `folder.away` is it until it is put back."""
 
     def move(_: FaultyDisk) -> None:
-        folder.rename(folder.with_suffix(".away"))
+        folder.rename(away(folder))
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     return move
+
+
+def away(folder: Path) -> Path:
+    """Where a folder that is gone lies."""
+    return folder.with_suffix(".away")
+
+
+# The fault at one operation on a folder, by what a user would call it.
+FAULTS: dict[str, Callable[[Path], Callable[[FaultyDisk], None]]] = {
+    "no space": lambda _: failing_by(errno.ENOSPC),
+    "error": lambda _: failing_by(errno.EIO),
+    "read-only": lambda _: failing_by(errno.EROFS),
+    "killed": lambda _: killed,
+    "gone": gone,
+    "written in part": lambda _: written_in_part,
+}

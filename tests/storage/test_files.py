@@ -71,6 +71,35 @@ def test_a_damaged_table_is_told(open_folder: OpenFolder) -> None:
         open_folder().read_table("t.parquet")
 
 
+def test_every_changed_bit_of_a_tables_values_is_told(tmp_path: Path) -> None:
+    folder, table = Folder(tmp_path), pa.table({"epoch": [0, 1], "loss": [0.25, 0.5]})
+    folder.write_table("t.parquet", table)
+    data = folder.read_bytes("t.parquet")
+    assert data is not None
+    # At the end are what columns there are, its length in four bytes, and four more.
+    values = len(data) - int.from_bytes(data[-8:-4], "little") - 8
+    for at in range(values):
+        changed = bytearray(data)
+        changed[at] ^= 4
+        folder.write_bytes("t.parquet", changed)
+        try:
+            assert folder.read_table("t.parquet") == table
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_store_that_does_not_answer_is_told_by_what_lists_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    folder = Folder("s3://bucket/folder?region=us-east-1")
+    with pytest.raises(StorageError, match="cannot be read: ") as caught:
+        folder.has("a")
+    assert "\n" not in str(caught.value)
+
+
 def test_damaged_json_and_text_are_told(open_folder: OpenFolder) -> None:
     folder = open_folder()
     assert folder.read_json("a.json") is None
