@@ -146,9 +146,11 @@ def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace
 
 
 def make_console() -> Console:
-    """Standard output; 160 columns wide if it is not a terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """Standard output; 160 columns wide if it is not a terminal. Nothing in a path is markup."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 def directory_uri(args: argparse.Namespace, subject: str) -> str:

@@ -1,12 +1,35 @@
 """Errors for users: every message is one line that names the cause and the remedy.
 
-If the remedy is a command-line option, the error has its own class, and the command adds the option
-to the message.
+Names of files and columns, and what libraries say of them, come from outside: the errors show them
+as `printable` does. If the remedy is a command-line option, the error has its own class, and the
+command adds the option to the message.
 """
+
+# Not printable for Python, but part of words and harmless: spaces of several widths, and joiners.
+_HARMLESS = frozenset("\u00a0\u200c\u200d\u202f\u3000")
+_LONGEST_REASON = 300
+
+
+def printable(text: str) -> str:
+    """`text` from outside in one line that does to a terminal, a page or a file what it says.
+
+    Line ends, control characters, marks that change the direction of text, and what is no text at
+    all, such as bytes of a file name, are written as Python escapes them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _HARMLESS else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class UserError(ValueError):
     """A setting, file or command that cannot work; commands exit with status 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class StorageError(UserError):
@@ -36,6 +59,9 @@ class BadWorkers(UserError):
 class RunFailed(RuntimeError):
     """A run that started but cannot continue; commands exit with status 1."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class RunCollapsed(RunFailed):
     """A run whose embeddings coincide: no score of it means anything."""
@@ -48,4 +74,13 @@ class OutOfMemory(RunFailed):
 def last_line(error: object) -> str:
     """The last line of an error's text, which in a chain of tracebacks names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return _short(lines[-1] if lines else type(error).__name__)
+
+
+def one_line(error: object) -> str:
+    """What an error says, for a part of a line; its type if it says nothing."""
+    return _short(" ".join(str(error).split()).rstrip(".") or type(error).__name__)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."

@@ -1,4 +1,4 @@
-"""Broken and odd texts for readers: real ones with a few seeded changes."""
+"""Broken and odd input for readers: real texts and files with a few seeded changes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from conr_ray.errors import UserError
+
+T = TypeVar("T")
 
 # What YAML, Python and pydantic have trouble with, or take for something else.
 WORDS = (
@@ -95,7 +97,6 @@ _BOMB = "\n".join(
 BOMB = "bomb:\n" + "\n".join(f"- {line}" for line in _BOMB.split("\n")) + "\n"
 _LONGEST_MESSAGE = 700
 _MOST_TIME_S = 1.0
-_MOST_GROWTH_MIB = 300
 
 
 def changed(text: str, random: Random) -> str:
@@ -160,37 +161,98 @@ _CHANGES: Sequence[Callable[[str, Random], str]] = (
 )
 
 
-def survive(read: Callable[[str], Any], text: str) -> str | None:
-    """The message with which `read` refuses `text`, None if it takes it.
+# Numbers that sizes, offsets and counts in files are wrong with.
+_ODD_BYTES = (
+    *(bytes(n) for n in (1, 2, 4, 8)),
+    *(b"\xff" * n for n in (1, 2, 4, 8)),
+    *(b"\x7f" + b"\xff" * n for n in (1, 3)),
+    *(b"\xff" * n + b"\x7f" for n in (1, 3, 7)),
+    *(b"\x00\x00\x00\x01", b"\x01\x00\x00\x00", b"\x80", b"\x80\x00\x00\x00", b"\x00\x00\x00\x80"),
+)
+
+
+def changed_bytes(data: bytes, random: Random) -> bytes:
+    """`data` with one to four changes: bits flipped, numbers put in, parts cut, moved, repeated."""
+    for _ in range(random.choice((1, 1, 1, 2, 4))):
+        data = random.choice(_BYTE_CHANGES)(data, random)
+    return data
+
+
+def _flip(data: bytes, random: Random) -> bytes:
+    if not data:
+        return b"\x01"
+    # Sizes and kinds are at the begin and, in Parquet and archives, at the end.
+    reach = random.choice((16, 64, len(data)))
+    place = random.randrange(min(reach, len(data)))
+    if random.random() < 0.3:
+        place = len(data) - 1 - place
+    return data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
+
+
+def _put(data: bytes, random: Random) -> bytes:
+    odd, place = random.choice(_ODD_BYTES), random.randint(0, len(data))
+    return data[:place] + odd + data[place + random.choice((len(odd), len(odd), 0)) :]
+
+
+def _cut_off(data: bytes, random: Random) -> bytes:
+    return data[: random.randint(0, len(data))]
+
+
+def _cut_out(data: bytes, random: Random) -> bytes:
+    place = random.randint(0, len(data))
+    return data[:place] + data[place + random.choice((1, 2, 7, 60)) :]
+
+
+def _move(data: bytes, random: Random) -> bytes:
+    first, second = sorted((random.randint(0, len(data)), random.randint(0, len(data))))
+    return random.choice(
+        (data[second:] + data[first:second] + data[:first], data + data[first:second])
+    )
+
+
+_BYTE_CHANGES: Sequence[Callable[[bytes, Random], bytes]] = (
+    *(_flip,) * 4,
+    *(_put,) * 3,
+    *(_cut_off, _cut_out, _move),
+)
+
+
+def survive(read: Callable[[T], Any], given: T) -> str | None:
+    """The message with which `read` refuses what is given, None if it takes it.
 
     Fails if it raises anything else, tells more than a few lines, or takes over a second.
     """
-    # Of this thread alone: others may keep the machine busy.
-    begun_s = time.thread_time()
+    # Of this process alone: others may keep the machine busy.
+    begun_s = time.process_time()
     try:
-        read(text)
+        read(given)
         message = None
     except UserError as error:
         message = str(error)
-        assert message.isprintable() and len(message) <= _LONGEST_MESSAGE, (text, message)
+        assert message.isprintable() and len(message) <= _LONGEST_MESSAGE, (given, message)
     except Exception as error:
-        raise AssertionError(f"{type(error).__name__}: {error}: {text!r}"[:3000]) from error
-    taken_s = time.thread_time() - begun_s
-    assert taken_s < _MOST_TIME_S, f"{taken_s:.1f} s: {text[:3000]!r}"
+        raise AssertionError(f"{type(error).__name__}: {error}: {given!r}"[:3000]) from error
+    taken_s = time.process_time() - begun_s
+    assert taken_s < _MOST_TIME_S, f"{taken_s:.1f} s: {given!r}"[:3000]
     return message
 
 
 def survive_all(
-    read: Callable[[str], Any], texts: Sequence[str], seed: int, count: int
+    read: Callable[[T], Any],
+    examples: Sequence[T],
+    seed: int,
+    count: int,
+    change: Callable[[T, Random], T],
+    most_growth_mib: int = 300,
 ) -> tuple[int, int]:
-    """`survive` for seeded changes of `texts`; how many were taken and refused.
+    """`survive` for seeded changes of `examples`; how many were taken and refused.
 
     Fails if the process's memory grows.
     """
     random, refused = Random(seed), 0
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(count):
-        refused += survive(read, changed(random.choice(texts), random)) is not None
-    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 1024
-    assert grown_mib < _MOST_GROWTH_MIB
+        refused += survive(read, change(random.choice(examples), random)) is not None
+        grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 1024
+        assert grown_mib < most_growth_mib, f"{grown_mib:.0f} MiB"
     return count - refused, refused

@@ -149,6 +149,10 @@ def space_file(folder: Path, tree: Any) -> list[str]:
             "clustering.num_clusters=1798 exceeds the 1797 images: lower it or add images",
         ),
         ("--preset digits --set data.limit=1798", "data.limit=1798: there are 1797 images; lower"),
+        (
+            "--preset digits --set data.stored_size=50000",
+            "data.stored_size=50000: input should be less than or equal to 4096",
+        ),
         ("--preset digits --set data.splits=[test]", "data.splits=test: data.source=digits does "),
         (
             "--preset cifar10 --set data.download=false --set data.path=/nowhere",
@@ -277,6 +281,21 @@ def test_train_refuses_bad_data(
 ) -> None:
     told = refuse(conr_ray.train, "--preset", "digits", *of_parquet(files[name]))
     assert told.startswith(message.format(path=files[name]))
+
+
+def test_names_of_files_and_columns_cannot_write_lines_or_to_a_terminal(
+    refuse: Refuse, tmp_path: Path
+) -> None:
+    name = "a\n\x1b[31merror: \u202e.png"
+    (tmp_path / name).write_bytes(b"text")
+    settings = {"data.source": "folder", "data.path": str(tmp_path)}
+    words = [word for field in settings.items() for word in ("--set", "=".join(field))]
+    told = refuse(conr_ray.train, "--preset", "digits", *words)
+    assert told.isprintable()
+    assert f"data.path={tmp_path}: row 0 (a\\n\\x1b[31merror: \\u202e.png) cannot be" in told
+    pq.write_table(pa.table({"a\nb\x07": [1]}), tmp_path / "f.parquet")
+    told = refuse(conr_ray.train, "--preset", "digits", *of_parquet(str(tmp_path / "f.parquet")))
+    assert told.isprintable() and "choose from a\\nb\\x07" in told
 
 
 @pytest.mark.parametrize(

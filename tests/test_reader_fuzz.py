@@ -1,7 +1,10 @@
-"""Whatever a config, a search space or a setting says: a result, or one short line."""
+"""Whatever a config, a space, a setting or a file of data or of a run says: a result, or a line."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ import pytest
 
 from conr_ray.config import all_field_names, from_yaml, load_preset, parse_overrides
 from conr_ray.search.space_file import load_space
-from tests.fuzzed import BOMB, WORDS, survive, survive_all
+from tests.fuzzed import BOMB, WORDS, changed, survive, survive_all
+from tests.fuzzed_files import KINDS, image_files
+from tests.waiting import HANG_S
 
 DIGITS = load_preset("digits")
 CONFIGS = [
@@ -94,7 +99,7 @@ def test_changed_texts_are_read_or_refused_in_a_line(
     readers: dict[str, tuple[Read, list[str]]], kind: str, count: int
 ) -> None:
     read, texts = readers[kind]
-    taken, refused = survive_all(read, texts, seed=0, count=count)
+    taken, refused = survive_all(read, texts, seed=0, count=count, change=changed)
     assert taken + refused == count and refused > count // 4
 
 
@@ -105,7 +110,7 @@ def test_many_changed_texts_are_read_or_refused_in_a_line(
     readers: dict[str, tuple[Read, list[str]]], kind: str, seed: int
 ) -> None:
     read, texts = readers[kind]
-    taken, refused = survive_all(read, texts, seed=seed, count=4000)
+    taken, refused = survive_all(read, texts, seed=seed, count=4000, change=changed)
     assert taken > 20 and refused > 1000
 
 
@@ -122,3 +127,43 @@ def test_every_odd_word_for_fields_of_every_kind(
     for name in ("seed", "optim.lr", "data.path", "data.classes", "data.limit", "data.download"):
         for word in WORDS:
             survive(read, f"{name}={word}")
+
+
+# A file is refused, or what it holds is taken; of what is made anew or was kept twice, nothing is.
+COUNTS = {
+    "image": (60, 20),
+    "parquet": (60, 20),
+    "table": (60, 20),
+    "cache": (20, 0),
+    "checkpoint": (20, 0),
+    "unsummed_checkpoint": (10, 0),
+    "run": (20, 2),
+    "journal": (30, 2),
+    "unsummed_journal": (30, 5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_files_are_read_or_refused_in_a_line(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is on the disk after a loss of power is not of interest here.
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    (tmp_path / "files").mkdir()
+    count, fewest_refused = COUNTS[kind]
+    taken, refused = KINDS[kind](tmp_path / "files").run(0, count)
+    assert taken + refused == count and refused >= fewest_refused
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_changed_files_are_read_or_refused_within_limits(kind: str, tmp_path: Path) -> None:
+    # In a process of its own, to which the system gives no more memory than it may have.
+    command = [sys.executable, "-m", "tests.fuzzed_files", kind, "1", "3000"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+def test_the_files_to_change_are_of_all_kinds() -> None:
+    kinds = {name[3:] for name in image_files()}
+    assert kinds == {"PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"}

@@ -11,6 +11,7 @@ from conr_ray.config.reading import (
     preset_names,
 )
 from conr_ray.config.sections import (
+    MOST_STORED_PIXELS,
     BankConfig,
     DataConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ from conr_ray.config.tree import RunConfig, mark_of, marked_fields, section_of, 
 from conr_ray.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
+    "MOST_STORED_PIXELS",
     "BankConfig",
     "DataConfig",
     "ModelConfig",

@@ -24,6 +24,10 @@ from conr_ray.fields import (
     Whole,
 )
 
+# Of an image in the decoded copy: no run trains on more, and a small file can ask for any number.
+_LARGEST_SIDE = 4096
+MOST_STORED_PIXELS = _LARGEST_SIDE**2
+
 _IMAGES = ("digits", "torchvision", "parquet", "folder")
 _FOR_IMAGES = Mark(used_by=("data.source", _IMAGES))
 _FOR_ALL = Mark(used_by=("data.source", (*_IMAGES, "vectors")))
@@ -37,6 +41,9 @@ def _source(*names: str) -> Mark:
 
 def _backbone(*names: str) -> Mark:
     return Mark(used_by=("model.backbone", names))
+
+
+_Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
 
 
 class DataConfig(Section):
@@ -68,7 +75,7 @@ class DataConfig(Section):
         "label", description="for metrics, and for num_clusters if unset; null ignores labels"
     )
     limit: Count | None = Field(None, description="train on a fixed random subset of this size")
-    stored_size: Annotated[Count | None, _FOR_IMAGES] = Field(
+    stored_size: Annotated[_Side | None, _FOR_IMAGES] = Field(
         None, description="resize images to squares of this side, pixels; needed if sizes differ"
     )
     placement: Literal["device", "host"] = Field(

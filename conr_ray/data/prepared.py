@@ -23,15 +23,21 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
     """
     wanted = config.model_dump(mode="json", exclude=_BESIDE_THE_COPY)
     root = default_cache_dir() if cache_dir is None else cache_dir
-    found = sorted(root.glob("*/meta.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
+    for path in sorted(root.glob("*/meta.json"), key=_written_at, reverse=True):
         try:
             made_of = json.loads(path.read_text())["source"]
             if any(made_of.get(name) != value for name, value in wanted.items()):
                 continue
             images = _load(path.parent)
-        # Another version's copy, a damaged one, or one being deleted.
-        except (KeyError, ValueError, OSError, Damaged):
+        # Another version's copy, one being deleted, or a damaged one, which may hold any JSON.
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, Damaged):
             continue
         return images if config.limit is None else _subset(images, config.limit)
     return None
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,9 @@ from conr_ray.config import DataConfig
 from conr_ray.data.pictures import as_png
 from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
-from conr_ray.data.sources.files import locked, one_line
+from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
-from conr_ray.errors import UserError
+from conr_ray.errors import UserError, one_line
 from conr_ray.storage import disk
 from conr_ray.storage.sealed import Damaged, seal, unseal
 
@@ -171,6 +172,9 @@ def _build_once(source: Source, folder: Path) -> DataSet:
 def _build(source: Source, folder: Path) -> None:
     contents = source.contents()
     shape = (contents.num_rows, *contents.row_shape)
+    _check_room(folder, shape)
+    if contents.note:
+        disk.tell(contents.note)
     logger.info("decoding %d samples of %s into %s", shape[0], source.config.source, folder.parent)
     labels, class_names = contents.labels, contents.class_names
     if labels is not None and (labels == -1).all():
@@ -198,6 +202,18 @@ def _build(source: Source, folder: Path) -> None:
         "source": _description(source, contents),
     }
     seal(folder, _META, meta)
+
+
+def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
+    """Raise UserError if the file system of `folder` has no room for samples of `shape`."""
+    needed = math.prod(shape) * (4 if len(shape) == 2 else 1)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        smaller = "" if len(shape) == 2 else "lower data.stored_size, or "
+        raise UserError(
+            f"the decoded samples take {needed >> 20:,} MiB, and {folder.parent} has "
+            f"{free >> 20:,} MiB free; {smaller}set CONR_RAY_CACHE to a folder with more"
+        )
 
 
 def _written(

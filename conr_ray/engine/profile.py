@@ -8,6 +8,7 @@ profile/group.trace.json.gz
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,7 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import StorageError, UserError, one_line
 from conr_ray.method.phases import Clock
+from conr_ray.storage import disk
 
 # In the order of a step; gradients are exchanged in `backward`, all else in `communication`.
 PHASES = (
@@ -66,10 +69,19 @@ class Profile(Observer):
         stage = str(row["stage"])
         self._first.setdefault(stage, self._so_far(stage))
         # Stages that an earlier attempt has trained keep their figures.
-        times = read_profile(self._directory)
+        times = self._earlier()
         times |= {name: self._without_first(name) for name in self._first if self._steps(name)}
         tree = {name: {"steps": t.steps, "seconds": t.seconds} for name, t in times.items()}
         self._directory.write_text(_FILE, json.dumps(tree, indent=2) + "\n")
+
+    def _earlier(self) -> dict[str, PhaseTimes]:
+        try:
+            return read_profile(self._directory)
+        except StorageError:
+            raise
+        except UserError as error:
+            disk.tell(f"{str(error).rpartition(': ')[0]}: written anew")
+            return {}
 
     def end(self, error: BaseException | None) -> None:
         self._running.close()
@@ -119,6 +131,24 @@ class Profile(Observer):
 
 
 def read_profile(directory: RunDirectory) -> dict[str, PhaseTimes]:
-    """The times of each stage; empty if the run was not profiled."""
-    tree = json.loads(directory.read_text(_FILE) or "{}")
-    return {stage: PhaseTimes(times["steps"], times["seconds"]) for stage, times in tree.items()}
+    """The times of each stage; empty if the run was not profiled.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    tree = directory.read_json(_FILE) or {}
+    try:
+        found = {
+            stage: PhaseTimes(
+                int(times["steps"]), {p: float(s) for p, s in times["seconds"].items()}
+            )
+            for stage, times in tree.items()
+        }
+        for times in found.values():
+            whole = sum(times.seconds.values())
+            if times.steps < 1 or not 0 < whole < math.inf or not {*times.seconds} <= {*PHASES}:
+                raise ValueError("no times of a run's phases")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = one_line(error)
+        raise UserError(f"{directory.uri}/{_FILE} is damaged ({reason}): delete it") from None
+    return found

@@ -23,7 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError, one_line, printable
 
+_LONGEST_LABEL = 24
 _TABLES = ("samples", "neighbors", "examples", "pictures")
 
 
@@ -60,16 +62,26 @@ class Snapshot:
 
     @classmethod
     def read(cls, directory: RunDirectory) -> Snapshot | None:
-        """The snapshot of the run in `directory`, None if it has none."""
-        summary = directory.read_json("snapshot/summary.json")
-        if summary is None:
+        """The snapshot of the run in `directory`, None if it has none.
+
+        Raises:
+            UserError: its files are damaged.
+        """
+        name = "snapshot/summary.json"
+        if (summary := directory.read_json(name)) is None:
             return None
-        names = summary["class_names"]
+        try:
+            epoch, num_images = int(summary["epoch"]), int(summary["num_images"])
+            names = summary["class_names"]
+            class_names = None if names is None else tuple(map(str, names))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reason = one_line(error)
+            raise UserError(f"{directory.uri}/{name} is damaged ({reason}): delete it") from None
         tables = {name: directory.read_table(f"snapshot/{name}.parquet") for name in _TABLES}
         return cls(
-            epoch=summary["epoch"],
-            num_images=summary["num_images"],
-            class_names=None if names is None else tuple(names),
+            epoch=epoch,
+            num_images=num_images,
+            class_names=class_names,
             confusion=directory.read_table("snapshot/confusion.parquet"),
             **tables,
         )
@@ -83,7 +95,12 @@ class Snapshot:
         return np.asarray(flat, np.float32).reshape(-1, width)
 
     def class_name(self, label: int | None) -> str:
-        """The name of a class; "unlabelled" if it is unknown."""
+        """The name of a class, in one line; "unlabelled" if it is unknown."""
         if label is None:
             return "unlabelled"
-        return self.class_names[label] if self.class_names else str(label)
+        return printable(self.class_names[label]) if self.class_names else str(label)
+
+    def class_label(self, label: int | None) -> str:
+        """The name of a class for an axis or a legend, where a long one would leave no room."""
+        name = self.class_name(label)
+        return name if len(name) <= _LONGEST_LABEL else f"{name[:16]}…{name[-7:]}"

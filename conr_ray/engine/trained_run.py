@@ -20,8 +20,9 @@ from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError, one_line
 from conr_ray.method.stages.boundary import boundary_ratio
+from conr_ray.storage import disk
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class TrainedRun:
 
     @classmethod
     def load(cls, run: RunDirectory | str | Path, device: torch.device | str = "cpu") -> TrainedRun:
-        """From the newest checkpoint of a run.
+        """From the newest checkpoint of a run that can be used.
+
+        A line on standard error tells of newer ones that are damaged.
 
         Args:
             run: its folder, which may be in a bucket.
             device: where to compute.
 
         Raises:
-            UserError: it is not a run, has no checkpoint, or one that is damaged or of another
-                layout; or there is no such device.
+            UserError: it is not a run, has no checkpoint, or none but damaged ones or those of
+                another layout; or there is no such device.
         """
         directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
         device = torch.device(device)
@@ -59,13 +62,39 @@ class TrainedRun:
             raise UserError(f"{directory.uri} is not a run: it holds no config.yaml")
         if not epochs:
             raise UserError(f"{directory.uri} holds no checkpoint: resume the run to have one")
-        checkpoint = directory.load_checkpoint(epochs[-1], device)
-        config = from_yaml(checkpoint["config"], f"the config of {directory.uri}", trusted=True)
-        check_checkpoint(checkpoint, config)
-        inputs_state = checkpoint["inputs"]
-        shape = tuple(inputs_state["shape"])
-        state = TrainingState.create(config, shape, Acceleration(device))
-        state.load(checkpoint, config, checkpoint["data_fingerprint"])
+        refusals: list[UserError] = []
+        for epoch in reversed(epochs):
+            try:
+                run_then = cls._of(directory, epoch, device)
+            except StorageError:
+                raise
+            except UserError as error:
+                refusals.append(error)
+                continue
+            for refusal in refusals:
+                told = str(refusal).rpartition(": ")[0]
+                disk.tell(f"{told}: that after {epoch} epochs is used")
+            return run_then
+        raise refusals[0]
+
+    @classmethod
+    def _of(cls, directory: RunDirectory, epoch: int, device: torch.device) -> TrainedRun:
+        checkpoint = directory.load_checkpoint(epoch, device)
+        try:
+            config = from_yaml(checkpoint["config"], f"the config of {directory.uri}", trusted=True)
+            check_checkpoint(checkpoint, config)
+            inputs_state = checkpoint["inputs"]
+            state = TrainingState.create(config, tuple(inputs_state["shape"]), Acceleration(device))
+            state.load(checkpoint, config, checkpoint["data_fingerprint"])
+        except UserError:
+            raise
+        # A state without a checksum may hold anything.
+        except Exception as error:
+            name = directory.checkpoint_name(epoch)
+            raise UserError(
+                f"{directory.uri}/{name}/state.pt is no state of its run ({one_line(error)}): "
+                "resume the run from the checkpoint before"
+            ) from None
         return cls(config, state, inputs_state, device)
 
     def embed(self, samples: NDArray[Any] | Tensor) -> Tensor:

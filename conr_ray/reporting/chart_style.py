@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from conr_ray.errors import printable
+
 # After Okabe and Ito, legible on white and on black.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2585C7", "#D55E00", "#009E73", "#CC79A7", "#7A828A"
 LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#B8860B")
@@ -51,8 +53,8 @@ def figure(
 
 
 def plain(text: object) -> str:
-    """A user's text, escaped, since Plotly interprets HTML tags."""
-    return html.escape(str(text), quote=False)
+    """A user's text, in one line and escaped, since Plotly interprets HTML tags."""
+    return html.escape(printable(str(text)), quote=False)
 
 
 def mark_epoch(found: go.Figure, epoch: int | None, text: str = "group stage") -> None:

@@ -93,7 +93,7 @@ def map_chart(snapshot: Snapshot, positions: Positions) -> Chart:
     views = [_map_view(snapshot, positions, clusters, "cluster", _cluster_names(snapshot))]
     labels = snapshot.samples["label"].to_pylist()
     if any(label is not None for label in labels):
-        names = {label: style.plain(snapshot.class_name(label)) for label in set(labels)}
+        names = {label: style.plain(snapshot.class_label(label)) for label in set(labels)}
         views.append(_map_view(snapshot, positions, labels, "class", names))
     return Chart("Map of the embeddings", views, choice="colour by", square=True, height=620)
 
@@ -113,7 +113,7 @@ def _cluster_names(snapshot: Snapshot) -> dict[Any, str]:
         names[cluster] = str(cluster)
         if known:
             most = max(known, key=lambda label: known[label])
-            names[cluster] += f": {style.plain(snapshot.class_name(most))}"
+            names[cluster] += f": {style.plain(snapshot.class_label(most))}"
     return names
 
 
@@ -206,7 +206,7 @@ def confusion_chart(snapshot: Snapshot) -> Chart | None:
     figure.update_xaxes(tickvals=list(range(len(clusters))), ticktext=clusters, showgrid=False)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=shown,
+        ticktext=[style.plain(snapshot.class_label(label)) for label in labels],
         showgrid=False,
         autorange="reversed",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,7 +109,7 @@ def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> R
     problems = dict(data.problems)
     try:
         snapshot = Snapshot.read(directory)
-    except (UserError, json.JSONDecodeError, KeyError) as error:
+    except UserError as error:
         problems["figures"] = f"cannot read the snapshot: {error}"
         return dataclasses.replace(data, problems=problems)
     if snapshot is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +44,7 @@ _STYLE: Any = {
     "legend.fontsize": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "conr_ray",
+    **drawing.LITERALLY,
 }
 
 Figures = dict[str, Figure]
@@ -61,18 +61,14 @@ def write_figures(figures: Figures, out: Folder) -> list[str]:
     names = []
     for name, figure in figures.items():
         for kind in ("svg", "png"):
-            buffer = io.BytesIO()
+            # No date, so that equal figures are equal files.
+            metadata = {"Date": None} if kind == "svg" else None
             with matplotlib.rc_context(_STYLE):
-                figure.savefig(
-                    buffer,
-                    format=kind,
-                    dpi=_DOTS_PER_INCH,
-                    bbox_inches="tight",
-                    # No date, so that equal figures are equal files.
-                    metadata={"Date": None} if kind == "svg" else None,
+                data = drawing.written(
+                    figure, kind, _DOTS_PER_INCH, bbox_inches="tight", metadata=metadata
                 )
             try:
-                out.write_bytes(f"{name}.{kind}", buffer.getvalue())
+                out.write_bytes(f"{name}.{kind}", data)
             except StorageError as error:
                 fault = str(error).rpartition(": ")[0]
                 raise UserError(f"{fault}: give another folder") from None
@@ -209,8 +205,8 @@ def _k1_k2(data: SearchData) -> Figure | None:
     image = axes.imshow(means, cmap="Blues", origin="lower", aspect="auto")
     axes.set_xticks(range(len(grid.columns)), [str(one) for one in grid.columns])
     axes.set_yticks(range(len(grid.rows)), [str(one) for one in grid.rows])
-    axes.set_xlabel("$k_2$")
-    axes.set_ylabel("$k_1$")
+    axes.set_xlabel("k₂")
+    axes.set_ylabel("k₁")
     axes.grid(visible=False)
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
     for (row, column), mean in np.ndenumerate(means):

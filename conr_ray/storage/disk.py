@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from conr_ray.errors import StorageError
+from conr_ray.errors import StorageError, printable
 
 _T = TypeVar("_T")
 _PART = ".part"
@@ -164,4 +164,4 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 def tell(line: str) -> None:
     """Say a line to the user, whatever logging is set up to do."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ def unseal(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads((folder / name).read_bytes())
         found, files = facts.pop("crc32", None), facts.get("files")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise Damaged(f"{name} is no JSON") from None
     if not isinstance(files, dict):
         raise Damaged(f"{name} lists no files")

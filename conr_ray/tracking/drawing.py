@@ -1,14 +1,17 @@
 """The figures of a run, drawn from its snapshot with matplotlib: for W&B and for papers.
 
-Each function returns a figure, or None if the snapshot lacks the data.
+Each function returns a figure, or None if the snapshot lacks the data. Names of classes are drawn
+as they are: nothing in them is taken for mathematics.
 """
 
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,6 +29,10 @@ from conr_ray.engine.snapshot import Snapshot
 WRONG, HARD = "#d55e00", "#009e73"
 _CELL_PIXELS, _CELL_INCHES = 64, 0.44
 _MOST_NUMBERED = 20
+# Of a label that needs no more room than an axis has.
+_SHORT_LABEL, _INCHES_PER_LETTER = 8, 0.1
+# Where $ is no sign of mathematics.
+LITERALLY: Any = {"text.parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class _Cell:
     frame: str | None = None
 
 
+@matplotlib.rc_context(LITERALLY)
 def neighbor_grid(snapshot: Snapshot) -> Figure | None:
     """Query images, each with its 10 Euclidean and its 10 contextual neighbours.
 
@@ -68,6 +76,7 @@ def neighbor_grid(snapshot: Snapshot) -> Figure | None:
     return figure
 
 
+@matplotlib.rc_context(LITERALLY)
 def embedding_map(snapshot: Snapshot, positions_m2: npt.NDArray[np.float32]) -> Figure:
     """Samples on a 2-D map, coloured by cluster, small near a boundary."""
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -97,6 +106,7 @@ def embedding_map(snapshot: Snapshot, positions_m2: npt.NDArray[np.float32]) -> 
     return figure
 
 
+@matplotlib.rc_context(LITERALLY)
 def confusion_matrix(snapshot: Snapshot) -> Figure | None:
     """Share of each class in each cluster; clusters are ordered by the class they match."""
     if snapshot.confusion is None:
@@ -104,7 +114,9 @@ def confusion_matrix(snapshot: Snapshot) -> Figure | None:
     classes, clusters, counts_rc = confusion_counts(snapshot.confusion)
     shares_rc = counts_rc / np.maximum(counts_rc.sum(1, keepdims=True), 1)
     side = min(12.0, 2.5 + 0.4 * len(classes))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [snapshot.class_label(label) for label in classes]
+    more = _INCHES_PER_LETTER * max(0, max(map(len, names)) - _SHORT_LABEL)
+    figure = Figure(figsize=(side + 1 + more, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares_rc, cmap="Blues", vmin=0, vmax=1)
     right = sum(row["count"] for row in snapshot.confusion.to_pylist() if row["matched"])
@@ -113,7 +125,7 @@ def confusion_matrix(snapshot: Snapshot) -> Figure | None:
     axes.set_ylabel("class")
     few = len(classes) <= _MOST_NUMBERED
     if few:
-        axes.set_yticks(range(len(classes)), [snapshot.class_name(label) for label in classes])
+        axes.set_yticks(range(len(classes)), names)
         axes.set_xticks(range(len(clusters)), [str(cluster) for cluster in clusters])
         for (row, column), share in np.ndenumerate(shares_rc):
             if share >= 0.005:
@@ -124,6 +136,7 @@ def confusion_matrix(snapshot: Snapshot) -> Figure | None:
     return figure
 
 
+@matplotlib.rc_context(LITERALLY)
 def cluster_examples(snapshot: Snapshot) -> Figure | None:
     """Images of each cluster: nearest to the centre, and nearest to another cluster."""
     examples: list[dict[str, Any]] = snapshot.examples.to_pylist()
@@ -145,6 +158,14 @@ def cluster_examples(snapshot: Snapshot) -> Figure | None:
     for kind, name in (("typical", "nearest to the centre"), ("boundary", "at the boundary")):
         axes.text(starts[kind] + 2.5, -0.2, name, ha="center", va="bottom", fontsize=8)
     return figure
+
+
+def written(figure: Figure, kind: str, dpi: float, **options: Any) -> bytes:
+    """A figure as the bytes of a file; what its font lacks is a box in PNG, and text in SVG."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(buffer, format=kind, dpi=dpi, **options)
+    return buffer.getvalue()
 
 
 def confusion_counts(
@@ -170,7 +191,7 @@ def _named(snapshot: Snapshot, cluster: int) -> str:
     if snapshot.confusion is not None:
         for row in snapshot.confusion.to_pylist():
             if row["matched"] and row["cluster"] == cluster:
-                return f"{cluster}: {snapshot.class_name(row['label'])}"
+                return f"{cluster}: {snapshot.class_label(row['label'])}"
     return str(cluster)
 
 

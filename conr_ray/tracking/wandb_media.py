@@ -102,9 +102,8 @@ def log_checkpoint(run: Any, directory: RunDirectory, name: str) -> None:
 
 
 def _image(figure: Figure) -> wandb.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=_DOTS_PER_INCH, facecolor="white")
-    return wandb.Image(Image.open(buffer))
+    png = drawing.written(figure, "png", _DOTS_PER_INCH, facecolor="white")
+    return wandb.Image(Image.open(io.BytesIO(png)))
 
 
 def _picture_table(

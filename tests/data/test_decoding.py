@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from conr_ray.config import DataConfig
+from conr_ray.errors import UserError
 
 
 class TestDecoding:
@@ -55,6 +57,53 @@ class TestDecoding:
             wide = image.resize((15, 10), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(images[0], np.asarray(wide)[:, 2:12].transpose(2, 0, 1))
 
+    def test_a_line_of_pixels_is_not_blown_up(self, tmp_path: Path, read: Any) -> None:
+        for name, size in (("a.png", (1, 65_000)), ("b.png", (65_000, 1))):
+            Image.linear_gradient("L").resize(size).save(tmp_path / name)
+        _, images = read(DataConfig(source="folder", path=str(tmp_path), stored_size=512))
+        assert images.shape == (2, 1, 512, 512)
+        # The middle of the gradient.
+        assert abs(images.astype(int) - 127).max() <= 2
+
+    def test_a_small_file_cannot_ask_for_any_number_of_pixels(
+        self, tmp_path: Path, read: Any, message: Any
+    ) -> None:
+        settings = {"source": "folder", "path": str(tmp_path)}
+        Image.new("1", (5000, 5000)).save(tmp_path / "a.png")
+        told = message(**settings)
+        assert (
+            "row 0 (a.png) has 5000x5000 pixels, more than 16,777,216; set data.stored_size" in told
+        )
+        assert read(DataConfig(**settings, stored_size=8))[1].shape == (1, 1, 8, 8)
+        # PIL would only warn of it.
+        Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
+        told = message(**settings, stored_size=8)
+        assert "row 0 (a.png) cannot be decoded (12000x12000 pixels, more than 134,217,728)" in told
+        with (tmp_path / "a.png").open("wb") as file:
+            file.truncate(2**40)
+        told = message(**settings, stored_size=8)
+        assert "cannot be decoded (1,099,511,627,776 bytes, more than 536,870,912)" in told
+
+    def test_a_file_that_other_programs_would_run_is_no_image(
+        self, tmp_path: Path, message: Any
+    ) -> None:
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+        (tmp_path / "a.eps").rename(tmp_path / "a.png")
+        told = message(source="folder", path=str(tmp_path))
+        assert "row 0 (a.png) cannot be decoded (unknown image format)" in told
+
+    def test_a_changed_bit_of_a_png_file_is_found(
+        self, save: Any, read: Any, tmp_path: Path
+    ) -> None:
+        settings = save("a.png", "RGB", (9, 9))
+        whole, pixels = (tmp_path / "a.png").read_bytes(), read(DataConfig(**settings))[1]
+        for place in range(len(whole)):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            (tmp_path / "a.png").write_bytes(changed)
+            with suppress(UserError):
+                np.testing.assert_array_equal(read(DataConfig(**settings))[1], pixels)
+
     def test_images_that_do_not_decode(self, save: Any, tmp_path: Path, message: Any) -> None:
         for index in range(40):
             settings = save(f"{index:02}.png", "RGB")
@@ -63,7 +112,13 @@ class TestDecoding:
         (tmp_path / "33.png").write_bytes(buffer.getvalue()[:70])
         text = message(**settings)
         assert f"data.path={tmp_path}: row 33 (33.png) cannot be decoded" in text
-        assert text.endswith("remove or repair it")
+        assert text.endswith("; remove or repair it")
+        for index in (7, 36):
+            (tmp_path / f"{index:02}.png").write_bytes(b"<html>404</html>")
+        assert message(**settings) == (
+            f"data.path={tmp_path}: row 7 (07.png) cannot be decoded (unknown image format), nor "
+            "can row 33 (33.png), row 36 (36.png); remove or repair them"
+        )
 
     def test_folders_that_hold_nothing(self, tmp_path: Path, message: Any) -> None:
         (tmp_path / "file").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from conr_ray.config import DataConfig
 from conr_ray.data.sources import SOURCES, make_source
+from conr_ray.data.store import open_data
 
 
 class SourceConformance(ABC):
@@ -248,6 +250,70 @@ class TestParquetColumns:
         hugging_face = json.dumps({"info": {"features": feature}})
         assert labels([0, 1] * 5, huggingface=hugging_face)[1] == ("x", "y")
 
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {b"classes": b"\xff\xfe"},
+            {b"classes": b"[" * 5000},
+            {b"huggingface": b'{"info": []}'},
+            {b"huggingface": b'{"info": {"features": {"label": {"names": 3}}}}'},
+        ],
+    )
+    def test_odd_metadata_names_no_classes(
+        self, tmp_path: Path, columns: Any, metadata: Any
+    ) -> None:
+        table = pa.table(columns | {"label": [0, 1] * 5}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "f.parquet")
+        config = DataConfig(source="parquet", path=str(tmp_path / "f.parquet"))
+        contents = make_source(config).contents()
+        assert contents.class_names is None and contents.labels is not None
+
+    def test_labels_beyond_64_bits_are_refused(
+        self, tmp_path: Path, columns: Any, message: Any
+    ) -> None:
+        labels = pa.array([2**63, 5] * 5, pa.uint64())
+        path = write_parquet(tmp_path / "f.parquet", columns | {"label": labels})
+        told = message(source="parquet", path=str(path))
+        assert told.startswith("data.label_column=label: holds 9223372036854775808, which has no")
+        assert "number the classes, or store them as strings" in told
+
+    @pytest.mark.parametrize("name", ["image", "label", "split"])
+    def test_columns_of_one_name_are_refused(
+        self, tmp_path: Path, columns: Any, message: Any, name: str
+    ) -> None:
+        columns |= {"label": [0, 1] * 5, "split": ["train"] * 10}
+        table = pa.table(columns).append_column(name, pa.array(columns[name]))
+        pq.write_table(table, tmp_path / "f.parquet")
+        splits = ["train"] if name == "split" else None
+        told = message(source="parquet", path=str(tmp_path / "f.parquet"), splits=splits)
+        field = {"image": "image_column=image", "label": "label_column=label"}
+        assert told == (
+            f"data.{field.get(name, 'splits=train')}: {tmp_path}/f.parquet has 2 columns {name}; "
+            "rename all but one"
+        )
+
+    def test_a_column_whose_name_begins_as_that_of_another_is_not_taken_for_it(
+        self, tmp_path: Path, columns: Any, read: Any
+    ) -> None:
+        columns = {"image.small": [b"none"] * 10, **columns, "image.x": [b"none"] * 10}
+        path = write_parquet(tmp_path / "f.parquet", columns)
+        assert read(DataConfig(source="parquet", path=str(path)))[1].shape == (10, 3, 6, 6)
+
+    def test_a_changed_bit_is_found_where_pages_have_checksums(
+        self, tmp_path: Path, message: Any
+    ) -> None:
+        rows = [bytes(12)] * 9 + [b"\x55" * 12]
+        table = pa.table({"image": rows}).replace_schema_metadata({"shape": "2,2,3"})
+        path = tmp_path / "f.parquet"
+        # Without statistics, which have copies of values.
+        plain: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, path, write_page_checksum=True, **plain)
+        data = bytearray(path.read_bytes())
+        data[data.index(b"\x55" * 12) + 3] ^= 1
+        path.write_bytes(data)
+        told = message(source="parquet", path=str(path))
+        assert told.startswith(f"data.path={path}: cannot be read (") and "repair" in told
+
     def test_the_default_label_column_may_be_absent(self, tmp_path: Path, columns: Any) -> None:
         path = write_parquet(tmp_path / "f.parquet", columns)
         contents = make_source(DataConfig(source="parquet", path=str(path))).contents()
@@ -338,6 +404,20 @@ class TestFolder(SourceConformance):
         assert contents.class_names == ("a", "b", "c c")
         assert contents.names is not None and contents.names[2:4] == ["a/deep/0.png", "b/3.bmp"]
 
+    def test_files_that_are_left_out_are_told_of(
+        self, case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config, _, _ = case
+        root = Path(config.path.removeprefix("file://"))
+        for name in ("b/x.jfif", "y"):
+            (root / name).write_bytes(b"")
+        for _ in range(2):
+            open_data(config, tmp_path / "cache")
+        assert capsys.readouterr().err.splitlines() == [
+            f"data.path={config.path}: 3 files are left out: their endings (.jfif, .txt, none) are "
+            "not those of images"
+        ]
+
     def test_chosen_classes(self, case: Any, read: Any, message: Any) -> None:
         config, images, _ = case
         contents, found = read(config.model_copy(update={"classes": ("c c", "a")}))
@@ -346,6 +426,41 @@ class TestFolder(SourceConformance):
         assert make_source(config.model_copy(update={"classes": ("a",)})).contents().labels is None
         text = message(source="folder", path=config.path, classes=["a", "zebra"])
         assert text.startswith("data.classes=a, zebra: ") and "no sub-folder zebra" in text
+
+    @pytest.mark.parametrize("classes", [None, ("a", "b")])
+    def test_links_around_in_a_circle_multiply_nothing(
+        self, case: Any, read: Any, classes: Any
+    ) -> None:
+        config, images, labels = case
+        root = Path(config.path.removeprefix("file://"))
+        for link, target in (("a/up", ".."), ("a/b", "../b"), ("b/a", "../a"), ("b/self", ".")):
+            (root / link).symlink_to(target)
+        num_rows = 6 if classes is None else 5
+        contents, found = read(config.model_copy(update={"classes": classes}))
+        np.testing.assert_array_equal(found, images[:num_rows])
+        assert contents.labels is not None and contents.labels.tolist() == labels[:num_rows]
+
+    def test_folders_that_are_links_are_read(self, case: Any, tmp_path: Path, read: Any) -> None:
+        config, images, _ = case
+        root = Path(config.path.removeprefix("file://"))
+        (tmp_path / "linked").mkdir()
+        for name in ("a", "c c"):
+            (tmp_path / "linked" / name).symlink_to(root / name)
+        contents, found = read(DataConfig(source="folder", path=str(tmp_path / "linked")))
+        np.testing.assert_array_equal(found, images[[0, 1, 2, 5]])
+        assert contents.class_names == ("a", "c c")
+
+    def test_names_that_are_no_utf_8_are_escaped(
+        self, case: Any, tmp_path: Path, read: Any
+    ) -> None:
+        config, images, _ = case
+        root = os.fsencode(config.path.removeprefix("file://"))
+        os.rename(root + b"/c c", root + b"/caf\xe9")
+        contents, found = read(config)
+        np.testing.assert_array_equal(found, images)
+        assert contents.class_names == ("a", "b", "caf\\xe9")
+        assert contents.names is not None and contents.names[-1] == "caf\\xe9/ü.png"
+        assert open_data(config, tmp_path / "cache").names == contents.names
 
     def test_an_image_outside_the_sub_folders_ends_the_classes(self, case: Any) -> None:
         root = Path(case[0].path.removeprefix("file://"))

@@ -120,6 +120,19 @@ class TestOpenImages:
             open_data(DIGITS, tmp_path / "file" / "cache")
         assert "\n" not in str(caught.value)
 
+    def test_a_copy_that_has_no_room_is_refused_before_it_is_begun(
+        self, cache_dir: Path, tmp_path: Path
+    ) -> None:
+        # A hundred KB that would be 48 TB.
+        config = write_raw(tmp_path / "f.parquet", 3_000_000)
+        big = config.model_copy(update={"stored_size": 4096})
+        told = (
+            "the decoded samples take 48,000,000 MiB, and .* MiB free; lower data.stored_size, or"
+        )
+        with pytest.raises(UserError, match=told):
+            open_data(big, cache_dir)
+        assert [path.suffix for path in cache_dir.iterdir()] == [".lock"]
+
     def test_a_source_that_fails_leaves_nothing(self, cache_dir: Path, tmp_path: Path) -> None:
         table = pa.table({"image": [b"1234"] * 600 + [b"123"]})
         pq.write_table(table.replace_schema_metadata({"shape": "2,2"}), tmp_path / "f.parquet")

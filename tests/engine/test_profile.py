@@ -13,6 +13,7 @@ import torch
 from conr_ray.engine import profile
 from conr_ray.engine.profile import Profile, read_profile
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.errors import UserError
 from conr_ray.method.phases import Clock, phase
 from tests.engine.test_loop import StopAfter
 from tests.tiny_runs import run_here, tiny_config
@@ -112,3 +113,36 @@ def test_the_profile_of_a_run_that_is_interrupted_is_kept(tmp_path: Path) -> Non
     # No clock is left running.
     run_here(tiny_config(), tmp_path / "next")
     assert set(read_profile(RunDirectory(tmp_path / "next"))) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "\xff",
+        '{"group": 3}',
+        '{"group": {"steps": 0, "seconds": {"views": 1}}}',
+        '{"group": {"steps": 2, "seconds": {"views": NaN}}}',
+        '{"group": {"steps": 2, "seconds": {"lunch": 1}}}',
+    ],
+)
+def test_a_damaged_profile_is_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile/phases.json").write_bytes(text.encode("latin-1"))
+    if text == "[]":
+        assert read_profile(RunDirectory(tmp_path)) == {}
+        return
+    with pytest.raises(UserError, match=r"profile/phases\.json is damaged \(.*\): delete it"):
+        read_profile(RunDirectory(tmp_path))
+
+
+def test_a_damaged_profile_is_written_anew_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile/phases.json").write_text("{")
+    run_here(tiny_config(schedule__epochs=2), tmp_path, Profile(RunDirectory(tmp_path), CPU))
+    assert set(read_profile(RunDirectory(tmp_path))) == {"instance"}
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "phases.json" in line]
+    assert told.endswith("): written anew")

@@ -86,6 +86,27 @@ def test_what_the_run_was_not_trained_on_is_refused_and_nothing_warned_of(
     assert message in str(refused.value)
 
 
+def test_the_newest_checkpoint_that_is_whole_is_used_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(tiny_config(schedule__epochs=3, checkpoint__keep=3), tmp_path)
+    states = [tmp_path / f"checkpoints/epoch_00000{epoch}/state.pt" for epoch in (1, 2, 3)]
+    states[2].write_bytes(b"")
+    states[1].unlink()
+    capsys.readouterr()
+    assert TrainedRun.load(tmp_path).state.epoch == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{states[2]} is damaged (its checksum does not match): that after 1 epochs is used",
+        f"{states[1]} is damaged (it is missing): that after 1 epochs is used",
+    ]
+    # Nothing but a command that trains deletes them.
+    assert states[2].exists()
+    states[0].write_bytes(b"")
+    with pytest.raises(UserError, match=r"epoch_000003/state\.pt is damaged"):
+        TrainedRun.load(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_no_trained_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not a run: it holds no config\.yaml"):
         TrainedRun.load(tmp_path / "nowhere")

@@ -76,12 +76,14 @@ def test_what_users_named_cannot_become_markup(finished_run: Path, tmp_path: Pat
     folder = tmp_path / "<b>run</b>"
     shutil.copytree(finished_run, folder)
     summary = json.loads((folder / "snapshot/summary.json").read_text())
-    summary["class_names"] = ["<script>alert(1)</script>", "</script>", *summary["class_names"][2:]]
+    odd = ["<script>alert(1)</script>", "</script>", "$\\LaTeX$", "a\n\x00\ud800", "x" * 300]
+    summary["class_names"] = [*odd, *summary["class_names"][len(odd) :]]
     (folder / "snapshot/summary.json").write_text(json.dumps(summary))
     page = report(folder, "--out", tmp_path / "run.html")
     html = (tmp_path / "run.html").read_text()
     assert "<script>alert" not in html and "<b>run" not in html
     assert "<script>alert(1)</script>" in page.text
+    assert "$\\LaTeX$" in page.text and "a\\n\\x00\\ud800" in page.text
     # A chart shows tags that it knows as such: there they are letters too.
     assert any("&lt;script&gt;alert(1)" in json.dumps(views) for views in page.charts)
     assert not any("<script" in json.dumps(views) for views in page.charts)

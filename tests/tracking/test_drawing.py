@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -16,6 +19,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.tracking import drawing
 from conr_ray.tracking.embedding_map import map_2d, plane_2d
+from conr_ray.tracking.wandb_media import snapshot_media
 from tests.tiny_runs import run_here, tiny_config
 
 
@@ -50,14 +54,19 @@ def frames(figure: Figure) -> list[str]:
     return [to_hex(patch.get_edgecolor()) for patch in patches]
 
 
+# What matplotlib, XML or a page would take for something else, or has no room for.
+ODD_NAMES = (
+    *("$\\LaTeX$", "$", "a_b^c", "100 % \\", "<b>&amp;", "line\nend\x00\x1b[31m", "\ud800\uffff"),
+    *("🙂名", "x" * 300, "_hidden"),
+)
+
+
 def is_drawn(figure: Figure | None) -> bool:
     """Whether it can be written as PNG and SVG and is no blank page."""
     assert figure is not None
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind)
-        if kind == "png":
-            pixels = np.asarray(Image.open(buffer).convert("L"))
+    png = drawing.written(figure, "png", 100)
+    assert drawing.written(figure, "svg", 100)
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
     return bool(pixels.std() > 5)
 
 
@@ -70,6 +79,28 @@ def test_wrong_neighbours_and_hard_positives_are_framed(snapshot: Snapshot) -> N
     found = frames(figure)
     assert (found.count(drawing.WRONG), found.count(drawing.HARD)) == (wrong, hard)
     assert len(found) == wrong + hard
+
+
+def test_names_of_classes_are_drawn_as_they_are(snapshot: Snapshot) -> None:
+    odd = dataclasses.replace(snapshot, class_names=ODD_NAMES)
+    figures = {
+        "map": drawing.embedding_map(odd, plane_2d(odd.embeddings)),
+        "confusion": drawing.confusion_matrix(odd),
+        "neighbors": drawing.neighbor_grid(odd),
+        "clusters": drawing.cluster_examples(odd),
+    }
+    for name, figure in figures.items():
+        assert is_drawn(figure) and figure is not None
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            svg = drawing.written(figure, "svg", 100).decode()
+        texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
+        if name != "neighbors":
+            shown = {"$\\LaTeX$", "a_b^c", "<b>&amp;", "line\\nend\\x00\\x1b[31m"}
+            for word in shown:
+                assert any(word in text for text in texts), (name, word)
+        assert max(map(len, texts)) < 100
+    # The same as W&B is given them.
+    assert set(snapshot_media(odd, 0.0)) >= {f"figures/{name}" for name in figures}
 
 
 def test_without_labels_nothing_is_framed_and_there_is_no_matrix(unlabelled: Snapshot) -> None:

@@ -27,7 +27,7 @@ class Contents:
     `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,), -1 for
     unlabelled samples, None if the source has no labels. `class_names[label]` names a class, None
     if only numbers are known. `names` are the images' paths inside the source, None if samples have
-    no paths.
+    no paths. `note` is a line on what is not read, or empty.
     """
 
     num_rows: int
@@ -35,6 +35,7 @@ class Contents:
     labels: Int64Array | None = None
     class_names: tuple[str, ...] | None = None
     names: list[str] | None = None
+    note: str = ""
 
 
 class Source(ABC):
@@ -67,9 +68,12 @@ class Source(ABC):
 
 
 def listed(words: Collection[str], most: int = 20) -> str:
-    """`words` for a message, shortened if there are more than `most`."""
-    shown = ", ".join(list(words)[:most])
-    return f"{shown}, ... ({len(words)} in all)" if len(words) > most else shown
+    """`words` for a message, shortened if there are more than `most`, or if they are long."""
+    shown = [word if len(word) <= 40 else f"{word[:30]}...{word[-7:]}" for word in words]
+    while most > 1 and sum(map(len, shown[:most])) > 300:
+        most -= 1
+    text = ", ".join(shown[:most])
+    return f"{text}, ... ({len(words)} in all)" if len(words) > most else text
 
 
 def choose_splits(config: DataConfig, available: Collection[str]) -> tuple[str, ...]:

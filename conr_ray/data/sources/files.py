@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,19 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from conr_ray.errors import UserError
+from conr_ray.errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file below a folder: its path there, size and modification time.
+
+    Bytes of the path that are no UTF-8 are lone surrogates, as Python writes them.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,63 @@ class Location:
         """Kind of file system and path."""
         return f"{self.filesystem.type_name}:{self.path}"
 
+    def read(self, name: str) -> bytes:
+        """The content of the file `name` below this folder."""
+        if self._is_local:
+            # Arrow takes no names but those in UTF-8.
+            return Path(self.path, name).read_bytes()
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def files_below(self, folders: Sequence[str]) -> Iterator[FoundFile]:
+        """All files below this folder's sub-folders `folders`; "" is this folder itself.
+
+        Those in hidden folders may be left out. A folder is read once, however many links lead to
+        it or around in a circle, and where it is rather than where a link to it is.
+        """
+        if self._is_local:
+            yield from _local_files(self.path, folders)
+            return
+        root = self.path.rstrip("/")
+        for folder in dict.fromkeys(folders):
+            selector = fs.FileSelector(
+                f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True
+            )
+            for info in self.filesystem.get_file_info(selector):
+                if info.type == fs.FileType.File:
+                    yield FoundFile(info.path[len(root) + 1 :], info.size, info.mtime_ns)
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+
+def _local_files(root: str, folders: Sequence[str]) -> Iterator[FoundFile]:
+    real, links = deque(folders), deque[str]()
+    # The root is read only if it is asked for, and never through a link back to it.
+    seen = set() if "" in folders else {_identity(root)}
+    while real or links:
+        folder = real.popleft() if real else links.popleft()
+        place = os.path.join(root, folder)
+        if not os.path.isdir(place) or (identity := _identity(place)) in seen:
+            continue
+        seen.add(identity)
+        with os.scandir(place) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else real).append(name)
+            elif entry.is_file():
+                yield FoundFile(name, entry.stat().st_size, entry.stat().st_mtime_ns)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
 
 def locate(text: str) -> Location:
     """The place that `text` names: a local path, or a URI such as s3://bucket/file.parquet.
@@ -38,7 +109,9 @@ def locate(text: str) -> Location:
     Raises UserError if Arrow does not support this kind of URI.
     """
     if "://" not in text:
-        return Location(text, fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        # Path's own expanduser fails for a user that there is not.
+        path = str(Path(os.path.expanduser(text)).absolute())
+        return Location(text, fs.LocalFileSystem(), path)
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -47,11 +120,6 @@ def locate(text: str) -> Location:
             f"such as s3://bucket/file"
         ) from None
     return Location(text, filesystem, path)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, or its type if it has none."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property, partial
-from operator import itemgetter
-from typing import Any
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image
@@ -13,9 +13,9 @@ from pyarrow import fs
 
 from conr_ray.config import DataConfig
 from conr_ray.data.sources.base import Contents, Int64Array, check_label_column, listed
-from conr_ray.data.sources.encoded import EncodedSource, PendingImage, open_encoded
-from conr_ray.data.sources.files import locate, one_line
-from conr_ray.errors import UserError
+from conr_ray.data.sources.encoded import MOST_BYTES, EncodedSource, PendingImage, open_encoded
+from conr_ray.data.sources.files import FoundFile, locate
+from conr_ray.errors import UserError, one_line
 
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
 
@@ -25,6 +25,7 @@ class FolderSource(EncodedSource):
 
     The immediate sub-folders are the classes if there are at least two of them and every image is
     in one; otherwise there are no labels. `data.classes` restricts reading to these sub-folders.
+    Links are followed, but each folder is read once. Bytes of names that are no UTF-8 are escaped.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -33,6 +34,8 @@ class FolderSource(EncodedSource):
         assert config.path is not None, "checked by RunConfig"
         check_label_column(config, ["label"])
         self._location = locate(config.path)
+        # Below the folder, but no images by their names.
+        self._others: list[FoundFile] = []
 
     def identity(self) -> dict[str, object]:
         """The folder, what is read from it, and every image's size and modification time."""
@@ -41,35 +44,49 @@ class FolderSource(EncodedSource):
             "path": self._location.identity,
             "label_column": self.config.label_column,
             "stored_size": self.config.stored_size,
-            "files": [(name, info.size, info.mtime_ns) for name, info in self._files],
+            "files": [(file.name, file.size, file.mtime_ns) for file in self._files],
         }
 
     def contents(self) -> Contents:
         """Number of images, the shape of the first one, classes and paths inside the folder."""
-        names = [name for name, _ in self._files]
+        names = [_as_text(file.name) for file in self._files]
         labels, class_names = self._labels(names)
-        return Contents(len(names), self.image_shape, labels, class_names, names)
+        return Contents(len(names), self.image_shape, labels, class_names, names, self._note)
 
     def _pending(self) -> Iterator[PendingImage]:
-        for row, (name, _) in enumerate(self._files):
-            yield PendingImage(f"row {row} ({name})", partial(self._open, name))
+        for row, file in enumerate(self._files):
+            yield PendingImage(f"row {row} ({_as_text(file.name)})", partial(self._open, file))
 
-    def _open(self, name: str) -> Image.Image:
-        location = self._location
-        with location.filesystem.open_input_stream(f"{location.path}/{name}") as stream:
-            return open_encoded(stream.read())
+    def _open(self, file: FoundFile) -> Image.Image:
+        if file.size > MOST_BYTES:
+            raise ValueError(f"{file.size:,} bytes, more than {MOST_BYTES:,}")
+        return open_encoded(self._location.read(file.name))
+
+    @property
+    def _note(self) -> str:
+        """How many files are no images by their names."""
+        if not self._others:
+            return ""
+        endings = {os.path.splitext(file.name)[1].lower() or "none" for file in self._others}
+        return (
+            f"data.path={self._location.text}: {len(self._others)} files are left out: their "
+            f"endings ({listed(sorted(endings))}) are not those of images"
+        )
 
     @cached_property
-    def _files(self) -> list[tuple[str, Any]]:
-        """Paths inside the folder, sorted, each with its Arrow FileInfo."""
+    def _files(self) -> list[FoundFile]:
+        """The images inside the folder, sorted by path."""
         text, root = self._location.text, self._location.path.rstrip("/")
         try:
             kind = self._location.filesystem.get_file_info(root).type
             if kind != fs.FileType.Directory:
                 problem = "no such folder" if kind == fs.FileType.NotFound else "not a folder"
                 raise UserError(f"data.path={text}: {problem}; name a folder of images")
-            found = self._listed(root)
-        except OSError as error:
+            found = self._listed()
+        except UserError:
+            raise
+        # A path with a zero byte is a ValueError.
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"data.path={text}: cannot be listed ({one_line(error)}); name a folder of images"
             ) from None
@@ -78,28 +95,25 @@ class FolderSource(EncodedSource):
                 f"data.path={text}: no images; name a folder with files of the types "
                 f"{listed(sorted(EXTENSIONS))}"
             )
-        return sorted(((info.path[len(root) + 1 :], info) for info in found), key=itemgetter(0))
+        return sorted(found, key=attrgetter("name"))
 
-    def _listed(self, root: str) -> list[Any]:
-        """FileInfos of all images below `root`, or of those in the chosen classes."""
-        if self.config.classes is None:
-            return self._images_below(root, root)
-        found = []
+    def _listed(self) -> list[FoundFile]:
+        """All images, or those in the chosen classes."""
+        classes = self.config.classes
         # The other sub-folders, of which there may be many, are not even listed.
-        for name in dict.fromkeys(self.config.classes):
-            below = [] if "/" in name else self._images_below(f"{root}/{name}", root)
-            if not below:
+        chosen = [""] if classes is None else [name for name in classes if name and "/" not in name]
+        found: list[FoundFile] = []
+        for file in self._location.files_below(chosen):
+            if not any(part.startswith(".") for part in file.name.split("/")):
+                (found if _is_image(file.name) else self._others).append(file)
+        with_images = {file.name.partition("/")[0] for file in found}
+        for name in classes or ():
+            if name not in with_images:
                 raise UserError(
-                    f"data.classes={listed(self.config.classes)}: {self._location.text} has no "
+                    f"data.classes={listed(classes or ())}: {self._location.text} has no "
                     f"sub-folder {name} with images; leave it out or add it"
                 )
-            found += below
         return found
-
-    def _images_below(self, folder: str, root: str) -> list[Any]:
-        selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-        infos: list[Any] = self._location.filesystem.get_file_info(selector)
-        return [info for info in infos if _is_image(info, len(root) + 1)]
 
     def _labels(self, names: list[str]) -> tuple[Int64Array | None, tuple[str, ...] | None]:
         if self.config.label_column is None or not all("/" in name for name in names):
@@ -112,8 +126,10 @@ class FolderSource(EncodedSource):
         return np.array([number[folder] for folder in folders], np.int64), tuple(classes)
 
 
-def _is_image(info: Any, root_length: int) -> bool:
-    if info.type != fs.FileType.File or info.extension.lower() not in EXTENSIONS:
-        return False
-    parts = info.path[root_length:].split("/")
-    return not any(part.startswith(".") for part in parts)
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+
+
+def _as_text(name: str) -> str:
+    """A path for people and tables, which have no place for bytes that are no UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")

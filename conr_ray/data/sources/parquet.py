@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from conr_ray.config import MOST_STORED_PIXELS
 from conr_ray.data.sources.base import Contents, listed
 from conr_ray.data.sources.encoded import EncodedSource, Mode, PendingImage, open_encoded
 from conr_ray.data.sources.parquet_table import ParquetTable
 from conr_ray.errors import UserError
+from conr_ray.fields import short
+
+_LONGEST_SHAPE = 100
 
 
 class ParquetSource(ParquetTable, EncodedSource):
@@ -34,29 +38,36 @@ class ParquetSource(ParquetTable, EncodedSource):
     def _check_image_column(self) -> None:
         self._check_column()
         name, columns = self._column, self._columns
-        kind = self._file.schema_arrow.field(name).type
+        kind = self._schema.field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         if not is_bytes and not pa.types.is_fixed_size_binary(kind):
             raise UserError(
-                f"data.image_column={name}: holds {kind}, not the bytes of images; choose from "
-                f"{listed(columns)}"
+                f"data.image_column={name}: holds {short(str(kind))}, not the bytes of images; "
+                f"choose from {listed(columns)}"
             )
 
     @cached_property
     def _raw_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels of raw pixels, None if images are encoded."""
-        metadata = self._file.schema_arrow.metadata or {}
+        metadata = self._schema.metadata or {}
         if b"shape" not in metadata:
             return None
-        shape, dtype = metadata[b"shape"].decode(), metadata.get(b"dtype", b"uint8").decode()
-        sides = tuple(int(side) for side in re.findall(r"\d+", shape))
-        height, width, channels = sides if len(sides) == 3 else (*sides, 1, 0, 0)[:3]
-        if height * width == 0 or channels not in (1, 3) or len(sides) > 3 or dtype != "uint8":
+        shape = metadata[b"shape"].decode(errors="replace")
+        dtype = metadata.get(b"dtype", b"uint8").decode(errors="replace")
+        sides = [int(side) for side in re.findall(r"[0-9]+", shape[:_LONGEST_SHAPE])]
+        height, width, channels = sides if len(sides) == 3 else [*sides, 1, 0, 0][:3]
+        if (
+            not 0 < height * width <= MOST_STORED_PIXELS
+            or channels not in (1, 3)
+            or len(sides) > 3
+            or dtype != "uint8"
+        ):
             raise UserError(
-                f"data.path={self.config.path}: schema metadata shape={shape}, dtype={dtype} does "
-                f"not describe images; write h,w or h,w,c with 1 or 3 channels of uint8"
+                f"data.path={self.config.path}: schema metadata shape={short(shape)}, "
+                f"dtype={short(dtype)} does not describe images; write h,w or h,w,c with 1 or 3 "
+                f"channels of uint8"
             )
         return height, width, channels
 

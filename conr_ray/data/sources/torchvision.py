@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +22,8 @@ from conr_ray.data.sources.base import (
     choose_splits,
 )
 from conr_ray.data.sources.encoded import fit_arrays
-from conr_ray.data.sources.files import locked, one_line
-from conr_ray.errors import UserError
+from conr_ray.data.sources.files import locked
+from conr_ray.errors import UserError, one_line
 
 _CLASSES = {
     "cifar10": "CIFAR10",
@@ -53,7 +54,7 @@ class TorchvisionSource(Source):
             )
         if config.path is None:
             raise UserError("data.path is not set: name the folder that torchvision reads")
-        self._root = Path(config.path).expanduser().absolute()
+        self._root = Path(os.path.expanduser(config.path)).absolute()
         coarse = ["coarse_label"] if config.name == "cifar100" else []
         check_label_column(config, ["label", *coarse])
         more = ["unlabeled"] if config.name == "stl10" else []
@@ -143,7 +144,8 @@ class TorchvisionSource(Source):
                 lock = locked(self._root / f".{self._name}.lock")
             with lock:
                 return self._class()(self._root, download=download, **part)
-        except (OSError, RuntimeError) as error:
+        # Damaged files, of which not all have checksums, raise errors of many kinds.
+        except Exception as error:
             remedy = (
                 f"check the network, or put the official files of {self._name} there"
                 if download

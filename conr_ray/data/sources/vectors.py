@@ -11,8 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from conr_ray.data.sources.base import Contents
-from conr_ray.data.sources.parquet_table import ParquetTable
+from conr_ray.data.sources.parquet_table import ParquetTable, file_errors
 from conr_ray.errors import UserError
+from conr_ray.fields import short
 
 
 class VectorsSource(ParquetTable):
@@ -35,12 +36,14 @@ class VectorsSource(ParquetTable):
         length.
         """
         for row, column, offsets in self._kept_parts():
-            yield self._block(row, column.take(pa.array(offsets)), offsets)
+            with file_errors(self._location.text):
+                block = self._block(row, column.take(pa.array(offsets)), offsets)
+            yield block
 
     @cached_property
     def _width(self) -> int:
         self._check_column()
-        kind = self._file.schema_arrow.field(self._column).type
+        kind = self._schema.field(self._column).type
         is_list = (
             pa.types.is_list(kind)
             or pa.types.is_large_list(kind)
@@ -48,7 +51,8 @@ class VectorsSource(ParquetTable):
         )
         if not is_list or not pa.types.is_floating(kind.value_type):
             raise UserError(
-                f"data.vector_column={self._column}: holds {kind}; name a column of lists of floats"
+                f"data.vector_column={self._column}: holds {short(str(kind))}; name a column of "
+                f"lists of floats"
             )
         if pa.types.is_fixed_size_list(kind):
             width = int(kind.list_size)
@@ -71,7 +75,9 @@ class VectorsSource(ParquetTable):
                 has = "has no vector" if width < 0 else f"has {width} numbers"
                 raise self._refusal(row + offset, f"{has}, others have {self._width}")
         flat = column.flatten().to_numpy(zero_copy_only=False)
-        vectors = np.asarray(flat, np.float32).reshape(len(column), self._width)
+        # What overflows is refused below.
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(flat, np.float32).reshape(len(column), self._width)
         broken = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(broken):
             raise self._refusal(row + int(offsets[broken[0]]), "has a non-finite number")
