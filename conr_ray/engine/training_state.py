@@ -123,9 +123,13 @@ class TrainingState:
 
     def trained_module(self) -> nn.Module:
         """The framework as called in training, with gradients averaged over the workers."""
-        if world_size() == 1:
-            return self.framework
-        return nn.parallel.DistributedDataParallel(self.framework, **_BUFFERS_AS_THEY_ARE)
+        trained: nn.Module = self.framework
+        if world_size() > 1:
+            trained = nn.parallel.DistributedDataParallel(trained, **_BUFFERS_AS_THEY_ARE)
+        if self.within is not None:
+            # It has given all workers the first one's.
+            set_running_statistics(self.framework, self.within["running_statistics"])
+        return trained
 
     def to_checkpoint(
         self, config: RunConfig, data_fingerprint: str, inputs: Mapping[str, Any]
@@ -180,8 +184,6 @@ class TrainingState:
             self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None
         self.history = list(checkpoint["history"])
         self.within = checkpoint.get("within")
-        if self.within is not None:
-            set_running_statistics(self.framework, self.within["running_statistics"])
 
 
 def make_backbone(model: ModelConfig, row_shape: tuple[int, ...]) -> Backbone:
