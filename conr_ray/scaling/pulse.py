@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from conr_ray.engine.stopping import stop_request
 from conr_ray.method.place import NO_PHASE, place
 
 
@@ -29,6 +30,7 @@ class Beat:
         pid: of its process.
         phases: how many phases of training it has begun.
         phase: the latest of them.
+        stoppable: whether it is training, and would stop after its step.
     """
 
     run: str
@@ -38,6 +40,7 @@ class Beat:
     pid: int
     phases: int
     phase: str
+    stoppable: bool = False
 
     def __str__(self) -> str:
         run = f" of trial {self.run}" if self.run else ""
@@ -52,11 +55,18 @@ class Keeper:
     """The actor that keeps each worker's latest beat, and lines for the user."""
 
     def __init__(self) -> None:
+        self._stopping = False
         self._lines: list[str] = []
         self._beats: dict[tuple[str, int], tuple[Beat, float]] = {}
 
-    def keep(self, beat: Beat) -> None:
+    def keep(self, beat: Beat) -> bool:
+        """Keep a beat; return whether its sender is to stop."""
         self._beats[beat.run, beat.rank] = beat, time.monotonic()
+        return self._stopping
+
+    def stop(self) -> None:
+        """Have all workers stop after their step."""
+        self._stopping = True
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -109,9 +119,11 @@ class Pulse:
             # The actor may be gone: then nobody watches any more.
             with suppress(Exception):
                 while True:
-                    phases, phase = place.phases, place.phase
-                    beat = Beat(self.run, own, address, node_id, os.getpid(), phases, phase)
-                    self.keeper.keep.remote(beat)
+                    where = place.phases, place.phase, stop_request.heeded
+                    beat = Beat(self.run, own, address, node_id, os.getpid(), *where)
+                    answer = self.keeper.keep.remote(beat)
+                    if ray.wait([answer], timeout=self.every_s)[0] and ray.get(answer):
+                        stop_request.asked = True
                     if ended.wait(self.every_s):
                         break
                 self.keeper.forget.remote(self.run, own)

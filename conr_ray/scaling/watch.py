@@ -2,7 +2,8 @@
 
 Workers send beats to an actor, from a thread of their own, and the driver asks it. A process that
 is stopped, swapped out or cut off sends none; one that waits in a collective operation sends that
-it is where it was. A search has one watch for all of its trials.
+it is where it was. The answer to a beat says whether the worker is to stop. A search has one watch
+for all of its trials.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from conr_ray.scaling.pulse import Aged, Beat, Keeper, Pulse
 _TIMES_SILENCE, _TIMES_LONGEST = 2.0, 10.0
 # Beyond that, these phases may take so long: a start compiles and opens data, a checkpoint is sent.
 _ALLOWED_S = {NO_PHASE: 600.0, UPLOAD: 3600.0}
+# Between beats at most: a worker hears so late that it is to stop.
+_BEAT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,23 @@ class Watch:
         )
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
         keeper: Any = ray.remote(**options)(Keeper).remote()
-        self.pulse = Pulse(keeper, every_s=min(5.0, limits.silent_s / 4))
+        self.pulse = Pulse(keeper, every_s=min(_BEAT_S, limits.silent_s / 4))
         self._asked: Any = None
+        self._stoppable = self._stopping = False
         self._last_look = time.monotonic()
         self._runs: dict[str, _Run] = {}
+
+    def stop_workers(self) -> None:
+        """Ask all workers to stop after their step; may be called again.
+
+        Raises:
+            KeyboardInterrupt: none of them is training, so that there is nothing to wait for.
+        """
+        if not self._stoppable:
+            raise KeyboardInterrupt
+        if not self._stopping:
+            self.pulse.keeper.stop.remote()
+            self._stopping = True
 
     def look(self, runs: Collection[str] = ("",)) -> None:
         """Tell what is wrong, if anything is; kill what was wrong for too long.
@@ -89,6 +105,7 @@ class Watch:
         self._asked = None
 
     def _judge(self, latest: Aged, now: float, runs: Collection[str]) -> None:
+        self._stoppable = any(beat.stoppable for beat, _ in latest)
         by_run = defaultdict(list)
         for beat, age in latest:
             by_run[beat.run].append((beat, age))

@@ -34,8 +34,10 @@ class TrialRunner:
     """Runs the trials of a search; Tune calls it, in an actor, with a point of the space.
 
     A one-worker trial trains in the actor itself, which is reused for the next trial; with more
-    workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint.
-    Workers show by `pulse` that they live.
+    workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint. Where
+    processes die, Tune and Ray Train start a trial `max_retries` times again; what fails for a
+    reason of its own is told as a failure, and not tried again. Workers show
+    by `pulse` that they live.
     """
 
     space: SearchSpace
@@ -45,6 +47,7 @@ class TrialRunner:
     wandb: WandbSettings
     trunks: TrunkStore | None
     pulse: Pulse
+    max_retries: int
 
     def __call__(self, given: dict[str, Any]) -> None:
         trial_id = given[TRIAL_ID]
@@ -64,10 +67,8 @@ class TrialRunner:
                 with pulse.beating():
                     run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
                 return
-            resources, trunks = self.resources, self.trunks
-            for row in run_on_workers(
-                config, directory, resources, wandb, trunks, span, pulse=pulse
-            ):
+            place, retries = (directory, self.resources, wandb, self.trunks, span), self.max_retries
+            for row in run_on_workers(config, *place, max_failures=retries, pulse=pulse):
                 reporter.epoch(row)
             reporter.end(None)
 
