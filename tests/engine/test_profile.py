@@ -142,7 +142,7 @@ def test_a_damaged_profile_is_written_anew_with_a_line(
 ) -> None:
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile/phases.json").write_text("{")
-    run_here(tiny_config(schedule__epochs=2), tmp_path, Profile(RunDirectory(tmp_path), CPU))
-    assert set(read_profile(RunDirectory(tmp_path))) == {"instance"}
+    run_here(tiny_config(schedule__epochs=3), tmp_path, Profile(RunDirectory(tmp_path), CPU))
+    assert set(read_profile(RunDirectory(tmp_path))) == {"instance", "group"}
     [told] = [line for line in capsys.readouterr().err.splitlines() if "phases.json" in line]
     assert told.endswith("): written anew")
