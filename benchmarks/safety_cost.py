@@ -23,6 +23,7 @@ from typing import Any
 
 os.environ["WANDB_MODE"] = "disabled"
 
+from conr_ray.config import load_preset, parse_overrides
 from conr_ray.data.store import open_data
 from conr_ray.engine import collapse, evaluation
 from conr_ray.engine.checkpoints import CheckpointFolder
@@ -153,13 +154,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     args = parser.parse_args()
-    from conr_ray.config import parse_overrides
-
     space = load_space(args.space, parse_overrides(args.settings))
     with tempfile.TemporaryDirectory() as folder:
         # Compiled kernels and the decoded images are kept.
         short = {"schedule.epochs": 6, "schedule.group_start": 3, "schedule.relax_epochs": 1}
-        search(Path(folder, "warm-up"), load_space(args.space, short), 1)
+        config, run = load_preset("digits", short), RunDirectory(Path(folder, "warm-up"))
+        run.claim(config, resume=False)
+        run_here(config, run, WorkerResources(), WandbSettings("off"), Observer())
         shares = Shares()
         started = time.perf_counter()
         search(Path(folder, "search"), space, args.trials)

@@ -198,7 +198,7 @@ def test_played_searches_are_whole(searches: Callable[[str], Searches]) -> None:
 
 
 # Every so many operations, where not all are tried.
-STRIDE = 29
+STRIDE = 61
 
 
 @pytest.mark.parametrize("name", SEARCHES)
