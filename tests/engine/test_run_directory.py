@@ -88,10 +88,10 @@ def test_a_run_may_be_resumed_for_more_epochs_and_nothing_else(
     assert open_directory().read_config() == longer
     with pytest.raises(FolderTaken, match=r"another run \(schedule\.epochs: \d+ -> \d+\)$"):
         open_directory().claim(CONFIG, resume=True)
-    ending = override(CONFIG, {"schedule.cosine_epochs": 3 * CONFIG.schedule.epochs})
+    slower = override(longer, {"schedule.cosine_epochs": 3000})
     with pytest.raises(FolderTaken, match=r"another run \(schedule\.cosine_epochs"):
-        open_directory().claim(ending, resume=True)
-    open_directory().claim(override(ending, {"schedule.epochs": 900}), resume=True)
+        open_directory().claim(slower, resume=True)
+    open_directory().claim(override(slower, {"schedule.epochs": 900}), resume=True)
 
 
 def test_a_config_of_another_version_is_told_in_a_line(open_directory: OpenDirectory) -> None:
