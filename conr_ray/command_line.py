@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
+import secrets
 import sys
 import tempfile
 import threading
@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from conr_ray.engine.stopping import signals_handled, stop_request
 from conr_ray.errors import (
     BadWorkers,
     FolderTaken,
     NotShared,
     RunFailed,
+    RunStopped,
     StorageError,
     UserError,
 )
@@ -126,7 +128,8 @@ def directory_uri(args: argparse.Namespace, subject: str) -> str:
     """The absolute folder given by --storage and --name; by default named after `subject`."""
     if args.resume and not args.name:
         raise UserError("--resume needs --name, the run or search to resume")
-    name = args.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Of two commands that begin in the same second, each has a folder of its own.
+    name = args.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     if "/" in name or name.startswith("."):
         raise UserError(f"--name {name}: give a single folder name, without / or leading dot")
     storage = args.storage.rstrip("/")
@@ -142,14 +145,19 @@ def absolute_data_path(config: RunConfig) -> dict[str, str]:
 
 
 @contextmanager
-def resumable(uri: str) -> Iterator[None]:
-    """On Ctrl-C inside, add to the message how to resume the run directory `uri`."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        name = uri.rpartition("/")[2]
-        told = f": resume with the same command and --name {name} --resume"
-        raise KeyboardInterrupt(told) from None
+def resumable(uri: str, way_on: Callable[[], str]) -> Iterator[None]:
+    """Let signals stop what is inside; add to the message how to resume the directory `uri`.
+
+    `way_on` says what is then done, where the work could not be ended in order.
+    """
+    again = f"resume with the same command and --name {uri.rpartition('/')[2]} --resume"
+    with signals_handled():
+        try:
+            yield
+        except RunStopped as stop:
+            raise RunStopped(f"{stop}: {again}, which goes on there") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f": {again}, {way_on()}") from None
 
 
 def check_run(config: RunConfig, data: Counted, workers: int) -> None:
@@ -190,12 +198,12 @@ def with_remedy(error: Exception, option: str) -> Exception:
 
 
 def _repeat_lost_interrupts() -> None:
-    """Repeat a Ctrl-C that Python drops, since it comes in a callback from C or in a destructor."""
+    """Repeat a signal that Python drops, since it comes in a callback from C or in a destructor."""
     usual = sys.unraisablehook
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
         if lost.exc_type is KeyboardInterrupt:
-            again = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+            again = threading.Timer(0.1, os.kill, [os.getpid(), stop_request.told_by])
             again.daemon = True
             again.start()
         else:
@@ -205,23 +213,24 @@ def _repeat_lost_interrupts() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command; exit with status 2 on bad input, 1 on a failure, 130 on Ctrl-C.
+    """Run a command; its status is 2 on bad input, 1 on a failure, 130 on Ctrl-C, 143 on SIGTERM.
 
     Whatever the command or a library raises is one line, and its traceback is in a log file that
     the line names. With CONR_RAY_TRACEBACK=1 it is raised instead.
     """
     _repeat_lost_interrupts()
     try:
-        main(sys.argv[1:])
+        with signals_handled():
+            main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as stop:
-        print(f"interrupted{stop}", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, RunStopped) as stop:
+        print(stop if isinstance(stop, RunStopped) else f"interrupted{stop}", file=sys.stderr)
+        sys.exit(128 + stop_request.told_by)
     except Exception as error:
         if os.environ.get("CONR_RAY_TRACEBACK", "0") not in ("", "0"):
             raise

@@ -41,6 +41,10 @@ class RunCollapsed(RunFailed):
     """A run whose embeddings coincide: no score of it means anything."""
 
 
+class RunStopped(RuntimeError):
+    """A run that was asked to stop, and has written a checkpoint from which it goes on."""
+
+
 class OutOfMemory(RunFailed):
     """A worker has no memory left, while the run's other workers may still wait for it."""
 

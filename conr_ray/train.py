@@ -90,9 +90,9 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         console.print(note, soft_wrap=True)
     name = directory.uri.rpartition("/")[2]
     wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
-    done = (directory.checkpoint_epochs() or [0])[-1]
+    done, _ = directory.newest_checkpoint()
     progress = RunProgress(config.schedule.epochs, done, console)
-    with directory.held(), resumable(directory.uri), progress:
+    with directory.held(), resumable(directory.uri, directory.way_on), progress:
         if args.local:
             from conr_ray.scaling.worker import run_here
 

@@ -167,7 +167,8 @@ def _search(
     if args.trunks and trunks is None:
         console.print(f"--trunks is not used: {space.why_no_trunks}", soft_wrap=True)
     held, logs = directory.held(), library_logs(directory.files)
-    with held, resumable(directory.uri), logs, report:
+    way_on = "which goes on with running trials from their last checkpoints"
+    with held, resumable(directory.uri, lambda: way_on), logs, report:
         trials = run_search(
             space,
             directory,

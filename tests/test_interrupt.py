@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conr_ray.command_line import directory_uri, make_parser
 from conr_ray.engine.run_directory import RunDirectory
 from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_times
 from tests.waiting import HANG_S
@@ -15,9 +17,24 @@ from tests.waiting import HANG_S
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("where", [["--local"], []], ids=["here", "on Ray"])
-def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path, where: list[str]) -> None:
-    changes = {**TINY, "schedule.epochs": 60}
+@pytest.mark.parametrize(
+    ("how", "where", "status"),
+    [
+        pytest.param(signal.SIGINT, ["--local"], 130, id="Ctrl-C here"),
+        pytest.param(signal.SIGTERM, [], 143, id="SIGTERM on Ray"),
+        pytest.param(
+            *(signal.SIGTERM, ["--workers", "2"], 143),
+            id="SIGTERM on two workers",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_a_signal_ends_a_run_within_an_epoch_and_resume_goes_on_there(
+    tmp_path: Path, how: signal.Signals, where: list[str], status: int
+) -> None:
+    # No checkpoint is due before the end. The driver knows of its workers some seconds late.
+    epochs, begun = (60, 3) if where == ["--local"] else (240, 60)
+    changes = {**TINY, "schedule.epochs": epochs, "checkpoint.every": 1000}
     command = [sys.executable, "-m", "conr_ray.train", "--preset", "digits", *where]
     command += [*as_settings(changes), "--storage", str(tmp_path), "--name", "run"]
     # More threads than cores wait for one another.
@@ -26,21 +43,77 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_up(tmp_path: Path, where: list[st
     directory = RunDirectory(tmp_path / "run")
     try:
         deadline = time.monotonic() + HANG_S
-        while not directory.checkpoint_epochs():
+        while len(directory.metric_rows()) < begun:
             assert time.monotonic() < deadline, "the run does not start"
             time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(how)
         told = run.communicate(timeout=HANG_S)[1]
     finally:
         run.kill()
-    assert run.returncode == 130
-    assert told == "interrupted: resume with the same command and --name run --resume\n"
-    assert 0 < directory.checkpoint_epochs()[-1] < 60
-
+    assert run.returncode == status
+    (epoch, step) = directory.newest_checkpoint()
+    assert directory.checkpoints() == [(epoch, step)] and begun <= epoch < epochs
+    assert told == (
+        "stopping after this step; once more stops at once\n"
+        f"stopped in epoch {epoch + 1} after step {step} of 4: resume with the same command and "
+        "--name run --resume, which goes on there\n"
+    )
+    before = directory.metric_rows()
     subprocess.run([*command, "--resume"], check=True, timeout=HANG_S, capture_output=True)
     rows = directory.metric_rows()
-    assert [row["epoch"] for row in rows] == list(range(60))
+    assert [row["epoch"] for row in rows] == list(range(epochs))
+    assert rows[:epoch] == before
     assert directory.read_table("assignments.parquet") is not None
+
+
+TWO_SIGNALS = """
+import os, signal, sys, time
+from conr_ray.command_line import resumable, run_command
+from conr_ray.engine.stopping import stop_request
+def main(arguments):
+    with resumable("runs/a", lambda: "which starts anew"), stop_request.heeding():
+        if {ignored}:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name in ("{first}", "{second}"):
+            os.kill(os.getpid(), getattr(signal, name))
+            assert stop_request.asked
+            print("asked", flush=True)
+        time.sleep(600)
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ignored", "status"),
+    [
+        ("SIGINT", "SIGINT", False, 130),
+        ("SIGTERM", "SIGINT", False, 143),
+        # As where a shell has started the command in the background.
+        ("SIGTERM", "SIGTERM", True, 143),
+    ],
+)
+def test_a_second_signal_ends_at_once(first: str, second: str, ignored: bool, status: int) -> None:
+    code = TWO_SIGNALS.format(first=first, second=second, ignored=ignored)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (status, "asked\n")
+    assert done.stderr == (
+        "stopping after this step; once more stops at once\n"
+        "interrupted: resume with the same command and --name a --resume, which starts anew\n"
+    )
+
+
+@pytest.mark.parametrize(("how", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_where_nothing_is_trained_a_signal_ends_at_once(how: str, status: int) -> None:
+    code = f"""
+import os, signal, time
+from conr_ray.command_line import run_command
+def main(arguments):
+    os.kill(os.getpid(), signal.{how})
+    time.sleep(600)
+run_command(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (status, "interrupted\n")
 
 
 def test_ctrl_c_within_a_callback_from_c_is_not_lost() -> None:
@@ -58,6 +131,15 @@ run_command(main)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_two_commands_that_begin_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    args = make_parser("train", "").parse_args(["--storage", str(tmp_path)])
+    uris = {directory_uri(args, "digits") for _ in range(20)}
+    assert len(uris) == 20
+    assert all(re.fullmatch(rf"{tmp_path}/digits-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", u) for u in uris)
 
 
 def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.training_state import TrainingState
+from conr_ray.errors import RunStopped
+from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
 
@@ -84,6 +87,22 @@ def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) 
     """Train in this process (or as this worker), from the newest checkpoint in `folder`."""
     images = open_data(config.data)
     return train(config, images, RunDirectory(folder), observer or Observers(), torch.device("cpu"))
+
+
+def run_step_by_step(config: RunConfig, folder: Path) -> tuple[list[MetricRow], list[str]]:
+    """As `run_here`, but stopped after each step and resumed; also what was said each time.
+
+    Of several workers the last one alone is asked to stop.
+    """
+    told: list[str] = []
+    while True:
+        stop_request.asked = rank() == world_size() - 1
+        try:
+            return run_here(config, folder), told
+        except RunStopped as stop:
+            told.append(str(stop))
+        finally:
+            stop_request.asked = False
 
 
 def train_step(state: TrainingState, stage: Stage, views: list[Tensor], step: Step) -> Tensor:

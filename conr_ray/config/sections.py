@@ -146,7 +146,11 @@ class ModelConfig(Section):
 class ScheduleConfig(Section):
     """Epochs of the two stages."""
 
-    epochs: Count = Field(1000, description="total of both stages")
+    epochs: Count = Field(
+        1000,
+        description="total of both stages; a run resumed with more follows the schedules of the "
+        "longer run from there on",
+    )
     group_start: Whole | Literal["never"] = Field(
         800, description="first epoch of the group stage; 'never' trains the framework alone"
     )

@@ -5,7 +5,6 @@ Shapes: n rows of the global batch, b of this worker.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +19,8 @@ from conr_ray.engine.run import Run
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
-from conr_ray.engine.step_figures import StepFigures
-from conr_ray.errors import OutOfMemory, RunFailed, UserError
+from conr_ray.engine.stopping import stop_request
+from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
 from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.phases import phase
@@ -38,7 +37,8 @@ def train(
     """Train a run from the newest checkpoint in `directory`, or from the start.
 
     Called by every worker of a run, inside a torch.distributed process group if there are several.
-    All workers return the same rows, one per epoch; the first one writes the files.
+    All workers return the same rows, one per epoch; the first one writes the files. A checkpoint
+    may be of the first steps of an epoch, left by a run that was stopped there.
 
     Args:
         config: of the run.
@@ -52,6 +52,7 @@ def train(
         UserError: config, samples and checkpoint do not fit together.
         RunFailed: the loss is not finite; RunCollapsed; OutOfMemory, which one worker alone may
             raise.
+        RunStopped: one of the workers was asked to stop.
     """
     error: BaseException | None = None
     run = None
@@ -72,13 +73,15 @@ def train(
 
 
 def record_failure(directory: RunDirectory, error: BaseException) -> None:
-    """Record why a run has failed, once, unless it is an error of the code."""
-    if isinstance(error, OutOfMemory) or (isinstance(error, UserError | RunFailed) and rank() == 0):
+    """Record why a run has ended, once, unless it is an error of the code."""
+    if not isinstance(error, UserError | RunFailed | RunStopped):
+        return
+    if rank() == 0 or isinstance(error, OutOfMemory):
         directory.record_failure(error)
 
 
 def _train(run: Run, observer: Observer) -> list[MetricRow]:
-    with run.acceleration.applied():
+    with run.acceleration.applied(), stop_request.heeding():
         trained = run.state.trained_module()
         run.tell_what_was(observer)
         for epoch in range(run.state.epoch, run.last_epoch):
@@ -93,16 +96,16 @@ def _train(run: Run, observer: Observer) -> list[MetricRow]:
 
 
 def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, Snapshot | None]:
-    started = time.perf_counter()
     state, inputs, schedule = run.state, run.inputs, run.schedule
     framework, optimizer = state.framework, state.optimizer
-    stage, figures = run.stage_at(epoch), StepFigures(epoch, run.last_checkpoint)
+    stage, figures = run.stage_at(epoch), run.figures(epoch)
     if stage.needs_clusters(framework, epoch):
         with phase("evaluation"):
             run.ensure_clusters()
     side = run.config.views.size_in(epoch)
 
-    for index, step in enumerate(run.steps(epoch)):
+    first = figures.num_steps
+    for index, step in enumerate(run.steps(epoch, first), first):
         with phase("views"):
             batch = inputs.take(step.sample_ids_n[run.local])
             views = [
@@ -121,7 +124,10 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
             rate = schedule.set_learning_rates(optimizer, epoch, index)
             optimizer.step()
             followed = framework.after_step(outputs, step)
-        figures.add(loss, step_figures)
+        rates = {f"{group['name']}_lr": group["lr"] for group in optimizer.param_groups[1:]}
+        figures.add(loss, step_figures, {"lr": rate, **rates, **followed})
+        if figures.due and figures.look():
+            run.stop(figures)
 
     average_running_statistics(framework)
     row: dict[str, float | int | str | None] = {
@@ -129,15 +135,13 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
         "stage": stage.name,
         **figures.means(),
         "fraction": schedule.fraction(epoch),
-        "lr": rate,
-        **{f"{group['name']}_lr": group["lr"] for group in optimizer.param_groups[1:]},
-        **followed,
+        **figures.latest,
     }
-    state.epoch = epoch + 1
-    row["images_per_s"] = run.num_trained / (time.perf_counter() - started)
+    state.epoch, state.within = epoch + 1, None
+    row["images_per_s"] = run.num_trained / figures.seconds
     with phase("evaluation"):
         snapshot = run.evaluate(row) if schedule.evaluated(epoch) else None
-    row["epoch_time_s"] = epoch_time_s = time.perf_counter() - started
+    row["epoch_time_s"] = epoch_time_s = figures.seconds
     row["train_time_s"] = epoch_time_s + _seconds_of(state.history)
     state.history.append(row)
     with phase("checkpoint"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import torch
@@ -16,6 +16,7 @@ from conr_ray.config import RunConfig, from_yaml, override
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
+from conr_ray.engine.checkpoints import Position
 from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
@@ -27,10 +28,13 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import Span
+from conr_ray.engine.step_figures import Pace, StepFigures
+from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import take_snapshot
 from conr_ray.engine.training_state import TrainingState
-from conr_ray.errors import RunFailed
+from conr_ray.errors import RunFailed, RunStopped
 from conr_ray.method import keyed_random
+from conr_ray.method.batch_norm import gathered_running_statistics
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.keyed_random import fold
@@ -66,7 +70,8 @@ class Run:
         self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
 
         self.last_epoch = span.until or config.schedule.epochs
-        self._saved_epoch, checkpoint = self._read_newest()
+        self._saved, checkpoint = self._read_newest()
+        self._pace = Pace()
         self.config = config = self._settled(config, checkpoint)
         self.acceleration = Acceleration.of(config.optim, device)
         self.inputs = make_inputs(config, data, device)
@@ -89,9 +94,9 @@ class Run:
     @property
     def last_checkpoint(self) -> str:
         """Where the newest checkpoint is, for messages."""
-        if self._saved_epoch is None:
+        if self._saved is None:
             return "none yet"
-        return f"{self.directory.uri}/{self.directory.checkpoint_name(self._saved_epoch)}"
+        return f"{self.directory.uri}/{self.directory.checkpoint_name(*self._saved)}"
 
     @property
     def moment(self) -> str:
@@ -103,13 +108,21 @@ class Run:
         grouped = self.schedule.in_group_stage(epoch)
         return self._group_stage if grouped else self._instance_stage
 
-    def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of an epoch, in random order; an incomplete last batch is dropped."""
+    def figures(self, epoch: int) -> StepFigures:
+        """Figures of an epoch, with those of the steps that the checkpoint is after."""
+        so_far = self.state.within
+        return StepFigures(epoch, self._steps_per_epoch, self._pace, self.last_checkpoint, so_far)
+
+    def steps(self, epoch: int, first: int = 0) -> Iterator[Step]:
+        """The steps of an epoch from `first` on; an incomplete last batch is dropped.
+
+        Samples come in random order.
+        """
         config, state, num_global = self.config, self.state, self.config.optim.batch_size
         order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
         order = order.to(self._device)
         centers_cd = state.boundary_centers(config.boundary.centers)
-        for index in range(self._steps_per_epoch):
+        for index in range(first, self._steps_per_epoch):
             rows_n = order[index * num_global : (index + 1) * num_global]
             labels = state.pseudo_labels
             yield Step(
@@ -143,7 +156,7 @@ class Run:
         if state.history and rank() == 0:
             # The run may have stopped after its checkpoint, before these were written.
             self.directory.write_metrics(state.history)
-        if self._saved_epoch == self.last_epoch:
+        if self._saved == (self.last_epoch, 0):
             tell_again(self.directory, state.history, observer)
         elif state.history:
             observer.inherit(state.history)
@@ -182,10 +195,25 @@ class Run:
         pinned = ended in self._span.pinned
         due = pinned or self.schedule.saved(ended - 1) or ended == self.last_epoch
         if due and not (has_collapsed(history[-1]) and self._stops_on_collapse):
-            self._saved_epoch = ended
             self._save(pinned=pinned)
         if rank() == 0:
             self.directory.write_metrics(history)
+
+    def stop(self, figures: StepFigures) -> NoReturn:
+        """Write a checkpoint after the steps of `figures`, which all workers have looked at.
+
+        Raises:
+            RunStopped: it is written.
+        """
+        state, steps = self.state, figures.num_steps
+        statistics = gathered_running_statistics(state.framework)
+        state.within = {**figures.state_dict(), "running_statistics": statistics}
+        self._save(steps)
+        # It is met; what is trained next in this process is another matter.
+        stop_request.asked = False
+        raise RunStopped(
+            f"stopped in epoch {state.epoch + 1} after step {steps} of {self._steps_per_epoch}"
+        )
 
     def check_collapse(self) -> None:
         """Look whether the last epoch left embeddings that coincide.
@@ -237,16 +265,18 @@ class Run:
         except FloatingPointError as error:
             raise RunFailed(f"{error} after {ended} epochs: please report it") from None
 
-    def _read_newest(self) -> tuple[int | None, dict[str, Any] | None]:
-        """The newest checkpoint up to the last epoch, the same one on all workers, and its epoch.
+    def _read_newest(self) -> tuple[Position | None, dict[str, Any] | None]:
+        """The newest checkpoint up to the last epoch, the same one on all workers, and its place.
 
-        Without one of the run's own, that of its origin, if it has one, and None as its epoch.
+        Without one of the run's own, that of its origin, if it has one, and None as its place.
         """
-        epochs = self.directory.checkpoint_epochs() if rank() == 0 else []
-        newest = max((epoch for epoch in epochs if epoch <= self.last_epoch), default=0)
-        own_epoch = int(broadcast_first(torch.tensor(newest, device=self._device)))
-        if own_epoch:
-            return own_epoch, self.directory.load_checkpoint(own_epoch, self._device)
+        known = self.directory.checkpoints() if rank() == 0 else []
+        newest = max((place for place in known if place <= (self.last_epoch, 0)), default=(0, 0))
+        agreed = broadcast_first(torch.tensor(newest, device=self._device)).tolist()
+        epoch, steps = int(agreed[0]), int(agreed[1])
+        if epoch or steps:
+            state = self.directory.load_checkpoint(epoch, self._device, steps)
+            return (epoch, steps), state
         if self._span.origin is None:
             return None, None
         origin, epoch = self._span.origin
@@ -271,18 +301,23 @@ class Run:
             self.directory.write_config(config)
         return config
 
-    def _save(self, *, pinned: bool) -> None:
+    def _save(self, steps: int = 0, *, pinned: bool = False) -> None:
+        """Write a checkpoint after the trained epochs and `steps` of the next one."""
         state, fingerprint = self.state, self.data.fingerprint
         checkpoint = state.to_checkpoint(self.config, fingerprint, self.inputs.state_dict())
+        self._saved = state.epoch, steps
         if rank() > 0:
             return
-        summary = {"workers": world_size(), "data_fingerprint": fingerprint, **state.history[-1]}
+        summary = {
+            "epochs_trained": state.epoch,
+            **({"steps_trained": steps} if steps else {}),
+            "workers": world_size(),
+            "data_fingerprint": fingerprint,
+            **(state.history[-1] if state.history else {}),
+        }
+        keep = self.config.checkpoint.keep
         self.directory.save_checkpoint(
-            state.epoch,
-            checkpoint,
-            {"epochs_trained": state.epoch, **summary},
-            self.config.checkpoint.keep,
-            pinned=pinned,
+            state.epoch, checkpoint, summary, keep, pinned=pinned, steps=steps
         )
 
     def _write_table(self, name: str, table: pa.Table) -> None:

@@ -6,7 +6,7 @@ assignments.parquet    a row for each sample, once the run has ended
 neighbors.parquet      the neighbours of each sample, once the run has ended
 snapshot/              data for its figures: see engine.snapshot
 checkpoints/           states to resume from: see engine.checkpoints
-failure.json           why the run stopped, if it failed
+failure.json           why the run ended early, if it failed or was asked to stop
 run.lock               held by the command that trains it; not by those of a search
 """
 
@@ -18,13 +18,14 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from conr_ray.config import RunConfig, build, differences, from_yaml, override, parse_yaml
-from conr_ray.engine.checkpoints import CheckpointFolder
+from conr_ray.engine.checkpoints import CheckpointFolder, described
 from conr_ray.engine.metric_rows import MetricRow, from_table, to_table
 from conr_ray.errors import (
     FolderTaken,
     OutOfMemory,
     RunCollapsed,
     RunFailed,
+    RunStopped,
     StorageError,
     UserError,
 )
@@ -36,13 +37,16 @@ if TYPE_CHECKING:
 
 # Kinds of recorded failures by name; a subclass comes before its base class.
 _FAILURES = {
-    kind.__name__: kind for kind in (StorageError, UserError, OutOfMemory, RunCollapsed, RunFailed)
+    kind.__name__: kind
+    for kind in (StorageError, UserError, OutOfMemory, RunCollapsed, RunFailed, RunStopped)
 }
 
+# What a run that is resumed for more epochs may change: how long its schedules are.
+_LENGTHS = ("schedule.epochs", "schedule.cosine_epochs")
 # What may differ between a checkpoint and the config.yaml of its run, or is checked elsewhere.
 _MAY_CHANGE = (
     *("data.", "checkpoint.", "tracking."),
-    *("optim.compile", "optim.precision", "schedule.epochs"),
+    *("optim.compile", "optim.precision", *_LENGTHS),
 )
 _PROBE, _PROBE_BYTES = ".room", 2**18
 
@@ -53,8 +57,8 @@ class RunDirectory(CheckpointFolder):
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether the folder holds a run of `config`; nothing is written.
 
-        The path of its data and `optim.compile` may have changed, and `auto` stands for whatever
-        precision it has.
+        The path of its data and `optim.compile` may have changed, `auto` stands for whatever
+        precision it has, and it may be asked for more epochs.
 
         Raises:
             FolderTaken: it holds another run, or this one and `resume` is false.
@@ -62,10 +66,12 @@ class RunDirectory(CheckpointFolder):
         old = self._read_config(trusted=False)
         if old is None:
             return False
-        kept = {"data.path": old.data.path, "optim.compile": old.optim.compile}
-        if config.optim.precision == "auto":
-            kept["optim.precision"] = old.optim.precision
-        changed = differences(old, override(config, kept))
+        longer = config.schedule.epochs > old.schedule.epochs
+        changed = [
+            change
+            for change in differences(old, _as_begun(config, old))
+            if not (longer and change.startswith(_LENGTHS))
+        ]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise FolderTaken(f"{self.uri} holds another run ({changed[0]}{more})")
@@ -74,7 +80,11 @@ class RunDirectory(CheckpointFolder):
         return True
 
     def claim(self, config: RunConfig, *, resume: bool) -> None:
-        """Write config.yaml if there is none; otherwise `check`.
+        """`check`, then write config.yaml if there is none, or if it has fewer epochs.
+
+        A run that is resumed with more epochs follows the schedules of the longer run from its
+        newest checkpoint on: its learning rate, which may have fallen to 0, is what it would be
+        there, and so is the momentum of its target network. What is trained stays as it is.
 
         Raises:
             FolderTaken: as in `check`.
@@ -82,8 +92,11 @@ class RunDirectory(CheckpointFolder):
         """
         if not self.check(config, resume=resume):
             self.write_config(config)
-        else:
-            self.keep()
+            return
+        self.keep()
+        old = self._read_config(trusted=False)
+        if old is not None and config.schedule.epochs > old.schedule.epochs:
+            self.write_config(_as_begun(config, old))
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml to a folder that is kept from then on."""
@@ -126,23 +139,31 @@ class RunDirectory(CheckpointFolder):
             disk.tell(f"{str(error).rpartition(': ')[0]}: written anew")
             self.delete_file("metrics.parquet")
 
-    def load_checkpoint(self, epoch: int, device: torch.device) -> dict[str, Any]:
-        """The state saved after `epoch` epochs, its tensors on `device`.
+    def load_checkpoint(self, epoch: int, device: torch.device, steps: int = 0) -> dict[str, Any]:
+        """The state saved after `epoch` epochs and `steps` of the next, its tensors on `device`.
 
         Raises:
             UserError: it is missing or damaged, or of another run than config.yaml.
         """
-        state = super().load_checkpoint(epoch, device)
+        state = super().load_checkpoint(epoch, device, steps)
         around = self.read_config()
         if around is not None and (text := state.get("config")) is not None:
-            inside = from_yaml(text, f"the config of {self.checkpoint_name(epoch)}", trusted=True)
+            name = self.checkpoint_name(epoch, steps)
+            inside = from_yaml(text, f"the config of {name}", trusted=True)
             changed = [d for d in differences(inside, around) if not d.startswith(_MAY_CHANGE)]
             if changed:
                 raise UserError(
-                    f"{self.uri}/{self.checkpoint_name(epoch)} is of another run ({changed[0]}): "
-                    "put back what was there, or choose another name"
+                    f"{self.uri}/{name} is of another run ({changed[0]}): put back what was there, "
+                    "or choose another name"
                 )
         return state
+
+    def way_on(self) -> str:
+        """What resuming the run would do, for messages."""
+        epoch, steps = self.newest_checkpoint()
+        if not (epoch or steps):
+            return "which starts anew: no checkpoint was written yet"
+        return f"which goes on {described(epoch, steps)}"
 
     def read_config(self) -> RunConfig | None:
         """The config of the run in this folder, None if there is none.
@@ -181,8 +202,8 @@ class RunDirectory(CheckpointFolder):
             return []
         return from_table(table.slice(from_epoch))
 
-    def record_failure(self, error: UserError | RunFailed) -> None:
-        """Record why the run stopped, for the process that started it."""
+    def record_failure(self, error: UserError | RunFailed | RunStopped) -> None:
+        """Record why the run ended early, for the process that started it."""
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
@@ -196,3 +217,11 @@ class RunDirectory(CheckpointFolder):
         if (failure := self.read_json("failure.json")) is not None:
             kind = _FAILURES.get(failure.get("kind", ""), RunFailed)
             raise kind(failure.get("message", "the run has failed"))
+
+
+def _as_begun(config: RunConfig, old: RunConfig) -> RunConfig:
+    """`config` with what may differ each time that the run is resumed, as it was in `old`."""
+    kept = {"data.path": old.data.path, "optim.compile": old.optim.compile}
+    if config.optim.precision == "auto":
+        kept["optim.precision"] = old.optim.precision
+    return override(config, kept)

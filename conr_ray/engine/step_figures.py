@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from conr_ray.engine.stopping import stop_request
 from conr_ray.errors import RunFailed
-from conr_ray.method.collectives import all_reduce_sum
+from conr_ray.method.collectives import all_gather_stack, rank
 
-# Steps between two reads of the loss: each one waits for the device.
-LOOK_EVERY = 50
+# A look at the figures waits for the device and for the other workers. It comes after so many
+# steps at most, and after so many seconds: within them a run that is to stop does so.
+_MOST_STEPS, _PAUSE_S = 50, 2.0
+
+
+class Pace:
+    """How many steps are made from one look to the next; the same on all workers.
+
+    Attributes:
+        steps: between two looks.
+        wished: by this worker, from the steps that it has timed.
+    """
+
+    steps = 1
+    wished = 1
+
+    def time(self, num_steps: int, seconds: float) -> None:
+        """Note how long steps took."""
+        self.wished = max(1, min(_MOST_STEPS, int(_PAUSE_S * num_steps / seconds)))
 
 
 class StepFigures:
@@ -19,49 +41,97 @@ class StepFigures:
 
     A loss is this worker's part; the parts sum to the global loss. A share is two numbers, (2,):
     part and whole, summed over steps and workers.
+
+    Attributes:
+        latest: figures of the last step.
     """
 
-    def __init__(self, epoch: int, last_checkpoint: str) -> None:
-        self._epoch = epoch
+    def __init__(
+        self,
+        epoch: int,
+        num_steps: int,
+        pace: Pace,
+        last_checkpoint: str,
+        so_far: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Figures of an epoch of `num_steps`; `so_far` is a `state_dict` of its first steps."""
+        before = so_far or {"losses": [], "shares": {}, "latest": {}, "seconds": 0.0}
+        seconds: float = before["seconds"]
+        self._epoch, self._num_steps, self._pace = epoch, num_steps, pace
         self._last_checkpoint = last_checkpoint
-        self._losses: list[Tensor] = []
-        self._shares: dict[str, list[Tensor]] = {}
-        self._looked_at = 0
-        self._global_losses: list[float] = []
+        self._losses: list[float] = list(before["losses"])
+        self._shares = {name: list(counts) for name, counts in before["shares"].items()}
+        self.latest: dict[str, float] = dict(before["latest"])
+        self._looked = time.perf_counter()
+        self._started = self._looked - seconds
+        self._new_losses: list[Tensor] = []
+        self._new_shares: dict[str, list[Tensor]] = {}
 
-    def add(self, loss: Tensor, shares: dict[str, Tensor]) -> None:
-        """Keep the figures of a step; every `LOOK_EVERY` steps, `look`."""
-        self._losses.append(loss.detach())
+    @property
+    def num_steps(self) -> int:
+        """Steps of the epoch so far."""
+        return len(self._losses) + len(self._new_losses)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the epoch so far."""
+        return time.perf_counter() - self._started
+
+    def add(self, loss: Tensor, shares: Mapping[str, Tensor], latest: Mapping[str, float]) -> None:
+        """Keep the figures of a step."""
+        self._new_losses.append(loss.detach())
         for name, counts in shares.items():
-            self._shares.setdefault(name, []).append(counts)
-        if len(self._losses) - self._looked_at >= LOOK_EVERY:
-            self.look()
+            self._new_shares.setdefault(name, []).append(counts)
+        self.latest = dict(latest)
 
-    def look(self) -> None:
-        """Sum the losses since the last look over the workers.
+    @property
+    def due(self) -> bool:
+        """Whether it is time to `look`: now and then, and after the last step."""
+        return len(self._new_losses) >= self._pace.steps or self.num_steps == self._num_steps
+
+    def look(self) -> bool:
+        """Sum what is new over the workers; return whether any of them is asked to stop.
 
         Raises:
-            RunFailed: one is not finite; raised on all workers, since all have the sum.
+            RunFailed: a loss is not finite; raised on all workers, since all have the sum.
         """
-        new = self._losses[self._looked_at :]
-        if not new:
-            return
-        losses = all_reduce_sum(torch.stack(new)).tolist()
-        for step, loss in enumerate(losses, start=self._looked_at):
+        num_new = len(self._new_losses)
+        parts = [torch.stack(self._new_losses).double()]
+        parts += [torch.stack(counts).sum(0).double() for counts in self._new_shares.values()]
+        asked, steps = float(stop_request.asked), self._pace.wished if rank() == 0 else 0
+        parts.append(parts[0].new_tensor([asked, steps]))
+        # Added in the order of ranks: a sum does not depend on what else is sent with it.
+        by_worker = all_gather_stack(torch.cat(parts)).unbind()
+        sums: list[float] = reduce(torch.add, by_worker).tolist()
+        losses = sums[:num_new]
+        for step, loss in enumerate(losses, start=len(self._losses)):
             if not math.isfinite(loss):
                 raise RunFailed(
                     f"the loss is {loss} at epoch {self._epoch}, step {step}; last good "
                     f"checkpoint: {self._last_checkpoint}; lower optim.lr or check the data"
                 )
-        self._global_losses += losses
-        self._looked_at = len(self._losses)
+        self._losses += losses
+        for place, name in enumerate(self._new_shares):
+            counts = self._shares.setdefault(name, [0.0, 0.0])
+            for i in range(2):
+                counts[i] += sums[num_new + 2 * place + i]
+        self._new_losses, self._new_shares = [], {}
+        asked, self._pace.steps = sums[-2], int(sums[-1])
+        now = time.perf_counter()
+        self._pace.time(num_new, now - self._looked)
+        self._looked = now
+        return asked > 0
 
     def means(self) -> dict[str, float]:
-        """The epoch's mean loss and its shares; a share with whole 0 is left out."""
-        self.look()
-        means = {"loss": sum(self._global_losses) / len(self._global_losses)}
-        for name, counts in self._shares.items():
-            part, whole = all_reduce_sum(torch.stack(counts).sum(0)).tolist()
-            if whole:
-                means[name] = part / whole
-        return means
+        """The mean loss of the steps looked at, and their shares; one with whole 0 is left out."""
+        means = {"loss": sum(self._losses) / len(self._losses)}
+        return means | {name: part / whole for name, (part, whole) in self._shares.items() if whole}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on after the steps looked at; the same on all workers."""
+        return {
+            "losses": self._losses,
+            "shares": self._shares,
+            "latest": self.latest,
+            "seconds": self.seconds,
+        }

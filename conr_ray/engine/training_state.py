@@ -15,7 +15,11 @@ from conr_ray.config import ModelConfig, RunConfig, mark_of
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
-from conr_ray.method.batch_norm import divide_batch_norm, synchronize_batch_norm
+from conr_ray.method.batch_norm import (
+    divide_batch_norm,
+    set_running_statistics,
+    synchronize_batch_norm,
+)
 from conr_ray.method.collectives import world_size
 from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
@@ -45,7 +49,9 @@ def may_change(field: str) -> bool:
 class TrainingState:
     """Networks, optimiser, memory bank, pseudo-labels and metrics after `epoch` epochs.
 
-    Randomness has no state: it is keyed by seed, epoch, step and position.
+    Randomness has no state: it is keyed by seed, epoch, step and position. `within` is set where
+    the first steps of another epoch are trained too: their `StepFigures`, and each worker's running
+    statistics.
     """
 
     framework: Framework[Any]
@@ -60,6 +66,7 @@ class TrainingState:
     center_lengths: Tensor | None = None
     clustered_epoch: int | None = None
     history: list[MetricRow] = field(default_factory=list)
+    within: dict[str, Any] | None = None
 
     @classmethod
     def create(
@@ -116,9 +123,13 @@ class TrainingState:
 
     def trained_module(self) -> nn.Module:
         """The framework as called in training, with gradients averaged over the workers."""
-        if world_size() == 1:
-            return self.framework
-        return nn.parallel.DistributedDataParallel(self.framework, **_BUFFERS_AS_THEY_ARE)
+        trained: nn.Module = self.framework
+        if world_size() > 1:
+            trained = nn.parallel.DistributedDataParallel(trained, **_BUFFERS_AS_THEY_ARE)
+        if self.within is not None:
+            # It has given all workers the first one's.
+            set_running_statistics(self.framework, self.within["running_statistics"])
+        return trained
 
     def to_checkpoint(
         self, config: RunConfig, data_fingerprint: str, inputs: Mapping[str, Any]
@@ -144,6 +155,7 @@ class TrainingState:
             "center_lengths": self.center_lengths,
             "clustered_epoch": self.clustered_epoch,
             "history": [dict(row) for row in self.history],
+            "within": self.within,
         }
 
     def load(self, checkpoint: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
@@ -171,6 +183,7 @@ class TrainingState:
             # Not every checkpoint of this layout has them; the same clusters are then found anew.
             self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None
         self.history = list(checkpoint["history"])
+        self.within = checkpoint.get("within")
 
 
 def make_backbone(model: ModelConfig, row_shape: tuple[int, ...]) -> Backbone:

@@ -18,6 +18,7 @@ import torch
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
+from conr_ray.engine.checkpoints import described
 from conr_ray.engine.loop import record_failure, train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
@@ -26,7 +27,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
-from conr_ray.errors import OutOfMemory, RunFailed, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
 from conr_ray.method.collectives import broadcast_first, rank
 from conr_ray.storage.locks import Lock
 
@@ -50,7 +51,7 @@ def train_from_trunk(
     The run is bit-identical to one trained from epoch 0 on the same number of workers as the trunk.
     Called by every worker. A span that has its own origin, or ends before the trunk, needs none.
     """
-    begun = bool(directory.checkpoint_epochs()) if rank() == 0 else False
+    begun = bool(directory.checkpoints()) if rank() == 0 else False
     if store is None or span.origin is not None or _agreed(int(begun), device):
         return train(config, data, directory, observer, device, span)
     epoch = store.fork_epoch(config)
@@ -115,16 +116,16 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
     if not lock.acquired():
         return _WAIT, ""
     note = ""
-    for saved in reversed(trunk.checkpoint_epochs()):
-        if saved <= epoch and not _is_sound(trunk, saved):
-            note = f"trunk {trunk.uri} was damaged after {saved} epochs: retrained from there"
+    for place in reversed(trunk.checkpoints()):
+        if place <= (epoch, 0) and not _is_sound(trunk, *place):
+            note = f"trunk {trunk.uri} was damaged {described(*place)}: retrained from there"
             logger.warning(note)
-            trunk.delete_checkpoint(saved)
+            trunk.delete_checkpoint(*place)
     if epoch in trunk.checkpoint_epochs():
         return _READY, note
     try:
         trunk.raise_failure()
-    except (UserError, OutOfMemory):
+    except (UserError, OutOfMemory, RunStopped):
         # Of an earlier attempt; its cause may be fixed.
         trunk.delete_file("failure.json")
     except RunFailed:
@@ -132,11 +133,11 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
     return _BUILD, note
 
 
-def _is_sound(trunk: RunDirectory, epoch: int) -> bool:
-    if epoch not in trunk.checkpoint_epochs():
+def _is_sound(trunk: RunDirectory, epoch: int, steps: int = 0) -> bool:
+    if (epoch, steps) not in trunk.checkpoints():
         return False
     try:
-        trunk.load_checkpoint(epoch, torch.device("cpu"))
+        trunk.load_checkpoint(epoch, torch.device("cpu"), steps)
     except UserError:
         return False
     return True

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from conr_ray.method.collectives import all_gather_stack, world_size
+from conr_ray.method.collectives import all_gather_stack, rank, world_size
 
 NormT = TypeVar("NormT", bound="_Replacement")
 
@@ -52,12 +52,34 @@ def average_running_statistics(module: nn.Module) -> None:
     Each worker follows its own groups. A moving average is linear, so the mean of the workers' is
     the moving average of their mean, whether it is taken after each step or, as here, at times.
     """
+    if (gathered := gathered_running_statistics(module)) is not None:
+        _set_statistics(module, gathered.mean(0))
+
+
+def gathered_running_statistics(module: nn.Module) -> Tensor | None:
+    """Each worker's own running statistics, a row for each; None where all have the same."""
+    statistics = _own_statistics(module)
+    if world_size() == 1 or not statistics:
+        return None
+    return all_gather_stack(torch.cat(statistics))
+
+
+def set_running_statistics(module: nn.Module, gathered: Tensor | None) -> None:
+    """Undo `gathered_running_statistics`; on another number of workers, all get the mean."""
+    if gathered is not None:
+        same = len(gathered) == world_size()
+        _set_statistics(module, gathered[rank()] if same else gathered.mean(0))
+
+
+def _own_statistics(module: nn.Module) -> list[Tensor]:
+    """Running statistics that follow a worker's own rows."""
     norms = [norm for norm in module.modules() if isinstance(norm, _GhostBatchNorm)]
-    if world_size() == 1 or not norms:
-        return
-    statistics = [cast(Tensor, s) for n in norms for s in (n.running_mean, n.running_var)]
-    mean = all_gather_stack(torch.cat(statistics)).mean(0)
-    torch._foreach_copy_(statistics, torch.split(mean, [len(s) for s in statistics]))
+    return [cast(Tensor, s) for n in norms for s in (n.running_mean, n.running_var)]
+
+
+def _set_statistics(module: nn.Module, joined: Tensor) -> None:
+    statistics = _own_statistics(module)
+    torch._foreach_copy_(statistics, torch.split(joined, [len(s) for s in statistics]))
 
 
 def _replaced(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) -> nn.Module:

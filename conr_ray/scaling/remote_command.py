@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 import conr_ray
+from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.scaling.cluster import NOT_JOINED, check_reachable, not_joined
 
@@ -56,7 +57,8 @@ def run_on_head(module: str, arguments: Sequence[str], address: str) -> None:
     command: Any = on_head.remote(module, sent, files)
     ended = command.run.remote()
     try:
-        status = ray.get(ended)
+        with signals_handled():
+            status = ray.get(ended)
     except KeyboardInterrupt:
         # Its last lines say how to resume.
         ray.get(command.interrupt.remote())

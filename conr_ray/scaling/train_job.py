@@ -20,6 +20,7 @@ from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
+from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import RunFailed, last_line
 from conr_ray.scaling.resources import WorkerResources
@@ -64,9 +65,10 @@ def run_on_workers(
     Raises:
         StorageError: the directory cannot be written.
         UserError, RunFailed: raised by the loop, or Ray gave up on the run.
+        RunStopped: this process was asked to stop, and the workers have.
     """
     directory.tidy()
-    seen = (directory.checkpoint_epochs() or [0])[-1]
+    seen, _ = directory.newest_checkpoint()
     if seen == (span.until or config.schedule.epochs):
         from conr_ray.scaling.worker import tell_run_again
 
@@ -100,16 +102,19 @@ def run_on_workers(
     if not seen and span.origin is not None:
         seen = span.origin[1]
     running = True
-    while running:
-        running = thread.is_alive()
-        if not seen and directory.metric_rows() and (origin := Origin.read(directory)):
-            seen = origin.epoch
-        for row in directory.metric_rows(from_epoch=seen):
-            seen += 1
-            yield row
-        if running:
-            watch.look()
-            thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
+    with stop_request.heeding():
+        while running:
+            running = thread.is_alive()
+            if not seen and directory.metric_rows() and (origin := Origin.read(directory)):
+                seen = origin.epoch
+            for row in directory.metric_rows(from_epoch=seen):
+                seen += 1
+                yield row
+            if running and stop_request.asked:
+                watch.stop_workers()
+            if running:
+                watch.look()
+                thread.join(_POLL_S if directory.is_local else _POLL_REMOTE_S)
     directory.raise_failure()
     if errors:
         # If it is the storage, that is said, and may pass.

@@ -2,7 +2,7 @@
 
 Workers send beats to an actor, from a thread of their own, and the driver asks it. A process that
 is stopped, swapped out or cut off sends none; one that waits in a collective operation sends that
-it is where it was.
+it is where it was. The answer to a beat says whether the worker is to stop.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from conr_ray.engine.stopping import stop_request
 from conr_ray.method.collectives import rank
 from conr_ray.method.phases import place
 
@@ -28,6 +29,8 @@ from conr_ray.method.phases import place
 _TIMES_SILENCE, _TIMES_LONGEST = 2.0, 10.0
 # Until a first phase, compiling and opening data may take this long.
 _START_S = 600.0
+# Between beats at most: a worker hears so late that it is to stop.
+_BEAT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Beat:
         pid: of its process.
         phases: how many phases of training it has begun.
         phase: the latest of them.
+        stoppable: whether it is training, and would stop after its step.
     """
 
     rank: int
@@ -61,6 +65,7 @@ class Beat:
     pid: int
     phases: int
     phase: str
+    stoppable: bool = False
 
     def __str__(self) -> str:
         return f"worker {self.rank} (process {self.pid} on {self.address}, {self.phase})"
@@ -71,9 +76,15 @@ class _Pulse:
 
     def __init__(self) -> None:
         self._beats: dict[int, tuple[Beat, float]] = {}
+        self._stopping = False
 
-    def beat(self, beat: Beat) -> None:
+    def beat(self, beat: Beat) -> bool:
+        """Keep a beat; return whether its sender is to stop."""
         self._beats[beat.rank] = beat, time.monotonic()
+        return self._stopping
+
+    def stop(self) -> None:
+        self._stopping = True
 
     def latest(self) -> list[tuple[Beat, float]]:
         """The latest beats, by rank, and the seconds since each."""
@@ -93,9 +104,12 @@ def beating(pulse: Any, every_s: float) -> Iterator[None]:
 
     def send() -> None:
         while not ended.wait(every_s):
-            beat = Beat(own, address, node_id, os.getpid(), place.phases, place.phase)
+            where = place.phases, place.phase, stop_request.heeded
+            beat = Beat(own, address, node_id, os.getpid(), *where)
             try:
-                pulse.beat.remote(beat)
+                answer = pulse.beat.remote(beat)
+                if ray.wait([answer], timeout=every_s)[0] and ray.get(answer):
+                    stop_request.asked = True
             except Exception:
                 return  # The actor is gone, and nobody watches any more.
 
@@ -119,8 +133,9 @@ class Watch:
         )
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
         self.pulse: Any = ray.remote(**options)(_Pulse).remote()
-        self.every_s = min(5.0, limits.silent_s / 4)
+        self.every_s = min(_BEAT_S, limits.silent_s / 4)
         self._asked: Any = None
+        self._stoppable = self._stopping = False
         self._last_look = time.monotonic()
         self._begin()
 
@@ -128,6 +143,18 @@ class Watch:
         self._places: dict[int, tuple[int, float]] = {}
         self._longest_s = 0.0
         self._told: list[str] = []
+
+    def stop_workers(self) -> None:
+        """Ask all workers to stop after their step; may be called again.
+
+        Raises:
+            KeyboardInterrupt: none of them is training, so that there is nothing to wait for.
+        """
+        if not self._stoppable:
+            raise KeyboardInterrupt
+        if not self._stopping:
+            self.pulse.stop.remote()
+            self._stopping = True
 
     def look(self) -> None:
         """Tell what is wrong, if anything is; kill what was wrong for too long."""
@@ -149,6 +176,7 @@ class Watch:
         self._asked = None
 
     def _judge(self, latest: Sequence[tuple[Beat, float]], now: float) -> None:
+        self._stoppable = any(beat.stoppable for beat, _ in latest)
         still = {beat.rank: self._still_s(beat, now) for beat, _ in latest}
         usual_s = max(_TIMES_SILENCE * self._limits.silent_s, _TIMES_LONGEST * self._longest_s)
         silent = [(beat, age) for beat, age in latest if age > self._limits.silent_s]

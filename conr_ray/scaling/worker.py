@@ -16,7 +16,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import OutOfMemory, RunFailed, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
 from conr_ray.method.collectives import all_reduce_sum, rank, world_size
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.watch import beating
@@ -41,7 +41,7 @@ def run_here(
     adds a profile to its directory.
 
     Raises:
-        UserError, RunFailed: as the loop raises them.
+        UserError, RunFailed, RunStopped: as the loop raises them.
     """
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
@@ -83,7 +83,7 @@ def _work(job: dict[str, Any], device: torch.device) -> None:
     except OutOfMemory:
         if world_size() > 1:
             raise
-    except (UserError, RunFailed):
+    except (UserError, RunFailed, RunStopped):
         # One that cannot be recorded must not look like success.
         if rank() == 0 and not directory.has_failed():
             raise

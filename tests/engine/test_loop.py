@@ -125,6 +125,42 @@ def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(
     assert_same_tensors(final_state(folder), final_state(tmp_path))
 
 
+def test_a_run_that_has_ended_is_trained_for_more_epochs_by_the_longer_schedules(
+    whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    longer = tiny_config(schedule__epochs=6)
+    for epochs in (4, 6):
+        config = tiny_config(schedule__epochs=epochs)
+        RunDirectory(tmp_path / "run").claim(config, resume=True)
+        rows = run_here(config, tmp_path / "run")
+    assert without_times(rows)[:4] == without_times(whole_run[1])
+    whole = run_here(longer, tmp_path / "whole")
+    for name in ("lr", "predictor_lr", "momentum"):
+        assert [row[name] for row in rows[4:]] == [row[name] for row in whole[4:]]
+        assert rows[3][name] != whole[3][name]
+    assert RunDirectory(tmp_path / "run").read_config() == longer
+    tables = [pq.read_table(f / "assignments.parquet") for f in (tmp_path / "run", whole_run[0])]
+    assert tables[0] != tables[1]
+
+
+def test_where_no_schedule_depends_on_the_end_the_longer_run_is_what_it_would_have_been(
+    tmp_path: Path,
+) -> None:
+    # Snapshots and k-means of the last epoch are its own.
+    fixed = {
+        "model__framework": "moco",
+        "schedule__cosine_epochs": 20,
+        "schedule__group_start": "never",
+    }
+    for epochs in (2, 4):
+        config = tiny_config(schedule__epochs=epochs, **fixed)
+        RunDirectory(tmp_path / "run").claim(config, resume=True)
+        rows = run_here(config, tmp_path / "run")
+    whole = run_here(config, tmp_path / "whole")
+    assert without_times(rows)[2:] == without_times(whole)[2:]
+    assert_same_tensors(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
 def test_a_run_without_its_last_checkpoints_repeats_their_epochs_alike(
     whole_run: tuple[Path, list[MetricRow]], tmp_path: Path
 ) -> None:

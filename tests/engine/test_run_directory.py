@@ -71,6 +71,29 @@ def test_a_trial_that_starts_anew_may_claim_with_resume(open_directory: OpenDire
     assert open_directory().read_config() == CONFIG
 
 
+def test_a_run_may_be_resumed_for_more_epochs_and_nothing_else(
+    open_directory: OpenDirectory,
+) -> None:
+    open_directory().claim(CONFIG, resume=False)
+    more = {"schedule.epochs": 2 * CONFIG.schedule.epochs}
+    longer = override(CONFIG, more)
+    with pytest.raises(FolderTaken, match=r"holds this run$") as caught:
+        open_directory().claim(longer, resume=False)
+    assert caught.value.same_run
+    with pytest.raises(FolderTaken, match=r"another run \(optim\.lr: [\d.]+ -> 0\.2\)$"):
+        open_directory().claim(override(longer, {"optim.lr": 0.2}), resume=True)
+    assert open_directory().read_config() == CONFIG
+    # How it is compiled may change each time; the config of the run stays.
+    open_directory().claim(override(longer, {"optim.compile": "off"}), resume=True)
+    assert open_directory().read_config() == longer
+    with pytest.raises(FolderTaken, match=r"another run \(schedule\.epochs: \d+ -> \d+\)$"):
+        open_directory().claim(CONFIG, resume=True)
+    slower = override(longer, {"schedule.cosine_epochs": 3000})
+    with pytest.raises(FolderTaken, match=r"another run \(schedule\.cosine_epochs"):
+        open_directory().claim(slower, resume=True)
+    open_directory().claim(override(slower, {"schedule.epochs": 900}), resume=True)
+
+
 def test_a_config_of_another_version_is_told_in_a_line(open_directory: OpenDirectory) -> None:
     text = CONFIG.to_yaml()
     open_directory().write_text(

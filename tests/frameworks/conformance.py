@@ -29,9 +29,10 @@ from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
+from tests.engine.test_loop import assert_same_tensors
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
-from tests.tiny_runs import on_vectors, run_here, tiny_config, without_times
+from tests.tiny_runs import on_vectors, run_here, run_step_by_step, tiny_config, without_times
 
 CPU = torch.device("cpu")
 # Not divisible by 3.
@@ -98,6 +99,20 @@ class FrameworkConformance:
         assert all(np.isfinite(float(row["loss"] or 0)) for row in rows)
         tables = [pq.read_table(tmp_path / n / "assignments.parquet") for n in ("whole", "stopped")]
         assert tables[0] == tables[1]
+
+    def test_a_run_stopped_after_each_step_is_the_one_that_was_not(self, tmp_path: Path) -> None:
+        config = self.config(schedule__epochs=3, schedule__group_start=1, evaluation__every=3)
+        whole = run_here(config, tmp_path / "whole")
+        rows, told = run_step_by_step(config, tmp_path / "stopped")
+        places = [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4)]
+        assert told == [f"stopped in epoch {e} after step {s} of 4" for e, s in places]
+        assert without_times(rows) == without_times(whole)
+        tables = [pq.read_table(tmp_path / n / "assignments.parquet") for n in ("whole", "stopped")]
+        assert tables[0] == tables[1]
+        states = [RunDirectory(tmp_path / n).load_checkpoint(3, CPU) for n in ("whole", "stopped")]
+        assert_same_tensors(*states)
+        # What was kept within an epoch is of no more use.
+        assert RunDirectory(tmp_path / "stopped").checkpoints() == [(2, 0), (3, 0)]
 
     def test_a_fork_of_a_trunk_is_the_run_from_epoch_0(self, tmp_path: Path) -> None:
         config = self.config()

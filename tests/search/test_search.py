@@ -365,7 +365,8 @@ def test_a_search_that_is_interrupted_and_then_killed_goes_on_where_it_was(tmp_p
     command = [sys.executable, "-m", "conr_ray.tune", "--space", str(tmp_path / "space.yaml")]
     command += ["--storage", str(tmp_path), "--name", "search"]
     folder = tmp_path / "search"
-    assert start_search_and_stop(command, folder, signal.SIGINT) == 130
+    # As Ctrl-C does, but for the status.
+    assert start_search_and_stop(command, folder, signal.SIGTERM) == 143
     page = (folder / "report.html").read_text()
     assert "running:" not in page.partition("<main")[0] and "interrupted" in page
     first = {trial.name for trial in folder.glob("trials/*")}
