@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """Parse the arguments, then plan, or search and print the result."""
     args = _parser().parse_args(arguments)
+    if args.retry_failed and not args.resume:
+        raise UserError("--retry-failed needs --resume and --name, the search to resume")
     if sent_to_head("conr_ray.tune", arguments, args):
         return
     space, num_trials = _space(args)
@@ -65,6 +67,7 @@ def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
     for option, count, least in (
         ("trials", num_trials, least_trials),
         ("max-concurrent", args.max_concurrent, 1),
+        ("max-retries", args.max_retries, 0),
     ):
         if count is not None and count < least:
             raise UserError(f"--{option} {count}: give {least} or more")
@@ -179,6 +182,8 @@ def _search(
             fingerprint=images.fingerprint,
             trunks=trunks,
             max_concurrent=args.max_concurrent,
+            max_retries=args.max_retries,
+            failed_too=args.retry_failed,
             on_news=report.note,
         )
     log_search(space, directory, trials, wandb, workers=args.workers)
@@ -203,6 +208,18 @@ def _parser() -> argparse.ArgumentParser:
     add_cluster_options(parser)
     parser.add_argument(
         "--max-concurrent", type=int, help="maximum trials at once (default: as many as fit)"
+    )
+    parser.add_argument(
+        "--max-retries",
+        type=int,
+        default=5,
+        help="how often a trial whose processes or nodes die goes on from its checkpoint; one that "
+        "fails for a reason of its own is not tried again (default: 5)",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="with --resume: run failed trials once more, each from its last checkpoint",
     )
     parser.add_argument(
         "--study",

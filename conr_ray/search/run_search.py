@@ -16,15 +16,13 @@ from conr_ray.scaling.resources import WorkerResources
 from conr_ray.search.live_display import LiveDisplay
 from conr_ray.search.search_directory import SearchDirectory
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import StudyScheduler, StudySearcher, num_left
+from conr_ray.search.study_searcher import StudyScheduler, StudySearcher, num_left, retry_failed
 from conr_ray.search.trial import TrialRunner
 from conr_ray.search.trial_table import Trial, best_trial, lineage, read_trials, to_arrow
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 # Study attribute that holds the fingerprint of the images.
 _IMAGES = "images"
-# How often a trial whose processes die is resumed from its checkpoint.
-_MAX_FAILURES = 5
 
 
 def run_search(
@@ -38,6 +36,8 @@ def run_search(
     fingerprint: str,
     trunks: TrunkStore | None = None,
     max_concurrent: int | None = None,
+    max_retries: int = 5,
+    failed_too: bool = False,
     on_news: Callable[[], None] | None = None,
 ) -> list[Trial]:
     """Run the remaining trials, then write the table and the best config.
@@ -54,10 +54,12 @@ def run_search(
         fingerprint: of the images.
         trunks: where trials load and store the instance stages that they share.
         max_concurrent: maximum trials at once; None means as many as fit.
+        max_retries: how often a trial whose processes die goes on from its checkpoint.
+        failed_too: run trials that have failed once more.
         on_news: called, in this process, after each report and at the end of each trial.
 
     Raises:
-        UserError: earlier trials were trained on other data.
+        UserError: earlier trials were trained on other data; `failed_too` in a population.
         RunFailed: no trial trained all its epochs.
         KeyboardInterrupt: the user stopped the search; another call continues it.
     """
@@ -67,8 +69,11 @@ def run_search(
             f"{directory.uri} is a search on other data: check data.path, or choose another name"
         )
     study.set_user_attr(_IMAGES, fingerprint)
+    if failed_too:
+        console.print(f"failed trials run again: {retry_failed(space, study)}")
     if (remaining := num_left(space, study, num_trials)) > 0:
-        runner = TrialRunner(space, directory.files, directory.name, resources, wandb, trunks)
+        place = directory.files, directory.name
+        runner = TrialRunner(space, *place, resources, wandb, trunks, max_retries)
         # With Ray Train, one more trial waits for cores, so that it starts without delay.
         ready = room_for(resources) + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
@@ -112,7 +117,7 @@ def _run_trials(
         run_config=ray.tune.RunConfig(
             name="search",
             storage_path=scratch.name,
-            failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
+            failure_config=ray.tune.FailureConfig(max_failures=runner.max_retries),
             callbacks=[display],
             verbose=0,
         ),

@@ -14,22 +14,53 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from conr_ray.errors import UserError
 from conr_ray.search.population import Population
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import CONFIG_HASH, FAILURE, TRIAL_ID, Leg
+from conr_ray.search.trial_attributes import (
+    CONFIG_HASH,
+    FAILURE,
+    RETRY_OF,
+    TRIAL_ID,
+    Leg,
+    without_retried,
+)
 
 # Key in a trial's reports to Tune, besides the metric and a failure.
 EPOCHS = "epochs"
 # Keys in a trial's config from Tune, besides its id.
 POINT, LEG = "point", "leg"
+_GAVE_UP = "its processes died more often than --max-retries allows"
 
 
 def num_left(space: SearchSpace, study: optuna.Study, num_trials: int) -> int:
     """Number of the search's trials that have not ended; stopped and failed ones have."""
     if space.exchanges:
         return Population(space, study).num_left()
-    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    return max(0, num_trials - ended)
+    trials = without_retried(study.get_trials(deepcopy=False))
+    return max(0, num_trials - sum(trial.state.is_finished() for trial in trials))
+
+
+def retry_failed(space: SearchSpace, study: optuna.Study) -> int:
+    """Have the failed trials run once more, from their last checkpoints; return their number.
+
+    A study does not change a trial that has ended, so each gets another one at the same point and
+    in the same directory.
+
+    Raises:
+        UserError: the search is a population.
+    """
+    if space.exchanges:
+        raise UserError(
+            "--retry-failed: others have taken the places of a population's failed members: leave "
+            "it out"
+        )
+    trials = without_retried(study.get_trials(deepcopy=False))
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    for trial in failed:
+        kept = {name: trial.user_attrs[name] for name in (TRIAL_ID, CONFIG_HASH)}
+        study.enqueue_trial(trial.params, user_attrs={**kept, RETRY_OF: trial.number})
+    return len(failed)
 
 
 class StudySearcher(Searcher):
@@ -105,7 +136,8 @@ class StudySearcher(Searcher):
         trial = self._trials.pop(trial_id)
         values = [(result or {}).get(metric, math.nan) for metric in self._space.metrics]
         if error or result is None or result.get(FAILURE) or not all(map(math.isfinite, values)):
-            if reason := (result or {}).get(FAILURE):
+            reason = _GAVE_UP if error else (result or {}).get(FAILURE)
+            if reason:
                 trial.set_user_attr(FAILURE, reason)
             self._study.tell(trial, state=TrialState.FAIL)
         elif result[EPOCHS] < self._num_epochs[trial_id]:

@@ -33,7 +33,9 @@ class TrialRunner:
     """Runs the trials of a search; Tune calls it, in an actor, with a point of the space.
 
     A one-worker trial trains in the actor itself, which is reused for the next trial; with more
-    workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint.
+    workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint. Where
+    processes die, Tune and Ray Train start a trial `max_retries` times again; what fails for a
+    reason of its own is told as a failure, and not tried again.
     """
 
     space: SearchSpace
@@ -42,6 +44,7 @@ class TrialRunner:
     resources: WorkerResources
     wandb: WandbSettings
     trunks: TrunkStore | None
+    max_retries: int
 
     def __call__(self, given: dict[str, Any]) -> None:
         trial_id = given[TRIAL_ID]
@@ -60,8 +63,8 @@ class TrialRunner:
             if self.resources.workers == 1:
                 run_here(config, directory, self.resources, wandb, reporter, self.trunks, span)
             else:
-                rows = run_on_workers(config, directory, self.resources, wandb, self.trunks, span)
-                for row in rows:
+                place = directory, self.resources, wandb, self.trunks, span
+                for row in run_on_workers(config, *place, max_failures=self.max_retries):
                     reporter.epoch(row)
                 reporter.end(None)
 

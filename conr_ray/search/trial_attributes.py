@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import optuna
@@ -13,6 +14,8 @@ from conr_ray.search.space import SearchSpace
 TRIAL_ID, CONFIG_HASH = "trial_id", "config_hash"
 # Why it failed.
 FAILURE = "failure"
+# Number of the failed trial that it is another attempt of, in the same directory.
+RETRY_OF = "retry_of"
 # Of a leg of a population: the number of exchanges before it, its member, and the number of the
 # trial that it continues.
 GENERATION, MEMBER, PARENT = "generation", "member", "parent"
@@ -39,3 +42,10 @@ class Leg:
         generation = trial.user_attrs.get(GENERATION, 0)
         begin = ends[generation - 1] if generation else 0
         return cls(trial.user_attrs.get(PARENT), begin, ends[generation])
+
+
+def without_retried(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials without the failed ones that have another attempt among them."""
+    trials = list(trials)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    return [trial for trial in trials if trial.number not in retried]

@@ -22,7 +22,7 @@ from conr_ray.metric_names import (
     LABELLED_METRICS,
 )
 from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import FAILURE, PARENT, TRIAL_ID, Leg
+from conr_ray.search.trial_attributes import FAILURE, PARENT, TRIAL_ID, Leg, without_retried
 from conr_ray.tracking.progress import duration
 
 _STATES = {
@@ -160,11 +160,16 @@ def read_trials(
 ) -> list[Trial]:
     """All trials, the best first: complete ones, then stopped ones, then the rest.
 
-    In a population, trials that a later leg continues are `continued`. With several metrics the
-    Pareto set comes first, sorted by the first metric. `read` reads a trial's directory.
+    A failed trial that is run again counts as its newest attempt, once that has begun. In a
+    population, trials that a later leg continues are `continued`. With several metrics the Pareto
+    set comes first, sorted by the first metric. `read` reads a trial's directory.
     """
-    all_trials = study.get_trials(deepcopy=False)
-    known = [trial for trial in all_trials if TRIAL_ID in trial.user_attrs]
+    all_trials = without_retried(study.get_trials(deepcopy=False))
+    known = [
+        trial
+        for trial in all_trials
+        if TRIAL_ID in trial.user_attrs and trial.state != TrialState.WAITING
+    ]
     parents = {trial.user_attrs.get(PARENT) for trial in all_trials}
     pareto_set = {trial.number for trial in study.best_trials}
     trials = [

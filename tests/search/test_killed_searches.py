@@ -194,3 +194,27 @@ def test_no_trial_is_lost_or_counted_twice(
         search.end()
     check_ended_well(search.folder, trials)
     check_wandb(search.folder, trials)
+
+
+@pytest.mark.long
+def test_a_trial_that_may_not_be_tried_again_fails_until_asked_for(tmp_path: Path) -> None:
+    search = Search(tmp_path, workers=1, trials=2)
+    search._command += ["--max-retries", "0"]
+    search.start()
+    try:
+        assert search.train_for(10)
+        search.kill("ImplicitFunc")
+        search.finish()
+        table = pq.read_table(search.folder / "trials.parquet").to_pylist()
+        assert [row["state"] for row in table] == ["complete", "failed"]
+        assert table[1]["failure"] == "its processes died more often than --max-retries allows"
+        search._command.append("--retry-failed")
+        search.start()
+        search.finish()
+    finally:
+        search.end()
+    again = pq.read_table(search.folder / "trials.parquet").to_pylist()
+    assert [row["state"] for row in again] == ["complete"] * 2
+    names = {row["trial_id"] for row in table}
+    assert {row["trial_id"] for row in again} == names
+    assert {folder.name for folder in (search.folder / "trials").iterdir()} == names

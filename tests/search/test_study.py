@@ -11,10 +11,19 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from conr_ray.errors import UserError
 from conr_ray.search.search_directory import journal_file
 from conr_ray.search.space import SearchSpace
 from conr_ray.search.study import open_study
-from conr_ray.search.study_searcher import EPOCHS, POINT, StudySearcher
+from conr_ray.search.study_searcher import (
+    EPOCHS,
+    POINT,
+    StudySearcher,
+    num_left,
+    retry_failed,
+)
+from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.search.trial_table import read_trials
 from tests.search.test_space import FRACTION, K1, K2, START, space_of
 
 NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}
@@ -94,6 +103,53 @@ def test_several_metrics_lead_to_a_set_of_best_trials(tmp_path: Path, sampler: s
     assert set(best) == {t.params[K1] for t in complete}
     for trial in complete:
         assert trial.values[0] <= best[trial.params[K1]].values[0]
+
+
+def _ended(searcher: StudySearcher, name: str, **result: Any) -> dict[str, Any]:
+    """Have the searcher's next trial end; what it was given."""
+    given = searcher.suggest(name)
+    assert isinstance(given, dict)
+    searcher.on_trial_complete(name, result or None, error=not result)
+    return given
+
+
+def test_failed_trials_are_run_again_where_they_were_when_asked_for(tmp_path: Path) -> None:
+    space = space_of(tmp_path, NUMBERS, metric="nmi")
+
+    def opened() -> optuna.Study:
+        return open_study(space, journal_file(tmp_path / "study.journal"), "search")
+
+    def states() -> dict[str, str]:
+        return {t.trial_id: t.state for t in read_trials(opened(), space, str(tmp_path))}
+
+    searcher = StudySearcher(space, opened())
+    lost = _ended(searcher, "lost")
+    good = _ended(searcher, "good", nmi=0.5, **{EPOCHS: 60})
+    collapsed = _ended(searcher, "collapsed", nmi=math.nan, failure="it collapsed", **{EPOCHS: 9})
+    told = [trial.user_attrs.get("failure") for trial in opened().trials]
+    assert told == ["its processes died more often than --max-retries allows", None, "it collapsed"]
+    assert num_left(space, opened(), 3) == 0
+    assert retry_failed(space, opened()) == 2
+    # Asked for again before they have run, they are not enqueued twice.
+    assert retry_failed(space, opened()) == 0
+    assert num_left(space, opened(), 3) == 2
+    searcher = StudySearcher(space, opened())
+    assert _ended(searcher, "again", nmi=0.7, **{EPOCHS: 60}) == lost
+    # A process that dies in between leaves one to go on with.
+    assert searcher.suggest("killed") == collapsed
+    searcher = StudySearcher(space, opened())
+    assert _ended(searcher, "resumed", nmi=math.nan, failure="again", **{EPOCHS: 9}) == collapsed
+    assert num_left(space, opened(), 3) == 0
+    names = [given[TRIAL_ID] for given in (lost, good, collapsed)]
+    assert states() == dict(zip(names, ["complete", "complete", "failed"], strict=True))
+    assert retry_failed(space, opened()) == 1
+
+
+def test_failed_members_of_a_population_are_not_run_again(tmp_path: Path) -> None:
+    space = space_of(tmp_path, NUMBERS, scheduler={"kind": "pbt"}, trials=4)
+    study = open_study(space, journal_file(tmp_path / "study.journal"), "search")
+    with pytest.raises(UserError, match=r"--retry-failed: .* a population's failed members"):
+        retry_failed(space, study)
 
 
 def stopped_at(
