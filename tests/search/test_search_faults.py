@@ -168,7 +168,7 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(running, "_run_trials", play)
         patch.setattr(running, "room_for", lambda _: 1)
         # Nor are there processes to watch.
-        patch.setattr(running, "Watch", lambda *_: SimpleNamespace(pulse=None), raising=False)
+        patch.setattr(running, "Watch", lambda *_: SimpleNamespace(pulse=None))
 
         def of(name: str) -> Searches:
             if name not in made:
