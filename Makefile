@@ -13,6 +13,7 @@ demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
 
 test: $(READY)
+	$(BIN)/python -m tests.warm_kernels
 	$(BIN)/pytest -q -m "not long" -n 2 --durations=30
 
 test-fast: $(READY)

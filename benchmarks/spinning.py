@@ -17,14 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conr_ray.cores import BRIEF_SPINS
 from conr_ray.engine.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES: dict[str, dict[str, str]] = {
-    "OpenMP's default": {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""},
+    "OpenMP's default": {"GOMP_SPINCOUNT": ""},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    f"GOMP_SPINCOUNT={BRIEF_SPINS['GOMP_SPINCOUNT']}, the commands' default": BRIEF_SPINS,
+    "GOMP_SPINCOUNT=1000, the commands' default": {},
     "GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
 }
 

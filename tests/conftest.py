@@ -16,7 +16,6 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 from moto.server import ThreadedMotoServer
 from xdist.scheduler import LoadScopeScheduling
 
-from conr_ray.cores import BRIEF_SPINS
 from tests.gloo_workers import start_server
 
 # Where several processes run tests, those of a file are run by one of them, but for these.
@@ -89,8 +88,8 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's processes get as much of the cores as the tests that run beside them.
         patch.setenv("RAY_worker_niceness", "0")
-        for name, value in BRIEF_SPINS.items():
-            patch.setenv(name, value)
+        # Threads that spin while they wait take the cores from what they wait for.
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield
 
 

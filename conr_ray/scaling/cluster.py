@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 import conr_ray
-from conr_ray.cores import BRIEF_SPINS
+from conr_ray.cores import spin_briefly
 from conr_ray.errors import UserError, last_line
 from conr_ray.remedies import described
 from conr_ray.scaling.ray_sessions import tidy_sessions
@@ -40,7 +40,6 @@ _LONGEST_FOLDER = 35
 _ROOM = 128 * 2**20
 # Ray's settings, in the command and all processes that it starts.
 _SETTINGS = {
-    **BRIEF_SPINS,
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Trials wait for cores, and clouds take minutes to start nodes.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
@@ -210,7 +209,7 @@ def _join(address: str) -> None:
             # arguments, and a module cannot be copied.
             runtime_env={
                 "py_modules": [str(Path(conr_ray.__file__).parent)],
-                "env_vars": {name: os.environ[name] for name in _SETTINGS},
+                "env_vars": {**{name: os.environ[name] for name in _SETTINGS}, **spin_briefly()},
             },
         )
     except NOT_JOINED as error:
@@ -219,6 +218,7 @@ def _join(address: str) -> None:
 
 
 def _set_environment() -> None:
+    spin_briefly()
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
 

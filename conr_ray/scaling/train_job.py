@@ -192,7 +192,14 @@ def _on_several_workers(
     import ray.train
     import ray.train.torch
 
-    ray.train.torch.TorchTrainer(
+    class Trainer(ray.train.torch.TorchTrainer):
+        """Without the process that hands out data sets of Ray's: there are none."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
+
+    Trainer(
         _work,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(

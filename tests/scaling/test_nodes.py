@@ -110,6 +110,7 @@ def _train(folder: str) -> None:
     run_here(load_preset("digits", RUN), Path(folder))
 
 
+@pytest.mark.long
 def test_workers_on_two_nodes_train_as_workers_of_one_machine_without_ray(
     nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_command_from_elsewhere_runs_on_the_cluster(nodes: Nodes, tmp_path: Pa
     assert "does not see /dev/shm/runs" in done.stdout
 
 
+@pytest.mark.long
 def test_a_check_looks_at_the_nodes_that_come_for_it(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "grows.yaml").write_text(yaml.safe_dump(GROWS))
     head = nodes.add(0, tmp_path / "grows.yaml")

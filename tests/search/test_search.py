@@ -178,6 +178,7 @@ def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> Non
         assert trial.value == trial.intermediate_values[trial.last_step]
 
 
+@pytest.mark.long
 def test_stopped_trials_of_two_workers_are_whole_in_wandb(tmp_path: Path) -> None:
     space = load_space(
         space_file(
