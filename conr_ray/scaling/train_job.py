@@ -196,7 +196,7 @@ def _on_several_workers(
         """Without the process that hands out data sets of Ray's: there are none."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
             return [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
 
     Trainer(
