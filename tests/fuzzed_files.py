@@ -507,7 +507,7 @@ class Journal(FilesOfFolder):
     def make(self) -> None:
         import optuna
 
-        from conr_ray.search.search_directory import journal_file
+        from conr_ray.search.study_storage import journal_file
 
         storage = journal_file(self.folder / "study.journal")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
