@@ -33,8 +33,8 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import leave, start
-from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.pulse import Beat
+from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.watch import Limits, Watch
 from conr_ray.scaling.worker import run_here
 from conr_ray.search.file_journal import FileJournal
