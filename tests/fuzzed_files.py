@@ -529,7 +529,8 @@ class Journal(FilesOfFolder):
         if "study.journal.sums" in self.whole:
             assert found == self.entries[: len(found)] and len(found) >= len(self.entries) - 1
         study = SearchDirectory(Folder(self.folder)).read_study()
-        if study is not None:
+        # Without the list, entries that stand there twice are as good as any.
+        if study is not None and "study.journal.sums" in self.whole:
             assert len(study.get_trials()) <= 3
         journal = FileJournal(self.folder / "study.journal")
         journal.append_logs([{"op_code": 2, "x": 1}])

@@ -98,7 +98,7 @@ class FileJournal(BaseJournalBackend):
                 raise self._damaged(count, bisect_right(self._ends, size))
             return
         # The list first: the journal has had all of it by then.
-        listed = self._read_list(count)
+        listed, rest_of_list = self._read_list(count)
         *lines, rest = _content(self._path, end).split(b"\n")
         lines = [line + b"\n" for line in lines]
         begin = self._sums[-1] if count else 0
@@ -115,16 +115,20 @@ class FileJournal(BaseJournalBackend):
         self._ends.extend(end + length for length in accumulate(map(len, lines[:sound])))
         self._sums.extend(sums[:sound])
         self._torn = b"".join(lines[sound:]) + rest
-        self._list_is_right = len(agreeing) == len(listed) == sound
+        self._list_is_right = len(agreeing) == len(listed) == sound and not rest_of_list
         if num_lost > 0 and not self._told:
             self._told = True
             disk.tell(f"{self._path}: entry {count + sound + 1}, the last, is damaged: passed over")
 
-    def _read_list(self, first: int) -> list[int]:
-        """Checksums of entries from number `first` on; an unreadable one is like a wrong one."""
+    def _read_list(self, first: int) -> tuple[list[int], bytes]:
+        """Checksums of entries from number `first` on, and the bytes of half a one after them.
+
+        An unreadable one is like a wrong one.
+        """
         text = _content(self._sums_path, first * _SUM_BYTES)
-        pieces = (text[at : at + _SUM_BYTES] for at in range(0, len(text), _SUM_BYTES))
-        return [_as_sum(piece) for piece in pieces if len(piece) == _SUM_BYTES]
+        whole = len(text) - len(text) % _SUM_BYTES
+        pieces = (text[at : at + _SUM_BYTES] for at in range(0, whole, _SUM_BYTES))
+        return [_as_sum(piece) for piece in pieces], text[whole:]
 
     def _append(self, lines: Sequence[bytes]) -> None:
         # Where a journal that was there has vanished, no other is begun.

@@ -165,9 +165,9 @@ def test_a_damaged_list_of_checksums_costs_nothing_before_the_last_entry(
 ) -> None:
     lines, sums = whole[1], (whole[0] / SUMS).read_bytes()
     content = b"".join(lines)
-    for size in range(len(sums)):
-        replace(tmp_path, content, sums[:size])
-        assert check(tmp_path, lines, capsys) == "whole", size
+    for damaged in (*(sums[:size] for size in range(len(sums))), sums + b"6"):
+        replace(tmp_path, content, damaged)
+        assert check(tmp_path, lines, capsys) == "whole", len(damaged)
     for place, changed in with_a_changed_bit(sums):
         replace(tmp_path, content, changed)
         in_last = place >= len(sums) - 9
