@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ _FIRST = (
     "reporting",
 )
 _HERE = Path(__file__).parent
+# Whoever starts the tests in the background has Ctrl-C ignored, also by what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Scheduling(LoadScopeScheduling):
