@@ -7,7 +7,7 @@ command adds the option to the message.
 
 # Not printable for Python, but part of words and harmless: spaces of several widths, and joiners.
 _HARMLESS = frozenset("\u00a0\u200c\u200d\u202f\u3000")
-_LONGEST_REASON = 300
+_LONGEST_REASON = 600
 
 
 def printable(text: str) -> str:
@@ -87,4 +87,8 @@ def one_line(error: object) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
+    """What stores and databases say begins with where, and ends with why."""
+    if len(text) <= _LONGEST_REASON:
+        return text
+    kept = (_LONGEST_REASON - 3) // 2
+    return f"{text[:kept]}...{text[-kept:]}"
