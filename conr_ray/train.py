@@ -84,35 +84,37 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         if trunks is not None:
             with folder_option("--trunks"):
                 check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
-    directory.claim(config, resume=args.resume)
-
     console = make_console()
-    console.print(f"run directory: {directory.uri}", soft_wrap=True)
-    if note:
-        console.print(note, soft_wrap=True)
-    name = directory.uri.rpartition("/")[2]
-    wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
-    done, _ = directory.newest_checkpoint()
-    progress = RunProgress(config.schedule.epochs, done, console)
-    with directory.held(), resumable(directory.uri, directory.way_on), progress:
-        if args.local:
-            from conr_ray.scaling.worker import run_here
+    with directory.held():
+        # What the config may change, such as its epochs, is nobody else's meanwhile.
+        directory.claim(config, resume=args.resume)
+        console.print(f"run directory: {directory.uri}", soft_wrap=True)
+        if note:
+            console.print(note, soft_wrap=True)
+        name = directory.uri.rpartition("/")[2]
+        wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
+        done, _ = directory.newest_checkpoint()
+        progress = RunProgress(config.schedule.epochs, done, console)
+        with resumable(directory.uri, directory.way_on), progress:
+            if args.local:
+                from conr_ray.scaling.worker import run_here
 
-            run_here(config, directory, resources, wandb, progress, trunks, profiled=args.profile)
-        else:
-            from conr_ray.scaling.train_job import run_on_workers
+                profiled = args.profile
+                run_here(config, directory, resources, wandb, progress, trunks, profiled=profiled)
+            else:
+                from conr_ray.scaling.train_job import run_on_workers
 
-            for row in run_on_workers(
-                config,
-                directory,
-                resources,
-                wandb,
-                trunks,
-                profiled=args.profile,
-                limits=watch_limits(args),
-                tell=partial(console.print, soft_wrap=True),
-            ):
-                progress.epoch(row)
+                for row in run_on_workers(
+                    config,
+                    directory,
+                    resources,
+                    wandb,
+                    trunks,
+                    profiled=args.profile,
+                    limits=watch_limits(args),
+                    tell=partial(console.print, soft_wrap=True),
+                ):
+                    progress.epoch(row)
     _print_result(directory, console)
     if args.profile:
         _print_profile(directory, console)

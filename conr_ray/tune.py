@@ -162,32 +162,32 @@ def _search(
     if args.trunks and trunks is not None:
         with folder_option("--trunks"):
             check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
-    directory.claim(space, resume=args.resume)
-    report = LiveReport(directory)
-    console.print(f"search directory: {directory.uri}", soft_wrap=True)
-    console.print(f"report: {report.uri}, updated while the search runs", soft_wrap=True)
-    if note:
-        console.print(note, soft_wrap=True)
-    if args.trunks and trunks is None:
-        console.print(f"--trunks is not used: {space.why_no_trunks}", soft_wrap=True)
-    held, logs = directory.held(), library_logs(directory.files)
-    way_on = "which goes on with running trials from their last checkpoints"
-    with held, resumable(directory.uri, lambda: way_on), logs, report:
-        trials = run_search(
-            space,
-            directory,
-            resources,
-            wandb,
-            console,
-            num_trials=num_trials,
-            fingerprint=images.fingerprint,
-            trunks=trunks,
-            max_concurrent=args.max_concurrent,
-            max_retries=args.max_retries,
-            failed_too=args.retry_failed,
-            on_news=report.note,
-            limits=watch_limits(args),
-        )
+    with directory.held():
+        directory.claim(space, resume=args.resume)
+        report, logs = LiveReport(directory), library_logs(directory.files)
+        console.print(f"search directory: {directory.uri}", soft_wrap=True)
+        console.print(f"report: {report.uri}, updated while the search runs", soft_wrap=True)
+        if note:
+            console.print(note, soft_wrap=True)
+        if args.trunks and trunks is None:
+            console.print(f"--trunks is not used: {space.why_no_trunks}", soft_wrap=True)
+        way_on = "which goes on with running trials from their last checkpoints"
+        with resumable(directory.uri, lambda: way_on), logs, report:
+            trials = run_search(
+                space,
+                directory,
+                resources,
+                wandb,
+                console,
+                num_trials=num_trials,
+                fingerprint=images.fingerprint,
+                trunks=trunks,
+                max_concurrent=args.max_concurrent,
+                max_retries=args.max_retries,
+                failed_too=args.retry_failed,
+                on_news=report.note,
+                limits=watch_limits(args),
+            )
     log_search(space, directory, trials, wandb, workers=args.workers)
     _print_result(space, directory, trials, console)
 

@@ -345,6 +345,14 @@ def test_another_run_is_not_resumed(refuse: Refuse, claimed: Path) -> None:
     assert told == expected
 
 
+def test_a_run_that_another_command_trains_keeps_its_epochs(refuse: Refuse, claimed: Path) -> None:
+    arguments = ["--local", "--name", "first", "--resume", "--set", "schedule.epochs=99"]
+    with RunDirectory(claimed).held():
+        told = refuse(conr_ray.train, "--preset", "digits", *arguments)
+    assert told == f"{claimed}: another process trains this run: stop it first"
+    assert RunDirectory(claimed).read_config() == load_preset("digits")
+
+
 def test_train_refuses_to_resume_what_is_not_there(refuse: Refuse, claimed: Path) -> None:
     refuse(conr_ray.train, "--preset", "digits", "--name", "frist", "--resume")
 

@@ -199,7 +199,7 @@ def not_joined(address: str, error: Exception) -> UserError:
 
 def _join(address: str) -> None:
     check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-    _set_environment()
+    variables = _set_environment()
     try:
         ray.init(
             address=address,
@@ -209,7 +209,7 @@ def _join(address: str) -> None:
             # arguments, and a module cannot be copied.
             runtime_env={
                 "py_modules": [str(Path(conr_ray.__file__).parent)],
-                "env_vars": {**{name: os.environ[name] for name in _SETTINGS}, **spin_briefly()},
+                "env_vars": variables,
             },
         )
     except NOT_JOINED as error:
@@ -217,10 +217,11 @@ def _join(address: str) -> None:
     _remember()
 
 
-def _set_environment() -> None:
-    spin_briefly()
+def _set_environment() -> dict[str, str]:
+    """Set what is not set yet; return what all processes are to have."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    return {**{name: os.environ[name] for name in _SETTINGS}, **spin_briefly()}
 
 
 def _remember() -> None:

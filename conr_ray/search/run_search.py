@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 
 import optuna
@@ -91,9 +91,16 @@ def run_search(
         console.print(f"failed trials run again: {retry_failed(space, study)}")
     if (remaining := num_left(space, study, num_trials)) > 0:
         watch = Watch(limits, partial(console.print, soft_wrap=True))
-        place = directory.files, directory.name
-        pulse, retries = watch.pulse, max_retries
-        runner = TrialRunner(space, *place, resources, wandb, trunks, pulse, retries)
+        runner = TrialRunner(
+            space,
+            directory.files,
+            directory.name,
+            resources,
+            wandb,
+            trunks,
+            pulse=watch.pulse,
+            max_retries=max_retries,
+        )
         # With Ray Train, one more trial waits for cores, so that it starts without delay.
         ready = room_for(resources) + (resources.workers > 1)
         concurrent = min(remaining, max_concurrent or remaining, ready)
@@ -126,32 +133,30 @@ def _run_trials(
     resources = runner.resources
     searcher = StudySearcher(runner.space, study)
     # Everything that must be kept is in the search's directory.
-    scratch = ExitStack()
-    folder = scratch.enter_context(scratch_folder("tune"))
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
-        tune_config=ray.tune.TuneConfig(
-            num_samples=count,
-            search_alg=searcher,
-            scheduler=StudyScheduler(searcher),
-            max_concurrent_trials=concurrent,
-            # A trial that uses Ray Train leaves a waiting thread behind when it is stopped.
-            reuse_actors=resources.workers == 1,
-            trial_dirname_creator=_trial_folder,
-        ),
-        run_config=ray.tune.RunConfig(
-            name="search",
-            storage_path=str(folder),
-            failure_config=ray.tune.FailureConfig(max_failures=runner.max_retries),
-            callbacks=[display, watch],
-            verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        display.close()
-        scratch.close()
+    with scratch_folder("tune") as folder:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(runner.__call__, _trial_bundle(resources)),
+            tune_config=ray.tune.TuneConfig(
+                num_samples=count,
+                search_alg=searcher,
+                scheduler=StudyScheduler(searcher),
+                max_concurrent_trials=concurrent,
+                # A trial that uses Ray Train leaves a waiting thread behind when it is stopped.
+                reuse_actors=resources.workers == 1,
+                trial_dirname_creator=_trial_folder,
+            ),
+            run_config=ray.tune.RunConfig(
+                name="search",
+                storage_path=str(folder),
+                failure_config=ray.tune.FailureConfig(max_failures=runner.max_retries),
+                callbacks=[display, watch],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            display.close()
 
 
 def write_results(

@@ -58,7 +58,9 @@ def retry_failed(space: SearchSpace, study: optuna.Study) -> int:
     trials = without_retried(study.get_trials(deepcopy=False))
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     for trial in failed:
-        kept = {name: trial.user_attrs[name] for name in (TRIAL_ID, CONFIG_HASH)}
+        # One that failed before it had a name gets one now.
+        names = (TRIAL_ID, CONFIG_HASH)
+        kept = {name: value for name, value in trial.user_attrs.items() if name in names}
         study.enqueue_trial(trial.params, user_attrs={**kept, RETRY_OF: trial.number})
     return len(failed)
 

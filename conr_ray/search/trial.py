@@ -36,8 +36,8 @@ class TrialRunner:
     A one-worker trial trains in the actor itself, which is reused for the next trial; with more
     workers the actor only waits for Ray Train. A restarted trial resumes from its checkpoint. Where
     processes die, Tune and Ray Train start a trial `max_retries` times again; what fails for a
-    reason of its own is told as a failure, and not tried again. Workers show
-    by `pulse` that they live.
+    reason of its own is told as a failure, and not tried again. Workers show by `pulse` that they
+    live.
     """
 
     space: SearchSpace

@@ -145,6 +145,18 @@ def test_failed_trials_are_run_again_where_they_were_when_asked_for(tmp_path: Pa
     assert retry_failed(space, opened()) == 1
 
 
+def test_a_trial_that_failed_before_it_had_a_name_is_run_again_under_one(tmp_path: Path) -> None:
+    space = space_of(tmp_path, NUMBERS, trials=1)
+    study = open_study(space, journal_file(tmp_path / "study.journal"), "search")
+    trial = study.ask()
+    point = space(trial)
+    study.tell(trial, state=TrialState.FAIL)
+    assert retry_failed(space, study) == 1
+    given = StudySearcher(space, study).suggest("again")
+    assert isinstance(given, dict)
+    assert given[POINT] == point and given[TRIAL_ID] == "0001-again"
+
+
 def test_failed_members_of_a_population_are_not_run_again(tmp_path: Path) -> None:
     space = space_of(tmp_path, NUMBERS, scheduler={"kind": "pbt"}, trials=4)
     study = open_study(space, journal_file(tmp_path / "study.journal"), "search")
