@@ -1,6 +1,6 @@
 # make demo   a search on real images, on this machine, with no download and no account
 # make test   all tests; make test-fast leaves the slow ones out, make test-long runs longer ones
-# make lint   format, lint, types, import contracts, secrets, dependencies
+# make lint   format, lint, types (of benchmarks too), import contracts, secrets, dependencies
 # Each sets up the environment in .venv first, where that is not done yet.
 
 VENV := .venv
@@ -25,7 +25,7 @@ test-long: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy conr_ray tools
+	$(BIN)/mypy conr_ray tools benchmarks/*.py
 	$(BIN)/lint-imports
 	$(BIN)/python tools/secret_scan.py
 	$(BIN)/python tools/dependency_audit.py

@@ -78,7 +78,8 @@ def main() -> None:
         runs = [rows for (name, _), rows in results.items() if name == variant]
         cells = [_mean_and_deviation([rows[-1][name] for rows in runs]) for name in FIGURES]
         purity = [rows[-1].get("neighbor_purity") for rows in runs]
-        cells.append("-" if None in purity else _mean_and_deviation(purity))
+        known = [value for value in purity if value is not None]
+        cells.append(_mean_and_deviation(known) if len(known) == len(purity) else "-")
         times = [row["epoch_time_s"] for rows in runs for row in rows]
         print(f"| {variant} | {' | '.join(cells)} | {statistics.median(times):.2f} |")
     for key, rows in results.items():

@@ -44,7 +44,7 @@ class Lightly:
         self.target = nn.Sequential(ResNet(18, "cifar", 3), BYOLProjectionHead(512, 4096, 256))
         deactivate_requires_grad(self.target)
         for network in (self.online, self.predictor, self.target):
-            network.to(memory_format=layout)  # type: ignore[call-overload]
+            network.to(memory_format=layout)
         parameters = [*self.online.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
         self.loss = NegativeCosineSimilarity()

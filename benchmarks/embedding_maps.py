@@ -36,14 +36,14 @@ def pca(points: Points) -> Points:
     """The two directions of largest variance."""
     from sklearn.decomposition import PCA
 
-    return PCA(2, random_state=0).fit_transform(points)
+    return np.asarray(PCA(2, random_state=0).fit_transform(points))
 
 
 def sklearn_tsne(points: Points) -> Points:
     """Barnes-Hut t-SNE."""
     from sklearn.manifold import TSNE
 
-    return TSNE(random_state=0, n_jobs=1).fit_transform(points)
+    return np.asarray(TSNE(random_state=0, n_jobs=1).fit_transform(points))
 
 
 def opentsne(points: Points) -> Points:
@@ -65,7 +65,7 @@ def umap(points: Points) -> Points:
     """UMAP."""
     from umap import UMAP
 
-    return UMAP(random_state=0, n_jobs=1).fit_transform(points)
+    return np.asarray(UMAP(random_state=0, n_jobs=1).fit_transform(points))
 
 
 METHODS: dict[str, Callable[[Points], Points]] = {

@@ -39,17 +39,18 @@ def train_with_wandb(folder: Path, preset: str, fields: dict[str, Any]) -> None:
     from conr_ray.engine.loop import train
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.tracking import wandb_run
+    from conr_ray.tracking.wandb_media import snapshot_media
     from conr_ray.tracking.wandb_settings import WandbSettings
 
     config, times, counts = load_preset(preset, fields), dict[str, float](), []
-    draw = wandb_run.snapshot_media
+    draw = snapshot_media
 
     def drawn(*args: Any) -> Any:
         counts.append(args[0].epoch)
         with timed("figures", times):
             return draw(*args)
 
-    wandb_run.snapshot_media = drawn
+    wandb_run.snapshot_media = drawn  # type: ignore[attr-defined, assignment]
     settings = WandbSettings("offline").for_run("run", group=None, run_uri=str(folder))
     torch.set_num_threads(1)
     directory = RunDirectory(folder)

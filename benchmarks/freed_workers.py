@@ -48,8 +48,8 @@ class CoreWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(_SAMPLE_S):
-            total = ray.cluster_resources()["CPU"]
-            free = ray.available_resources().get("CPU", 0.0)
+            total = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
+            free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
             self._samples.append(total - free >= self._needed)
 
     def close(self) -> float:

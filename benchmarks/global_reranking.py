@@ -13,6 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def main() -> None:
     for k1, k2 in ((10, 2), (20, 6)):
         search_s, total_s = search_and_total(part_nd, args.repeats, k1=k1, k2=k2, k=10)
         peer_s = statistics.median(
-            seconds(lambda k1=k1: faiss_search(part_nd, k1)) for _ in range(args.repeats)
+            seconds(partial(faiss_search, part_nd, k1)) for _ in range(args.repeats)
         )
         print(
             f"| k1={k1} k2={k2} k=10 | {search_s:.2f} s | {total_s:.2f} s | "

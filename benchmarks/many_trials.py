@@ -71,7 +71,8 @@ def sample(driver: psutil.Process) -> dict[str, Sample]:
                     found[kind].append((memory, process.num_fds(), process.num_threads()))
         except psutil.Error:
             continue
-    return {k: tuple(map(sum, zip(*samples, strict=True))) for k, samples in found.items()}
+    columns = {kind: list(zip(*samples, strict=True)) for kind, samples in found.items()}
+    return {kind: (sum(m), sum(f), sum(t)) for kind, (m, f, t) in columns.items()}
 
 
 def ended(journal: Path) -> int:

@@ -44,7 +44,7 @@ def steps(size: int, batch_size: int, width: int) -> Iterator[tuple[list[Tensor]
     samples_sd += centers_cd[clusters_s]
     while True:
         order = torch.randperm(num_samples, generator=generator)
-        for ids in order.split(batch_size)[: num_samples // batch_size]:
+        for ids in torch.split(order, batch_size)[: num_samples // batch_size]:
             views = [
                 samples_sd[ids] + 0.5 * torch.randn(batch_size, width, generator=generator)
                 for _ in range(2)
@@ -145,7 +145,8 @@ def _worker(
         received += 2 * (workers - 1) * total.numel() * total.element_size() // workers
         reduce(total)
 
-    dist.all_gather, dist.all_reduce = counted_gather, counted_reduce
+    dist.all_gather = counted_gather  # type: ignore[assignment]
+    dist.all_reduce = counted_reduce  # type: ignore[assignment]
     bank = MemoryBank(size, width, batch_size, NEAR, sharded=sharded)
     source = steps(size, batch_size, width)
     filled(bank, source)

@@ -95,7 +95,7 @@ def work(rank: int, interface: str, address: str, folder: Path) -> None:
     """One worker: train, and write time and bytes of each step; the first is at the address."""
     torch.set_num_threads(1)
     config = load_preset("digits", _CONFIG)
-    store = dist.TCPStore(address, 29500, 2, rank == 0)
+    store = dist.TCPStore(address, 29500, 2, rank == 0)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     link = probed(rank)
     images = open_data(config.data)

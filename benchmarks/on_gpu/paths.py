@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def _evaluation(device: torch.device) -> Tensors:
 
 
 class _Stop(Observers):
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: Mapping[str, Any]) -> None:
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 

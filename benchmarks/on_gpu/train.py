@@ -103,7 +103,7 @@ def _epoch_seconds(
     config: RunConfig, data: DataSet, device: torch.device, *, grouped: bool
 ) -> float:
     """What an epoch will take, from a few steps and, in the group stage, a warm clustering."""
-    precision = config.optim.precision
+    precision: str = config.optim.precision
     if precision == "auto":
         precision = best_precision(config, data.row_shape, device)
     settled = override(config, {"optim.precision": precision})
