@@ -21,9 +21,9 @@ from conr_ray.engine.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES: dict[str, dict[str, str]] = {
-    "OpenMP's default": {"GOMP_SPINCOUNT": ""},
+    "OpenMP's default": {},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    "GOMP_SPINCOUNT=1000, the commands' default": {},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
 }
 

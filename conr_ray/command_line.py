@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conr_ray.cores import spin_briefly
 from conr_ray.engine.stopping import signals_handled, stop_request
 from conr_ray.errors import (
     BadWorkers,
@@ -250,7 +249,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     the line names. With CONR_RAY_TRACEBACK=1 it is raised instead.
     """
     _repeat_lost_interrupts()
-    spin_briefly()
     try:
         with signals_handled():
             ensure_home()

@@ -6,23 +6,6 @@ import math
 import os
 from pathlib import Path
 
-# How often a thread that waits for the others of a loop looks before it sleeps, in GNU's OpenMP.
-_BRIEF_SPINS = "GOMP_SPINCOUNT", "1000"
-
-
-def spin_briefly() -> dict[str, str]:
-    """Have threads of OpenMP wait for one another without keeping their cores; return the setting.
-
-    To be called before torch is imported. By default such threads look on for so long that two runs
-    of two threads on two cores take four times as long as one, since they wait for one another's
-    threads; with this, twice as long, and one alone as long as before. What the environment says
-    already stays.
-    """
-    name, value = _BRIEF_SPINS
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(name, value)
-    return {name: os.environ[name]} if name in os.environ else {}
-
 
 def usable_cores() -> int:
     """Cores left by the CPU affinity and the cgroup quota (v1 or v2) of this process; 1 or more.

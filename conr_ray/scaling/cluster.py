@@ -15,7 +15,6 @@ import ray
 from ray.exceptions import AuthenticationError
 
 import conr_ray
-from conr_ray.cores import spin_briefly
 from conr_ray.errors import UserError, last_line
 from conr_ray.remedies import described
 from conr_ray.scaling.ray_sessions import tidy_sessions
@@ -221,7 +220,7 @@ def _set_environment() -> dict[str, str]:
     """Set what is not set yet; return what all processes are to have."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    return {**{name: os.environ[name] for name in _SETTINGS}, **spin_briefly()}
+    return {name: os.environ[name] for name in _SETTINGS}
 
 
 def _remember() -> None:
