@@ -7,7 +7,7 @@ command adds the option to the message.
 
 # Not printable for Python, but part of words and harmless: spaces of several widths, and joiners.
 _HARMLESS = frozenset("\u00a0\u200c\u200d\u202f\u3000")
-_LONGEST_REASON = 600
+_LONGEST_REASON = 500
 
 
 def printable(text: str) -> str:
