@@ -90,8 +90,9 @@ def readers(tmp_path: Path) -> dict[str, tuple[Read, list[str]]]:
     }
     # What a process needs once, such as imports, is not counted.
     for read, texts in readers.values():
-        with contextlib.suppress(UserError):
-            read(texts[0])
+        for text in texts[: len(CONFIGS)]:
+            with contextlib.suppress(UserError):
+                read(text)
     return readers
 
 
