@@ -16,13 +16,32 @@ from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.inputs import inputs_from_state
-from conr_ray.engine.acceleration import Acceleration
+from conr_ray.engine.acceleration import Acceleration, has_tf32
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
 from conr_ray.errors import StorageError, UserError, one_line
-from conr_ray.method.stages.boundary import boundary_ratio
+from conr_ray.method.stages.boundary import center_distances, distance_ratio
 from conr_ray.storage import disk
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where samples lie among the clusters of a run.
+
+    Attributes:
+        embeddings_nd: float32, unit length.
+        clusters_n: int64, the cluster of each.
+        distances_n: to the centre of the own cluster, Euclidean.
+        other_distances_n: to the nearest other centre.
+        boundary_ratios_n: the quotient of the two; above 1 nearer to another cluster's centre.
+    """
+
+    embeddings_nd: Tensor
+    clusters_n: Tensor
+    distances_n: Tensor
+    other_distances_n: Tensor
+    boundary_ratios_n: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,12 +53,25 @@ class TrainedRun:
         state: its networks and the rest of the training state.
         inputs_state: how samples are prepared for the networks (`Inputs.state_dict`).
         device: where it computes.
+        confident_ratio: samples with a boundary ratio up to it are confident: the share
+            `boundary.initial_fraction` of the run's own samples. None before the run has ended.
     """
 
     config: RunConfig
     state: TrainingState
     inputs_state: dict[str, Any]
     device: torch.device
+    confident_ratio: float | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample as its source stores it: (c, h, w) of images, (d,) of vectors."""
+        return tuple(self.inputs_state["shape"])
+
+    @property
+    def num_clusters(self) -> int | None:
+        """Number of clusters; None before the first clustering."""
+        return None if self.state.centers is None else len(self.state.centers)
 
     @classmethod
     def load(cls, run: RunDirectory | str | Path, device: torch.device | str = "cpu") -> TrainedRun:
@@ -84,7 +116,8 @@ class TrainedRun:
             config = from_yaml(checkpoint["config"], f"the config of {directory.uri}", trusted=True)
             check_checkpoint(checkpoint, config)
             inputs_state = checkpoint["inputs"]
-            state = TrainingState.create(config, tuple(inputs_state["shape"]), Acceleration(device))
+            acceleration = _acceleration(config, device)
+            state = TrainingState.create(config, tuple(inputs_state["shape"]), acceleration)
             state.load(checkpoint, config, checkpoint["data_fingerprint"])
         except UserError:
             raise
@@ -95,7 +128,8 @@ class TrainedRun:
                 f"{directory.uri}/{name}/state.pt is no state of its run ({one_line(error)}): "
                 "resume the run from the checkpoint before"
             ) from None
-        return cls(config, state, inputs_state, device)
+        ratio = _confident_ratio(directory, config.boundary.initial_fraction)
+        return cls(config, state, inputs_state, device, ratio)
 
     def embed(self, samples: NDArray[Any] | Tensor) -> Tensor:
         """Embeddings of samples as their source stores them, (n, d) float32 of unit length.
@@ -108,11 +142,24 @@ class TrainedRun:
         """
         rows = self._checked(samples)
         inputs = inputs_from_state(self.inputs_state, rows, self.device)
-        embedder = Embedder(self.state.framework, inputs, Acceleration(self.device))
-        return embedder.plain(torch.arange(len(rows), device=self.device))
+        acceleration = _acceleration(self.config, self.device)
+        embedder = Embedder(self.state.framework, inputs, acceleration)
+        with acceleration.applied():
+            return embedder.plain(torch.arange(len(rows), device=self.device))
 
     def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
         """Cluster (n,) int64 and boundary ratio (n,) of each sample.
+
+        Raises:
+            UserError: as `place`.
+        """
+        placement = self.place(samples)
+        return placement.clusters_n, placement.boundary_ratios_n
+
+    def place(self, samples: NDArray[Any] | Tensor) -> Placement:
+        """The samples' embeddings, clusters, and distances from the centres.
+
+        Distances are from the run's `boundary.centers`, to which its boundary ratios refer.
 
         Raises:
             UserError: as `embed`, or the run has not been clustered yet.
@@ -123,7 +170,9 @@ class TrainedRun:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
         embeddings_nd = self.embed(samples)
         clusters_n = (embeddings_nd @ centers_cd.T).argmax(1)
-        return clusters_n, boundary_ratio(embeddings_nd, clusters_n, boundary_centers_cd)
+        own_n, other_n = center_distances(embeddings_nd, clusters_n, boundary_centers_cd)
+        ratios_n = distance_ratio(own_n, other_n)
+        return Placement(embeddings_nd, clusters_n, own_n, other_n, ratios_n)
 
     def _checked(self, samples: NDArray[Any] | Tensor) -> NDArray[Any]:
         if isinstance(samples, Tensor):
@@ -131,7 +180,7 @@ class TrainedRun:
             # NumPy has no bfloat16, in which models often hand out vectors.
             samples = (kept.float() if kept.dtype == torch.bfloat16 else kept).numpy()
         rows = np.asarray(samples)
-        shape = tuple(self.inputs_state["shape"])
+        shape = self.sample_shape
         of_vectors = len(shape) == 1
         if rows.ndim == len(shape):
             raise UserError(
@@ -155,3 +204,20 @@ class TrainedRun:
 
 def _shown(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
+
+
+def _acceleration(config: RunConfig, device: torch.device) -> Acceleration:
+    """The precision of the run, where the device has it: samples then lie where it saw them."""
+    precision = config.optim.precision
+    if precision == "auto" or (precision == "tf32" and not has_tf32(device)):
+        precision = "fp32"
+    return Acceleration(device, precision)
+
+
+def _confident_ratio(directory: RunDirectory, fraction: float) -> float | None:
+    """The largest boundary ratio of the share `fraction` of a run's samples with the smallest."""
+    table = directory.read_table("assignments.parquet")
+    if table is None or not table.num_rows:
+        return None
+    ratios = np.sort(table.column("boundary_ratio").to_numpy())
+    return float(ratios[max(1, round(fraction * len(ratios))) - 1])

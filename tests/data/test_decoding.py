@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from conr_ray.config import DataConfig
+from conr_ray.data.sources.encoded import conformed
 from conr_ray.errors import UserError
 
 
@@ -56,6 +57,18 @@ class TestDecoding:
         with Image.open(Path(settings["path"], "a.png")) as image:
             wide = image.resize((15, 10), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(images[0], np.asarray(wide)[:, 2:12].transpose(2, 0, 1))
+
+    @pytest.mark.parametrize("stored_size", [None, 10])
+    def test_new_images_become_what_the_source_would_have_stored(
+        self, save: Any, read: Any, stored_size: int | None
+    ) -> None:
+        size = (10, 10) if stored_size is None else (30, 20)
+        settings = save("a.png", "RGB", size)
+        _, stored = read(DataConfig(**settings, stored_size=stored_size))
+        with Image.open(Path(settings["path"], "a.png")) as image:
+            np.testing.assert_array_equal(conformed(image, (3, 10, 10), stored_size), stored[0])
+            grey = conformed(image.resize((300, 7)), (1, 12, 10), stored_size)
+        assert grey.shape == (1, 12, 10) and grey.std() > 0
 
     def test_a_line_of_pixels_is_not_blown_up(self, tmp_path: Path, read: Any) -> None:
         for name, size in (("a.png", (1, 65_000)), ("b.png", (65_000, 1))):

@@ -54,6 +54,24 @@ def test_arrays_and_tensors_of_samples_get_the_clusters_of_the_run(
     assert torch.equal(run.assign(half)[0], run.assign(half.detach().float().numpy())[0])
 
 
+def test_the_own_samples_lie_where_the_run_has_written_that_they_lie(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        config = tiny_config(optim__precision=precision, boundary__initial_fraction=0.6)
+        run_here(config, folder)
+        run, rows = TrainedRun.load(folder), open_data(config.data).rows
+        told = RunDirectory(folder).read_table("assignments.parquet")
+        assert told is not None and run.num_clusters == 10 and run.sample_shape == (1, 8, 8)
+        placement = run.place(rows)
+        assert placement.clusters_n.tolist() == told.column("cluster").to_pylist()
+        ratios = told.column("boundary_ratio").to_numpy()
+        np.testing.assert_allclose(placement.boundary_ratios_n, ratios, rtol=1e-3)
+        quotient = placement.distances_n / placement.other_distances_n
+        assert torch.equal(placement.boundary_ratios_n, quotient)
+        assert run.confident_ratio is not None
+        assert (ratios <= run.confident_ratio).sum() == round(0.6 * len(rows))
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [

@@ -233,6 +233,27 @@ def fit(image: Image.Image, stored_size: int | None) -> Image.Image:
     return _center(image, stored_size, stored_size)
 
 
+def conformed(
+    image: Image.Image, shape: tuple[int, int, int], stored_size: int | None
+) -> UInt8Array:
+    """`image` as a source with `stored_size` would store it among images of `shape` (c, h, w).
+
+    One of another size than theirs is resized until it covers it, then centre-cropped.
+
+    Raises:
+        Exception: of many kinds, if the image cannot be decoded.
+    """
+    channels, height, width = shape
+    image = fit(_to_mode(image, "L" if channels == 1 else "RGB"), stored_size)
+    if image.size != (width, height):
+        longest = _LONGEST * min(image.size)
+        image = _center(image, min(image.width, longest), min(image.height, longest))
+        scale = max(width / image.width, height / image.height)
+        covering = max(width, round(scale * image.width)), max(height, round(scale * image.height))
+        image = _center(image.resize(covering, Image.Resampling.BICUBIC), width, height)
+    return to_array(image)
+
+
 def _center(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

@@ -18,11 +18,22 @@ def boundary_ratio(keys_nd: Tensor, labels_n: Tensor, centers_cd: Tensor) -> Ten
     length, centres are those of `boundary_centers`; distances are Euclidean. A key that lies on
     another centre gives inf, or 1 if it lies on its own as well.
     """
+    return distance_ratio(*center_distances(keys_nd, labels_n, centers_cd))
+
+
+def center_distances(
+    keys_nd: Tensor, labels_n: Tensor, centers_cd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Euclidean distances of keys from their own centre and from the nearest other one, (n,)."""
     distances_nc = torch.cdist(keys_nd, centers_cd, compute_mode="donot_use_mm_for_euclid_dist")
     own_n1 = labels_n[:, None]
     own_n = distances_nc.gather(1, own_n1).squeeze(1)
-    others_n = distances_nc.scatter(1, own_n1, torch.inf).amin(1)
-    return torch.where((own_n == 0) & (others_n == 0), 1.0, own_n / others_n)
+    return own_n, distances_nc.scatter(1, own_n1, torch.inf).amin(1)
+
+
+def distance_ratio(own_n: Tensor, other_n: Tensor) -> Tensor:
+    """The boundary ratio of `center_distances`, (n,)."""
+    return torch.where((own_n == 0) & (other_n == 0), 1.0, own_n / other_n)
 
 
 def center_lengths(embeddings_bd: Tensor, labels_b: Tensor, centers_cd: Tensor) -> Tensor:
