@@ -27,9 +27,9 @@ from conr_ray.engine.trunk_store import open_trunks
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space_file import load_space
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 

@@ -34,12 +34,12 @@ from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
-from conr_ray.search.study_storage import journal_file
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_storage import journal_file
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 

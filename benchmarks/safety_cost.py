@@ -39,13 +39,13 @@ from conr_ray.scaling.pulse import Beat
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.watch import Limits, Watch
 from conr_ray.scaling.worker import run_here
-from conr_ray.search.file_journal import FileJournal
-from conr_ray.search.run_search import write_results
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
-from conr_ray.search.study_searcher import EPOCHS, POINT, StudySearcher
-from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.searching.file_journal import FileJournal
+from conr_ray.searching.run_search import write_results
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.study_searcher import EPOCHS, POINT, StudySearcher
+from conr_ray.searching.trial_attributes import TRIAL_ID
 from conr_ray.storage import disk, sealed
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings

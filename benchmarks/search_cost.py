@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space_file import load_space
-from conr_ray.search.trial_table import Cost, read_trials
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.trial_table import Cost, read_trials
 from conr_ray.storage.files import Folder
 
 

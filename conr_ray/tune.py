@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from conr_ray.engine.data_checks import Counted
     from conr_ray.engine.trunk_store import TrunkStore
-    from conr_ray.search.search_directory import SearchDirectory
-    from conr_ray.search.space import SearchSpace
-    from conr_ray.search.trial_table import Trial
+    from conr_ray.searching.search_directory import SearchDirectory
+    from conr_ray.searching.space import SearchSpace
+    from conr_ray.searching.trial_table import Trial
     from conr_ray.storage.locks import Locks
 
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
     """The space with the fields that the arguments fix, and the number of trials."""
     from conr_ray.config import parse_overrides
-    from conr_ray.search.space_file import load_space
+    from conr_ray.searching.space_file import load_space
 
     fixed = parse_overrides(args.settings)
     space = load_space(args.space, fixed, args.preset)
@@ -76,7 +76,7 @@ def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
 
 
 def _directory(args: argparse.Namespace) -> SearchDirectory:
-    from conr_ray.search.search_directory import SearchDirectory
+    from conr_ray.searching.search_directory import SearchDirectory
     from conr_ray.storage.files import Folder
 
     subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
@@ -91,8 +91,8 @@ def _checked(
     Raises:
         UserError: some of its points cannot run on them, or the directory holds another search.
     """
-    from conr_ray.search.known_data import with_metric
-    from conr_ray.search.space_file import check_points
+    from conr_ray.searching.known_data import with_metric
+    from conr_ray.searching.space_file import check_points
 
     check_run(space.config(), images, args.workers)
     check_points(space, lambda config: check_run(config, images, args.workers))
@@ -119,8 +119,8 @@ def _plan(
     """Print what the search will cost. Connects to a cluster only if --address is given."""
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.resources import local_nodes, local_resources
-    from conr_ray.search.known_data import known_data
-    from conr_ray.search.plan import print_plan
+    from conr_ray.searching.known_data import known_data
+    from conr_ray.searching.plan import print_plan
 
     images = known_data(space)
     space = _checked(args, space, directory, images)
@@ -145,8 +145,8 @@ def _search(
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.cluster import connect
     from conr_ray.scaling.shared_storage import check_storage
-    from conr_ray.search.run_search import run_search
-    from conr_ray.search.wandb_search import log_search
+    from conr_ray.searching.run_search import run_search
+    from conr_ray.searching.wandb_search import log_search
     from conr_ray.storage.files import Folder
     from conr_ray.tracking.library_logs import library_logs
     from conr_ray.tracking.wandb_reach import reached_settings
@@ -246,8 +246,8 @@ def _print_result(
     space: SearchSpace, directory: SearchDirectory, trials: list[Trial], console: Console
 ) -> None:
     from conr_ray.metric_names import AGREEMENT_WITH_LABELS
-    from conr_ray.search.importances import parameter_importances
-    from conr_ray.search.trial_table import Cost, best_trial, lineage, to_rich
+    from conr_ray.searching.importances import parameter_importances
+    from conr_ray.searching.trial_table import Cost, best_trial, lineage, to_rich
 
     for note in {trial.origin.note for trial in trials if trial.origin and trial.origin.note}:
         console.print(note, soft_wrap=True)

@@ -507,7 +507,7 @@ class Journal(FilesOfFolder):
     def make(self) -> None:
         import optuna
 
-        from conr_ray.search.study_storage import journal_file
+        from conr_ray.searching.study_storage import journal_file
 
         storage = journal_file(self.folder / "study.journal")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -521,8 +521,8 @@ class Journal(FilesOfFolder):
         self.entries = [json.loads(line) for line in lines]
 
     def check(self, name: str) -> None:
-        from conr_ray.search.file_journal import FileJournal
-        from conr_ray.search.search_directory import SearchDirectory
+        from conr_ray.searching.file_journal import FileJournal
+        from conr_ray.searching.search_directory import SearchDirectory
         from conr_ray.storage.files import Folder
 
         found = list(FileJournal(self.folder / "study.journal").read_logs(0))

@@ -24,8 +24,8 @@ import conr_ray.tune
 from conr_ray.command_line import run_command
 from conr_ray.config import load_preset, parse_overrides
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space_file import load_space
 from conr_ray.storage.files import Folder
 from tests.waiting import HANG_S
 

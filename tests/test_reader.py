@@ -19,9 +19,9 @@ from conr_ray.config import (
     typed,
 )
 from conr_ray.errors import UserError
-from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
-from conr_ray.search.study_storage import journal_file
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_storage import journal_file
 
 
 def refusal(text: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from conr_ray.config import all_field_names, from_yaml, load_preset, parse_overrides
 from conr_ray.errors import UserError
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.space_file import load_space
 from tests.fuzzed import BOMB, WORDS, changed, survive, survive_all
 from tests.fuzzed_files import KINDS, image_files
 from tests.waiting import HANG_S

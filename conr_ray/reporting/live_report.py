@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 
 from conr_ray.reporting.report_file import FILE_NAME, write_search_report
-from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.searching.search_directory import SearchDirectory
 
 logger = logging.getLogger(__name__)
 

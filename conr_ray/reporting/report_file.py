@@ -15,7 +15,7 @@ from conr_ray.reporting.run_data import RunData, read_run
 from conr_ray.reporting.run_page import run_page
 from conr_ray.reporting.search_data import read_search
 from conr_ray.reporting.search_page import search_page
-from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.storage.files import Folder
 
 FILE_NAME = "report.html"

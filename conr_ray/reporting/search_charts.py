@@ -14,7 +14,7 @@ from conr_ray.reporting.blocks import MOST_ROWS, Chart, Table, View
 from conr_ray.reporting.names import counted, number, ordered, precise, title
 from conr_ray.reporting.run_data import curve, group_stage_ranges, group_start, metric_names
 from conr_ray.reporting.search_data import SearchData, stage_change
-from conr_ray.search.trial_table import Trial
+from conr_ray.searching.trial_table import Trial
 from conr_ray.tracking.progress import duration
 
 # Number of highlighted curves, and most points per curve.

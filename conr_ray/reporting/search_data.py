@@ -27,10 +27,10 @@ from conr_ray.reporting.run_data import (
     variant_of,
     with_figures,
 )
-from conr_ray.search.importances import parameter_importances
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_table import Cost, Trial, best_trial, read_trials
+from conr_ray.searching.importances import parameter_importances
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_table import Cost, Trial, best_trial, read_trials
 
 # Fewest pairs for a meaningful rank correlation.
 _FEWEST_PAIRS = 3

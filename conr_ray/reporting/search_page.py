@@ -33,7 +33,7 @@ from conr_ray.reporting.search_charts import (
     pareto_set,
 )
 from conr_ray.reporting.search_data import SearchData
-from conr_ray.search.trial_table import Trial
+from conr_ray.searching.trial_table import Trial
 from conr_ray.tracking.progress import duration
 
 _LABELLED, _LABEL_FREE = tuple(AGREEMENT_WITH_LABELS), tuple(LABEL_FREE_SCORES)[:2]

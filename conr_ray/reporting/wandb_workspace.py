@@ -31,9 +31,9 @@ from wandb_workspaces.reports.v2 import interface as wr
 
 from conr_ray.errors import UserError, last_line
 from conr_ray.metric_names import AGREEMENT_WITH_LABELS, COST_METRICS, LABEL_FREE_SCORES
-from conr_ray.search.dimension import Dimension
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.wandb_search import search_run_id
+from conr_ray.searching.dimension import Dimension
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.wandb_search import search_run_id
 
 FIGURES = ("figures/neighbors", "figures/map", "figures/confusion", "figures/clusters")
 _TRAINING = ("loss", "neighbor_purity", "fraction", "lr", "momentum")

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.storage.files import Folder
 from tests.chaos.adversary import Adversary
 from tests.chaos.attacked import EPOCHS, FIXED, K1, POINTS, Attacked

@@ -12,9 +12,9 @@ from typing import Any
 from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_attributes import TRIAL_ID
 from conr_ray.storage.files import Folder
 
 K1_K2: dict[str, Any] = {

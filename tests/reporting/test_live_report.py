@@ -9,7 +9,7 @@ import pytest
 
 from conr_ray.reporting import live_report
 from conr_ray.reporting.live_report import LiveReport
-from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.searching.search_directory import SearchDirectory
 from tests.reporting.made_searches import make_search
 from tests.reporting.pages import Page
 from tests.waiting import HANG_S

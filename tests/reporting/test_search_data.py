@@ -18,7 +18,7 @@ from conr_ray.reporting.search_data import (
     groups_of,
     read_search,
 )
-from conr_ray.search.search_directory import SearchDirectory
+from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.storage.files import Folder
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
 

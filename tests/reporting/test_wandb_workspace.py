@@ -23,8 +23,8 @@ from conr_ray.reporting.wandb_workspace import (
     search_workspace,
     space_of,
 )
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
 from tests.reporting.wandb_server import WandbServer, wandb_server
 from tests.waiting import HANG_S
 

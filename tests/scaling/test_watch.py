@@ -21,9 +21,9 @@ from conr_ray.scaling.pulse import Beat
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.watch import Limits, Watch
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
 from conr_ray.storage.files import Folder
 from tests.scaling.test_train_job import OFF, train_workers
 from tests.tiny_runs import TINY, run_here, tiny_config, without_times

@@ -18,11 +18,11 @@ from conr_ray.config import get_field, load_preset, preset_names
 from conr_ray.engine.trunk_store import trunk_name
 from conr_ray.errors import UserError
 from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_METRICS
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
-from conr_ray.search.study_storage import journal_file
-from conr_ray.search.trial_table import Trial, to_arrow
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_storage import journal_file
+from conr_ray.searching.trial_table import Trial, to_arrow
 from tests.search.test_plan import plan_of
 from tests.search.test_space import FRACTION, K1, K2, START, K, refusal, space_of
 from tests.tiny_runs import TINY, as_settings

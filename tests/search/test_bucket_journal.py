@@ -5,8 +5,8 @@ import pytest
 from optuna.storages import JournalStorage
 
 from conr_ray.errors import UserError
-from conr_ray.search import bucket_journal
-from conr_ray.search.bucket_journal import BucketJournal
+from conr_ray.searching import bucket_journal
+from conr_ray.searching.bucket_journal import BucketJournal
 from conr_ray.storage.files import Folder
 
 

@@ -19,10 +19,10 @@ from conr_ray.metric_names import COST_METRICS, LABEL_FREE_METRICS, LABELLED_MET
 from conr_ray.reporting.search_data import read_search
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space_file import load_space
-from conr_ray.search.trial_table import Trial
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.trial_table import Trial
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import COLLAPSING, TINY

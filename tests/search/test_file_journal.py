@@ -21,9 +21,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from conr_ray.errors import UserError
-from conr_ray.search.file_journal import FileJournal
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.study_storage import journal_file
+from conr_ray.searching.file_journal import FileJournal
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.study_storage import journal_file
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from tests.search.test_space import K1, space_of
@@ -281,7 +281,7 @@ def test_a_folder_that_is_away_is_waited_for_and_not_made_anew(copied: Path) -> 
 WRITER = """
 import sys
 from pathlib import Path
-from conr_ray.search.file_journal import FileJournal
+from conr_ray.searching.file_journal import FileJournal
 journal = FileJournal(Path(sys.argv[1]))
 print("begun", flush=True)
 for number in range(10**9):

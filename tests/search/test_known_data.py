@@ -13,8 +13,8 @@ from conr_ray.data.pictures import as_png
 from conr_ray.data.prepared import prepared_data
 from conr_ray.data.store import default_cache_dir, open_data
 from conr_ray.errors import UserError
-from conr_ray.search.known_data import KnownData, known_data
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.known_data import KnownData, known_data
+from conr_ray.searching.space import SearchSpace
 
 PUBLISHED = {
     "cifar10": (60_000, 10),

@@ -7,10 +7,10 @@ import torch
 
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.training_state import TrainingState
-from conr_ray.search.known_data import known_data
-from conr_ray.search.plan import Plan
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.known_data import known_data
+from conr_ray.searching.plan import Plan
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
 from tests.search.test_space import K1, LR, START, space_of
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

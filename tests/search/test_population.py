@@ -12,12 +12,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from conr_ray.search.population import Population
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import open_study
-from conr_ray.search.study_searcher import EPOCHS, LEG, POINT, StudySearcher
-from conr_ray.search.study_storage import journal_file
-from conr_ray.search.trial_attributes import GENERATION, PARENT
+from conr_ray.searching.population import Population
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT, StudySearcher
+from conr_ray.searching.study_storage import journal_file
+from conr_ray.searching.trial_attributes import GENERATION, PARENT
 from tests.search.test_space import FRACTION, K1, K2, LR, space_of
 
 SEARCH = {

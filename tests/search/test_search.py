@@ -31,14 +31,14 @@ from conr_ray.errors import RunFailed
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
-from conr_ray.search.study import open_study
-from conr_ray.search.study_storage import journal_file
-from conr_ray.search.trial_table import Cost, Trial
-from conr_ray.search.wandb_search import log_search
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_storage import journal_file
+from conr_ray.searching.trial_table import Cost, Trial
+from conr_ray.searching.wandb_search import log_search
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import history
 from conr_ray.tracking.wandb_settings import WandbSettings

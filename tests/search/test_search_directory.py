@@ -15,11 +15,11 @@ from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import UserError
 from conr_ray.scaling.actor_locks import ActorLocks
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.live_display import LiveDisplay
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import POINT
+from conr_ray.searching.live_display import LiveDisplay
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study_searcher import POINT
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.search.test_space import K1, START, space_of

@@ -23,13 +23,13 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import StorageError
 from conr_ray.reporting.live_report import LiveReport
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search import run_search as running
-from conr_ray.search.run_search import run_search
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import EPOCHS, LEG, POINT, StudySearcher, num_left
-from conr_ray.search.trial import TrialRunner
-from conr_ray.search.trial_attributes import FAILURE, TRIAL_ID
+from conr_ray.searching import run_search as running
+from conr_ray.searching.run_search import run_search
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT, StudySearcher, num_left
+from conr_ray.searching.trial import TrialRunner
+from conr_ray.searching.trial_attributes import FAILURE, TRIAL_ID
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from conr_ray.config import get_field, load_preset
 from conr_ray.errors import UserError
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.space_file import load_space
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.space_file import load_space
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 K1, K2, K = "neighborhood.k1", "neighborhood.k2", "neighborhood.k"

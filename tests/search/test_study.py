@@ -12,18 +12,18 @@ import pytest
 from optuna.trial import TrialState
 
 from conr_ray.errors import UserError
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study import open_study
-from conr_ray.search.study_searcher import (
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study import open_study
+from conr_ray.searching.study_searcher import (
     EPOCHS,
     POINT,
     StudySearcher,
     num_left,
     retry_failed,
 )
-from conr_ray.search.study_storage import journal_file
-from conr_ray.search.trial_attributes import TRIAL_ID
-from conr_ray.search.trial_table import read_trials
+from conr_ray.searching.study_storage import journal_file
+from conr_ray.searching.trial_attributes import TRIAL_ID
+from conr_ray.searching.trial_table import read_trials
 from tests.search.test_space import FRACTION, K1, K2, START, space_of
 
 NUMBERS = {K1: {"int": [5, 20]}, FRACTION: {"float": [0.6, 1.0]}}

@@ -21,9 +21,9 @@ from conr_ray.scaling.pulse import Pulse
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.train_job import run_on_workers
 from conr_ray.scaling.worker import run_here
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import EPOCHS, LEG, POINT
-from conr_ray.search.trial_attributes import FAILURE, TRIAL_ID
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT
+from conr_ray.searching.trial_attributes import FAILURE, TRIAL_ID
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings

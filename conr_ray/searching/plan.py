@@ -12,8 +12,8 @@ from conr_ray.config import ModelConfig, RunConfig
 from conr_ray.engine.trunk_fields import shapes_trunk
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.scaling.resources import WorkerResources
-from conr_ray.search.known_data import KnownData
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.known_data import KnownData
+from conr_ray.searching.space import SearchSpace
 
 # Weights after the first convolution: constants, so that no network is built to count them.
 _RESNET_WEIGHTS = {"resnet18": 11_167_104, "resnet34": 21_275_264}

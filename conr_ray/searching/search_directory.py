@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from conr_ray.config import parse_yaml
 from conr_ray.errors import FolderTaken, UserError, last_line
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.space import SearchSpace
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks
 
@@ -114,7 +114,7 @@ class SearchDirectory:
             UserError: it cannot be read, entries are missing, or all of it is.
         """
         # Samplers and their seeds need torch, which is not needed to read a study.
-        from conr_ray.search.study import open_study
+        from conr_ray.searching.study import open_study
 
         storage, names = self._open_storage()
         if not names and (known := len(self.files.folder_names("trials"))):
@@ -161,7 +161,7 @@ class SearchDirectory:
         # Optuna takes half a second to import, and a plan does not need it.
         import optuna
 
-        from conr_ray.search.study_storage import database, journal
+        from conr_ray.searching.study_storage import database, journal
 
         try:
             url = self.study_url

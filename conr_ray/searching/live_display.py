@@ -14,9 +14,9 @@ from rich.text import Text
 
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import last_line
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import EPOCHS, LEG, POINT
-from conr_ray.search.trial_attributes import FAILURE
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT
+from conr_ray.searching.trial_attributes import FAILURE
 from conr_ray.tracking.progress import duration
 
 

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from conr_ray.method.keys import fold
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.space import SearchSpace
 
 # Where Optuna keeps the point of a trial that was enqueued.
 _GIVEN_POINT = "fixed_params"

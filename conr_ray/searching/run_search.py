@@ -18,12 +18,12 @@ from conr_ray.errors import RunFailed, StorageError, UserError
 from conr_ray.scaling.cluster import room_for
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.scaling.watch import Limits, Watch
-from conr_ray.search.live_display import LiveDisplay
-from conr_ray.search.search_directory import SearchDirectory
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.study_searcher import StudyScheduler, StudySearcher, num_left, retry_failed
-from conr_ray.search.trial import TrialRunner
-from conr_ray.search.trial_table import (
+from conr_ray.searching.live_display import LiveDisplay
+from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.study_searcher import StudyScheduler, StudySearcher, num_left, retry_failed
+from conr_ray.searching.trial import TrialRunner
+from conr_ray.searching.trial_table import (
     Trial,
     best_trial,
     lineage,
@@ -31,7 +31,7 @@ from conr_ray.search.trial_table import (
     read_trials,
     to_arrow,
 )
-from conr_ray.search.trial_watch import TrialWatch
+from conr_ray.searching.trial_watch import TrialWatch
 from conr_ray.storage import disk
 from conr_ray.storage.scratch import scratch_folder
 from conr_ray.tracking.wandb_settings import WandbSettings

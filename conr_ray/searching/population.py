@@ -23,8 +23,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from conr_ray.method.keys import fold
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import GENERATION, MEMBER, PARENT
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_attributes import GENERATION, MEMBER, PARENT
 
 _REDRAWN = 0.25
 _CANDIDATES = 1000

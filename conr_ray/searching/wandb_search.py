@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.search.importances import parameter_importances
-from conr_ray.search.search_directory import SearchDirectory, as_tree
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_table import Cost, Trial, best_trial, to_arrow
+from conr_ray.searching.importances import parameter_importances
+from conr_ray.searching.search_directory import SearchDirectory, as_tree
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_table import Cost, Trial, best_trial, to_arrow
 from conr_ray.tracking.wandb_observer import open_wandb
 from conr_ray.tracking.wandb_settings import WandbSettings
 

@@ -37,7 +37,7 @@ from conr_ray.config import (
 from conr_ray.engine.trunk_fields import shapes_trunk
 from conr_ray.errors import UserError
 from conr_ray.metric_names import MADE_SMALL
-from conr_ray.search.dimension import Dimension, Drawer, SpacePart
+from conr_ray.searching.dimension import Dimension, Drawer, SpacePart
 
 Direction = Literal["max", "min"]
 _LARGEST_GRID = 100_000

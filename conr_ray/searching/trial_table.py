@@ -21,8 +21,8 @@ from conr_ray.metric_names import (
     LABEL_FREE_SCORES,
     LABELLED_METRICS,
 )
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import FAILURE, PARENT, TRIAL_ID, Leg, without_retried
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_attributes import FAILURE, PARENT, TRIAL_ID, Leg, without_retried
 from conr_ray.tracking.progress import duration
 
 _STATES = {

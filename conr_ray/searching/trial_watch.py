@@ -8,7 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from conr_ray.scaling.watch import Watch
-from conr_ray.search.trial_attributes import TRIAL_ID
+from conr_ray.searching.trial_attributes import TRIAL_ID
 
 
 class TrialWatch(Callback):

@@ -15,9 +15,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from conr_ray.errors import UserError
-from conr_ray.search.population import Population
-from conr_ray.search.space import SearchSpace
-from conr_ray.search.trial_attributes import (
+from conr_ray.searching.population import Population
+from conr_ray.searching.space import SearchSpace
+from conr_ray.searching.trial_attributes import (
     CONFIG_HASH,
     FAILURE,
     RETRY_OF,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 
-from conr_ray.search.bucket_journal import BucketJournal
-from conr_ray.search.file_journal import FileJournal
+from conr_ray.searching.bucket_journal import BucketJournal
+from conr_ray.searching.file_journal import FileJournal
 from conr_ray.storage.files import Folder
 
 # SQLite's own limit is 5 s; a dashboard may hold a file for longer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState
 
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.space import SearchSpace
 
 _FEWEST = 4
 

@@ -35,7 +35,7 @@ from conr_ray.metric_names import (
     LABEL_FREE_SCORES,
     LABELLED_METRICS,
 )
-from conr_ray.search.space import SearchSpace, ShareDrawer, typed_space
+from conr_ray.searching.space import SearchSpace, ShareDrawer, typed_space
 
 _DRAWS_CHECKED = 64
 _PRESET_VALUE = "$preset"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial
 
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.space import SearchSpace
 
 # Name of the trial's directory, and hash of its config.
 TRIAL_ID, CONFIG_HASH = "trial_id", "config_hash"

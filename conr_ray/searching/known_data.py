@@ -15,7 +15,7 @@ from conr_ray.data.sources.base import choose_splits
 from conr_ray.engine.data_checks import Counted
 from conr_ray.errors import UserError
 from conr_ray.metric_names import LABELLED_METRICS
-from conr_ray.search.space import SearchSpace
+from conr_ray.searching.space import SearchSpace
 
 
 @dataclass(frozen=True)
