@@ -74,13 +74,7 @@ class CheckpointFolder(Folder):
         summary = {**summary, "sha256": _digest(buffer.getbuffer())}
         summary |= {"pinned": True} if pinned else {}
         self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
-        known = self.checkpoints()
-        for place in known:
-            if place[1] and place < (epoch, steps):
-                self.delete_checkpoint(*place)
-        for old in [old for old, steps in known if not steps][:-keep]:
-            if not self._is_pinned(old):
-                self.delete_checkpoint(old)
+        self.delete_earlier_checkpoints(keep)
 
     def load_checkpoint(self, epoch: int, device: torch.device, steps: int = 0) -> dict[str, Any]:
         """The state saved after `epoch` epochs and `steps` of the next, its tensors on `device`.
@@ -113,11 +107,23 @@ class CheckpointFolder(Folder):
         """Delete the checkpoint after `epoch` epochs and `steps` of the next, if there is one."""
         self.delete_folder(self.checkpoint_name(epoch, steps))
 
+    def delete_earlier_checkpoints(self, keep: int) -> None:
+        """Delete those within an epoch that are not the newest, and all but `keep` whole epochs.
+
+        The newest stay, and those that are pinned. Only who trains the run may call it.
+        """
+        known = self.checkpoints()
+        for epoch, steps in known[:-1]:
+            if steps:
+                self.delete_checkpoint(epoch, steps)
+        for epoch in [epoch for epoch, steps in known if not steps][:-keep]:
+            if not self._is_pinned(epoch):
+                self.delete_checkpoint(epoch)
+
     def delete_unsound_checkpoints(self) -> None:
         """Delete checkpoints without a summary, and damaged ones newer than any sound one.
 
-        A line on standard error tells of each damaged one. One within an epoch is deleted too if
-        there is a later one. Only who trains the run may call it.
+        A line on standard error tells of each damaged one. Only who trains the run may call it.
         """
         known = self.checkpoints()
         whole = {self.checkpoint_name(*place) for place in known}
@@ -130,9 +136,6 @@ class CheckpointFolder(Folder):
             told = str(damage).rpartition(": ")[0]
             disk.tell(f"{told}: deleted; the run goes on from {before}")
             self.delete_checkpoint(*damaged)
-        for epoch, steps in known[:-1]:
-            if steps:
-                self.delete_checkpoint(epoch, steps)
 
     def _damage_of(self, epoch: int, steps: int) -> UserError | None:
         try:

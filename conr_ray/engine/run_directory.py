@@ -124,11 +124,13 @@ class RunDirectory(CheckpointFolder):
         """Prepare for training to start or go on, while nobody else writes here.
 
         Deletes what an earlier attempt left: its failure, what it was writing or deleting when it
-        was killed, damaged checkpoints that are newer than any sound one, and damaged metrics,
-        which a checkpoint has too.
+        was killed, damaged checkpoints that are newer than any sound one, those that it would have
+        deleted next, and damaged metrics, which a checkpoint has too.
         """
         self.remove_parts(deep=True)
         self.delete_unsound_checkpoints()
+        if (config := self.read_config()) is not None:
+            self.delete_earlier_checkpoints(config.checkpoint.keep)
         if self.read_bytes("failure.json") is not None:
             self.delete_file("failure.json")
         try:

@@ -190,9 +190,11 @@ def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
 
 def test_what_was_cut_short_is_collected_before_training(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.claim(CONFIG, resume=False)
-    directory.save_checkpoint(4, {"epoch": 4}, {}, keep=3)
+    directory.claim(override(CONFIG, {"checkpoint.keep": 1}), resume=False)
+    directory.save_checkpoint(4, {"epoch": 4}, {}, keep=1)
     before = sorted(tmp_path.rglob("*"))
+    # Killed after a checkpoint was written, before the one that it replaces was deleted.
+    directory.save_checkpoint(2, {"epoch": 2}, {}, keep=9)
     for name in ("metrics.parquet.7.part", "checkpoints/epoch_000002.7.part/state.pt"):
         directory.write_text(name, "half")
     directory.write_text("checkpoints/epoch_000008/state.pt", "half")
