@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,7 +25,7 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 
 ROOT = Path(__file__).resolve().parents[1]
-SPACE = {
+SPACE: dict[str, Any] = {
     "preset": "digits",
     "metric": "nmi",
     "sampler": "random",

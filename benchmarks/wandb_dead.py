@@ -1,67 +1,66 @@
-"""What a W&B that does not answer costs a search: the command's wait, and each trial's.
+"""What a W&B that does not answer costs a search of 40 trials of about a second.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/wandb_dead.py       # a minute on 1 core
+    python benchmarks/wandb_dead.py --rounds 3       # about 2 minutes a round on 2 cores
 
-Trials of about a second, one after another in one process as in an actor of a search, with W&B off
-and with a server that refuses connections, in turn. The search of 40 trials is calculated: the
-command's wait, and the extra time of 40 trials on 2 actors.
+Runs the command with W&B switched off, and with a server that refuses connections, in turn.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:9"
-os.environ["WANDB_API_KEY"] = "0" * 40
-os.environ.pop("WANDB_MODE", None)
+import yaml
+from many_trials import ROOT, SPACE
 
-from conr_ray.config import RunConfig
-from conr_ray.engine.observer import Observer
-from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.scaling.resources import WorkerResources
-from conr_ray.scaling.worker import run_here
-from conr_ray.tracking.wandb_reach import reached_settings
-from conr_ray.tracking.wandb_settings import WandbSettings
-from tests.tiny_runs import tiny_config
-
-TRIALS, ACTORS, MEASURED = 40, 2, 8
+WAYS = {
+    "off": {"WANDB_MODE": "disabled"},
+    "dead": {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40},
+}
+# The network is as tiny as in the search of 500 trials; so many epochs take about a second.
+EPOCHS = 12
 
 
-def trial_s(config: RunConfig, folder: Path, settings: WandbSettings) -> float:
-    """Seconds that one trial takes, its claim and W&B included."""
+def search_s(way: str, trials: int, folder: Path) -> tuple[float, str]:
+    """Seconds that the command takes, and the lines that it says of W&B."""
+    fixed = {**SPACE["fixed"], "schedule.epochs": EPOCHS}
+    space = Path(folder, "space.yaml")
+    space.write_text(yaml.safe_dump({**SPACE, "fixed": fixed}))
+    command = [sys.executable, "-m", "conr_ray.tune", "--space", str(space)]
+    command += ["--trials", str(trials), "--storage", str(folder), "--name", "search"]
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **WAYS[way]}
     started = time.perf_counter()
-    directory = RunDirectory(folder)
-    directory.claim(config, resume=False)
-    own = settings.for_run(folder.name, group="search", run_uri=directory.uri)
-    run_here(config, directory, WorkerResources(), own, Observer())
-    return time.perf_counter() - started
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    taken_s = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"the search has ended with status {done.returncode}: {done.stderr}")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "W&B" in line]
+    return taken_s, "; ".join(said)
 
 
 def main() -> None:
     """Measure and print."""
-    config = tiny_config(evaluation__every=5, checkpoint__every=5)
-    started = time.perf_counter()
-    dead, told = reached_settings(config.tracking, "/search", of_search=True)
-    wait_s = time.perf_counter() - started
-    print(told)
-    ways = {"off": WandbSettings("off"), "dead": dead, "with figures": replace(dead, sparing=False)}
-    with tempfile.TemporaryDirectory() as scratch:
-        trial_s(config, Path(scratch, "warm-up"), ways["off"])
-        first_s = trial_s(config, Path(scratch, "first"), dead)
-        times = {
-            name: [trial_s(config, Path(scratch, f"{number}-{n}"), way) for n in range(MEASURED)]
-            for number, (name, way) in enumerate(ways.items())
-        }
-    off_s, *others = (statistics.median(found) for found in times.values())
-    print(f"command waits {wait_s:.1f} s; a trial takes {off_s:.2f} s with W&B off")
-    for name, each_s in zip(list(ways)[1:], others, strict=True):
-        whole_s = wait_s + (first_s - each_s) + (each_s - off_s) * TRIALS / ACTORS
-        print(f"{name}: {each_s / off_s:.2f} x, {TRIALS} trials {whole_s:+.1f} s")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(args.rounds):
+        # Which comes first changes, as may how busy the machine is.
+        for way in list(WAYS)[:: 1 - 2 * (number % 2)]:
+            with tempfile.TemporaryDirectory() as folder:
+                taken_s, said = search_s(way, args.trials, Path(folder))
+            times[way].append(taken_s)
+            print(f"{way}: {taken_s:.1f} s; of W&B it says: {said or 'nothing'}", flush=True)
+    off_s, dead_s = (statistics.median(times[way]) for way in WAYS)
+    print(f"{args.trials} trials: off {off_s:.1f} s, dead {dead_s:.1f} s: {dead_s - off_s:+.1f} s")
 
 
 if __name__ == "__main__":

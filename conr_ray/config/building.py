@@ -53,14 +53,11 @@ def build(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(explained(error)) from None
     framework = config.model.framework
     touched = {name.partition(".")[0] for name in overrides}
     if not trusted or framework in touched or _FRAMEWORK in overrides:
-        try:
-            _ = config.framework
-        except ValidationError as error:
-            raise UserError(_one_line(error, framework)) from None
+        _ = config.framework
     return config
 
 
@@ -112,11 +109,11 @@ def check_value(field: str, value: Any) -> None:
     try:
         adapter(field).validate_python(value)
     except ValidationError as error:
-        raise UserError(_one_line(error, *field.split("."))) from None
+        raise UserError(explained(error, *field.split("."))) from None
 
 
-def _one_line(error: ValidationError, *above: str) -> str:
-    """The first error; `above` names the part of the tree that was validated, if not the whole."""
+def explained(error: ValidationError, *above: str) -> str:
+    """The first error in one line; `above` names the part that was validated, if not the tree."""
     first, *others = error.errors()
     # Union members add their own names to the location; keep field names only.
     known = field_names(above[0] if above and above[0] in framework_names() else None)

@@ -16,6 +16,7 @@ from pydantic import (
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
@@ -24,6 +25,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from conr_ray.config.rules import broken_rules
 from conr_ray.config.sections import RunSections
 from conr_ray.config.yaml_text import dump_yaml
+from conr_ray.errors import UserError
 from conr_ray.fields import Mark, Section, short
 from conr_ray.method.frameworks import framework_config, framework_names
 
@@ -43,9 +45,16 @@ class RunConfig(RunSections):
         """The section of the framework.
 
         Raises:
-            ValidationError: a value in it is invalid; raised on first access.
+            UserError: a value in it is invalid; raised on first access.
         """
-        return framework_config(self.model.framework).model_validate(self._framework_tree)
+        # It knows the names of all fields, which are those of this tree.
+        from conr_ray.config.building import explained
+
+        name = self.model.framework
+        try:
+            return framework_config(name).model_validate(self._framework_tree)
+        except ValidationError as error:
+            raise UserError(explained(error, name)) from None
 
     @model_validator(mode="wrap")
     @classmethod

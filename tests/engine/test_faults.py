@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import StorageError
 from conr_ray.storage import disk
@@ -43,6 +44,8 @@ def files_of(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], int]:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    # The decoded copy is made once: its operations are not those of a run.
+    open_data(CONFIG.data)
     with pytest.MonkeyPatch.context() as patch:
         counting = FaultyDisk()
         patch.setattr(disk, "os", counting)
