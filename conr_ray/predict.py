@@ -122,7 +122,7 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _samples(args: argparse.Namespace, placing: Placing) -> NewSamples:
-    from conr_ray.prediction.samples import DataSetRows, new_samples
+    from conr_ray.prediction.sources import DataSetRows, new_samples
 
     if args.dataset:
         return DataSetRows(placing.form, args.dataset, _data_of_preset(args))

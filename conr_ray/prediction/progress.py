@@ -57,7 +57,7 @@ class PredictionProgress:
         self._seen += count
         if self._started is None:
             # The time until the first batch (start, loading) is not representative.
-            self._started = now
+            self._started = self._last_line = now
             return
         self._worked += count
         rate = self._worked / max(1e-9, now - self._started)
