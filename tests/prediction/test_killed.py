@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import conr_ray.predict
+import conr_ray.prediction.predict
+from conr_ray.command_line import run_command
+from conr_ray.prediction.output import PredictionDirectory
+from conr_ray.prediction.samples import SampleForm
+from tests.gloo_workers import start_server
 from tests.prediction.conftest import about, predict, rows_of
 
-ROOT = Path(__file__).parents[2]
-# Parts of 16 rows, each of which takes a while: so that there are moments to be killed at.
-SLOW = """
-import sys, time
-import conr_ray.prediction.predict as p
-from conr_ray.command_line import run_command
-from conr_ray.prediction.samples import SampleForm
-import conr_ray.predict
-p.predict.__kwdefaults__["part_rows"] = 16
-SampleForm.batch_rows = property(lambda form: 8)
-write = p.PredictionDirectory.write_part
-def slowly(*arguments):
-    time.sleep(0.15)
-    write(*arguments)
-p.PredictionDirectory.write_part = slowly
-run_command(conr_ray.predict.main)
-"""
+# Forked from the server of those workers, which has imported torch.
+_CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def _start(run: str, images: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+def _predict_slowly(arguments: list[str]) -> None:
+    """The command with parts of 16 rows, each of which takes a while to be written."""
+    torch.set_num_threads(1)
+    assert conr_ray.prediction.predict.predict.__kwdefaults__ is not None
+    conr_ray.prediction.predict.predict.__kwdefaults__["part_rows"] = 16
+    SampleForm.batch_rows = property(lambda form: 8)  # type: ignore[assignment]
+    write = PredictionDirectory.write_part
+
+    def slowly(directory: PredictionDirectory, number: int, rows: Any) -> None:
+        time.sleep(0.1)
+        write(directory, number, rows)
+
+    PredictionDirectory.write_part = slowly  # type: ignore[method-assign]
+    sys.argv = ["predict", *arguments]
+    run_command(conr_ray.predict.main)
+
+
+def _start(run: str, images: Path, out: Path, *options: str) -> BaseProcess:
     words = ["--run", run, "--images", str(images), "--out", str(out), "--local", *options]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words], stdout=subprocess.DEVNULL, env=env
-    )
+    start_server()
+    process = _CONTEXT.Process(target=_predict_slowly, args=(words,))
+    process.start()
+    return process
+
+
+def _parts(out: Path) -> set[Path]:
+    return set((out / "predictions").glob("part-*"))
 
 
 def _killed(times: int, run: str, images: Path, out: Path, *options: str) -> None:
@@ -46,19 +61,21 @@ def _killed(times: int, run: str, images: Path, out: Path, *options: str) -> Non
     draw = random.Random(times)
     kills = 0
     while kills < times:
-        parts = set((out / "predictions").glob("part-*"))
+        parts = _parts(out)
         process = _start(run, images, out, *options)
-        while set((out / "predictions").glob("part-*")) == parts and process.poll() is None:
+        while _parts(out) == parts and process.is_alive():
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.25))
-        if process.poll() is not None:
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
             # It was faster.
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
         kills += 1
     assert kills
-    assert _start(run, images, out, *options).wait() == 0
+    process = _start(run, images, out, *options)
+    process.join()
+    assert process.exitcode == 0
 
 
 def _check(times: int, folder_run: tuple[str, Path], out: Path) -> None:
@@ -98,17 +115,14 @@ def test_a_prediction_that_is_killed_ten_times_ends_with_the_same_rows(
 def test_ctrl_c_keeps_what_is_written_and_says_the_way_on(
     folder_run: tuple[str, Path], tmp_path: Path
 ) -> None:
-    run, images = folder_run
-    words = ["--run", run, "--images", str(images), "--out", str(tmp_path), "--local"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words], stderr=subprocess.PIPE, env=env, text=True
-    )
-    while not list(tmp_path.glob("predictions/part-*")):
+    process = _start(*folder_run, tmp_path)
+    while not _parts(tmp_path):
         time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
-    assert process.returncode == 130
-    assert told == (f"interrupted: what is written stays in {tmp_path}, the same command goes on\n")
+        assert process.is_alive()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
     assert rows_of(tmp_path) and not about(tmp_path)["complete"]
+    predict(*map(str, folder_run), tmp_path)
+    assert len(rows_of(tmp_path)) == 120 and about(tmp_path)["complete"]
