@@ -78,8 +78,8 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Arguments for where a command runs and with what resources."""
+def add_cluster_options(parser: argparse.ArgumentParser, *, watched: bool = True) -> None:
+    """Arguments for where a command runs and with what resources, and how it is `watched`."""
     parser.add_argument(
         "--address",
         help="Ray cluster: auto on one of its nodes or in a job, ray://host:10001 from elsewhere "
@@ -99,6 +99,8 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="GPUs per worker (default: 1 if there are any, else 0)",
     )
+    if not watched:
+        return
     parser.add_argument(
         "--hang-limit",
         type=_seconds,

@@ -75,7 +75,7 @@ class EncodedSource(Source):
         if not self._is_grey(next(self._pending())):
             return "RGB"
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for block in _batched(self._pending(), _BLOCK_IMAGES):
+            for block in batched(self._pending(), _BLOCK_IMAGES):
                 if not all(pool.map(self._is_grey, block)):
                     return "RGB"
         return "L"
@@ -104,8 +104,8 @@ class EncodedSource(Source):
         decode = partial(self._decode_task, mode=self._mode)
         broken: list[_Broken] = []
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for block in _batched(self._pending(), block_images):
-                parts = list(pool.map(decode, _batched(block, _TASK_IMAGES)))
+            for block in batched(self._pending(), block_images):
+                parts = list(pool.map(decode, batched(block, _TASK_IMAGES)))
                 broken += [one for _, some in parts for one in some]
                 if len(broken) > _MOST_BROKEN:
                     break
@@ -274,7 +274,8 @@ def fit_arrays(images: UInt8Array, stored_size: int | None) -> UInt8Array:
     return np.stack([to_array(fit(Image.fromarray(p), stored_size)) for p in pictures])
 
 
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items in order; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -47,19 +47,19 @@ class Location:
 
     def read(self, name: str) -> bytes:
         """The content of the file `name` below this folder."""
-        if self._is_local:
+        if self.is_local:
             # Arrow takes no names but those in UTF-8.
             return Path(self.path, name).read_bytes()
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
     def files_below(self, folders: Sequence[str]) -> Iterator[FoundFile]:
-        """All files below this folder's sub-folders `folders`; "" is this folder itself.
+        """All files below this folder's sub-folders `folders`, unsorted; "" is this folder itself.
 
         Those in hidden folders may be left out. A folder is read once, however many links lead to
         it or around in a circle, and where it is rather than where a link to it is.
         """
-        if self._is_local:
+        if self.is_local:
             yield from _local_files(self.path, folders)
             return
         root = self.path.rstrip("/")
@@ -72,7 +72,8 @@ class Location:
                     yield FoundFile(info.path[len(root) + 1 :], info.size, info.mtime_ns)
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether it is on a file system of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
 
@@ -86,16 +87,20 @@ def _local_files(root: str, folders: Sequence[str]) -> Iterator[FoundFile]:
         if not os.path.isdir(place) or (identity := _identity(place)) in seen:
             continue
         seen.add(identity)
+        # Which link to a folder counts depends on their order; files, of which there may be
+        # millions, are not held.
+        inner: list[tuple[str, bool]] = []
         with os.scandir(place) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else real).append(name)
-            elif entry.is_file():
-                yield FoundFile(name, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    inner.append((name, entry.is_symlink()))
+                elif entry.is_file():
+                    yield FoundFile(name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        for name, is_link in sorted(inner):
+            (links if is_link else real).append(name)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pyarrow import fs
 from conr_ray.config import DataConfig
 from conr_ray.data.sources.base import Contents, Int64Array, check_label_column, listed
 from conr_ray.data.sources.encoded import MOST_BYTES, EncodedSource, PendingImage, open_encoded
-from conr_ray.data.sources.files import FoundFile, locate
+from conr_ray.data.sources.files import FoundFile, Location, locate
 from conr_ray.errors import UserError, one_line
 
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
@@ -49,18 +49,15 @@ class FolderSource(EncodedSource):
 
     def contents(self) -> Contents:
         """Number of images, the shape of the first one, classes and paths inside the folder."""
-        names = [_as_text(file.name) for file in self._files]
+        names = [as_text(file.name) for file in self._files]
         labels, class_names = self._labels(names)
         return Contents(len(names), self.image_shape, labels, class_names, names, self._note)
 
     def _pending(self) -> Iterator[PendingImage]:
         for row, file in enumerate(self._files):
-            yield PendingImage(f"row {row} ({_as_text(file.name)})", partial(self._open, file))
-
-    def _open(self, file: FoundFile) -> Image.Image:
-        if file.size > MOST_BYTES:
-            raise ValueError(f"{file.size:,} bytes, more than {MOST_BYTES:,}")
-        return open_encoded(self._location.read(file.name))
+            yield PendingImage(
+                f"row {row} ({as_text(file.name)})", partial(open_file, self._location, file)
+            )
 
     @property
     def _note(self) -> str:
@@ -105,7 +102,7 @@ class FolderSource(EncodedSource):
         found: list[FoundFile] = []
         for file in self._location.files_below(chosen):
             if not any(part.startswith(".") for part in file.name.split("/")):
-                (found if _is_image(file.name) else self._others).append(file)
+                (found if is_image(file.name) else self._others).append(file)
         with_images = {file.name.partition("/")[0] for file in found}
         for name in classes or ():
             if name not in with_images:
@@ -126,10 +123,18 @@ class FolderSource(EncodedSource):
         return np.array([number[folder] for folder in folders], np.int64), tuple(classes)
 
 
-def _is_image(name: str) -> bool:
+def open_file(folder: Location, file: FoundFile) -> Image.Image:
+    """An image of a folder; pixels are decoded on use."""
+    if file.size > MOST_BYTES:
+        raise ValueError(f"{file.size:,} bytes, more than {MOST_BYTES:,}")
+    return open_encoded(folder.read(file.name))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its ending."""
     return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """A path for people and tables, which have no place for bytes that are no UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")

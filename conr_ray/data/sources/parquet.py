@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,8 +36,11 @@ class ParquetSource(ParquetTable, EncodedSource):
         num_rows = self._num_kept()
         return Contents(num_rows, self.image_shape, *self._labels())
 
-    def _check_image_column(self) -> None:
-        self._check_column()
+    def check_column(self) -> None:
+        """Raise UserError unless the column is there and holds images."""
+        super().check_column()
+        # What the file says of raw pixels is refused before any is read.
+        _ = self._raw_shape
         name, columns = self._column, self._columns
         kind = self._schema.field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -78,13 +82,17 @@ class ParquetSource(ParquetTable, EncodedSource):
         return "L" if self._raw_shape[2] == 1 else "RGB"
 
     def _pending(self) -> Iterator[PendingImage]:
-        self._check_image_column()
+        self.check_column()
         for row, column, offsets in self._kept_parts():
-            if pa.types.is_struct(column.type):
-                column = pc.struct_field(column, "bytes")
-            images = column.to_pylist()
+            opened = self.images_in(column)
             for offset in offsets.tolist():
-                yield PendingImage(f"row {row + offset}", partial(self._open, images[offset]))
+                yield PendingImage(f"row {row + offset}", opened[offset])
+
+    def images_in(self, part: Any) -> list[Callable[[], Image.Image]]:
+        """For each row of a part of the column, what opens its image."""
+        if pa.types.is_struct(part.type):
+            part = pc.struct_field(part, "bytes")
+        return [partial(self._open, encoded) for encoded in part.to_pylist()]
 
     def _open(self, encoded: bytes | None) -> Image.Image:
         if encoded is None:

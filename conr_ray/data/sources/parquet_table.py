@@ -145,7 +145,8 @@ class ParquetTable(Source):
             raise UserError(f"data.path={self.config.path}: no rows; name a file with rows")
         return count
 
-    def _check_column(self) -> None:
+    def check_column(self) -> None:
+        """Raise UserError unless the column of samples is there, once."""
         if self._column not in self._columns:
             raise UserError(
                 f"data.{self.column_field}={self._column}: {self.config.path} has no such column; "
@@ -164,7 +165,7 @@ class ParquetTable(Source):
                 end = start + self._file.metadata.row_group(group).num_rows
                 if kept is None or kept[start:end].any():
                     row = start
-                    for part in self._parts(group):
+                    for part in self.parts(group):
                         mask = np.ones(len(part), np.bool_) if kept is None else kept[row:end]
                         yield row, part, np.flatnonzero(mask[: len(part)])
                         row += len(part)
@@ -174,7 +175,13 @@ class ParquetTable(Source):
             if start != self._num_rows:
                 raise ValueError(f"{start:,} rows, not {self._num_rows:,}")
 
-    def _parts(self, group: int) -> Iterator[Any]:
+    def group_sizes(self) -> list[int]:
+        """Number of rows in each row group."""
+        with file_errors(self._location.text):
+            end = self._file.metadata
+            return [end.row_group(group).num_rows for group in range(end.num_row_groups)]
+
+    def parts(self, group: int) -> Iterator[Any]:
         """The column of samples in a row group, a few hundred rows at a time."""
         for batch in self._file.iter_batches(
             _BATCH_ROWS, row_groups=[group], columns=[self._column]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from conr_ray.data.sources.base import Contents
@@ -40,9 +41,9 @@ class VectorsSource(ParquetTable):
                 block = self._block(row, column.take(pa.array(offsets)), offsets)
             yield block
 
-    @cached_property
-    def _width(self) -> int:
-        self._check_column()
+    def check_column(self) -> None:
+        """Raise UserError unless the column is there and holds vectors."""
+        super().check_column()
         kind = self._schema.field(self._column).type
         is_list = (
             pa.types.is_list(kind)
@@ -54,6 +55,11 @@ class VectorsSource(ParquetTable):
                 f"data.vector_column={self._column}: holds {short(str(kind))}; name a column of "
                 f"lists of floats"
             )
+
+    @cached_property
+    def _width(self) -> int:
+        self.check_column()
+        kind = self._schema.field(self._column).type
         if pa.types.is_fixed_size_list(kind):
             width = int(kind.list_size)
         else:
@@ -69,18 +75,10 @@ class VectorsSource(ParquetTable):
         return width
 
     def _block(self, row: int, column: Any, offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-        widths = np.array([-1 if value is None else len(value) for value in column.to_pylist()])
-        for offset, width in zip(offsets.tolist(), widths.tolist(), strict=True):
-            if width != self._width:
-                has = "has no vector" if width < 0 else f"has {width} numbers"
-                raise self._refusal(row + offset, f"{has}, others have {self._width}")
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        # What overflows is refused below.
-        with np.errstate(over="ignore"):
-            vectors = np.asarray(flat, np.float32).reshape(len(column), self._width)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(1))
-        if len(broken):
-            raise self._refusal(row + int(offsets[broken[0]]), "has a non-finite number")
+        vectors, problems = vectors_in(column, self._width)
+        for offset, problem in zip(offsets.tolist(), problems, strict=True):
+            if problem is not None:
+                raise self._refusal(row + offset, problem)
         return vectors
 
     def _refusal(self, row: int, problem: str) -> UserError:
@@ -88,3 +86,26 @@ class VectorsSource(ParquetTable):
             f"data.path={self.config.path}: row {row} of {self._column} {problem}; remove or "
             f"repair it"
         )
+
+
+def vectors_in(column: Any, width: int) -> tuple[NDArray[np.float32], list[str | None]]:
+    """The vectors of an Arrow array of lists, (n, width), and what is wrong with each.
+
+    Those that are wrong in a way are 0.
+    """
+    widths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    problems: list[str | None] = [
+        None
+        if has == width
+        else ("has no vector" if has < 0 else f"has {has} numbers") + f", others have {width}"
+        for has in widths.tolist()
+    ]
+    flat = column.filter(pa.array(widths == width)).flatten().to_numpy(zero_copy_only=False)
+    vectors = np.zeros((len(column), width), np.float32)
+    # What overflows is told below.
+    with np.errstate(over="ignore"):
+        vectors[widths == width] = np.asarray(flat, np.float32).reshape(-1, width)
+    for row in np.flatnonzero(~np.isfinite(vectors).all(1)).tolist():
+        problems[row] = "has a non-finite number"
+        vectors[row] = 0
+    return vectors, problems

@@ -1,0 +1,1 @@
+"""Apply a trained run to any number of new samples."""

@@ -1,0 +1,85 @@
+"""Prediction on a Ray cluster: Ray Data reads in tasks and places in a pool of actors.
+
+Files are read in the tasks of `map_batches`, not by Ray Data's readers: those end a block with the
+first broken file, and cannot say of an image why it was not read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+from ray.exceptions import RayError
+
+from conr_ray.engine.trained_run import TrainedRun
+from conr_ray.errors import RunFailed, last_line
+from conr_ray.prediction.placing import Placing
+from conr_ray.prediction.samples import NewSamples
+from conr_ray.scaling.resources import WorkerResources
+
+# Of a worker's cores, what reads for it has half of one: decoding takes less than the network.
+_READING = 0.5
+
+
+class _Actor:
+    """A run on a node, with the worker's cores and GPU."""
+
+    def __init__(self, uri: str, embeddings: bool, threads: int, on_gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        run = TrainedRun.load(uri, "cuda" if on_gpu else "cpu")
+        self._placing = Placing(run, embeddings)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._placing(batch)
+
+
+def placed_on_ray(
+    samples: NewSamples,
+    pieces: Iterable[pa.Table],
+    run_uri: str,
+    resources: WorkerResources,
+    *,
+    embeddings: bool,
+) -> Iterator[pa.Table]:
+    """The rows of the samples in `pieces`, batch by batch, in any order.
+
+    `resources.workers` actors place them.
+
+    Raises:
+        RunFailed: a task failed, or its node too often.
+    """
+    listed = list(pieces)
+    if not listed:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    for name in ("ray.data", "ray.data._internal", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    cpus, on_gpu = resources.cpus_per_worker, resources.gpus_per_worker > 0
+    of_actor: dict[str, Any] = {"num_cpus": cpus - _READING, "scheduling_strategy": "SPREAD"}
+    if on_gpu:
+        of_actor["num_gpus"] = resources.gpus_per_worker
+    # A table is a block, and a block is a task.
+    blocks = ray.data.from_arrow(listed)
+    del listed
+    read = blocks.map_batches(
+        samples.read, batch_size=None, batch_format="pyarrow", num_cpus=_READING
+    )
+    placed = read.map_batches(
+        _Actor,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        fn_constructor_args=(run_uri, embeddings, cpus, on_gpu),
+        **of_actor,
+    )
+    try:
+        yield from placed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    except RayError as error:
+        raise RunFailed(f"a worker has failed: {last_line(error)}") from None

@@ -1,0 +1,168 @@
+"""Where new samples come from: a folder of images, Parquet, or a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache, partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from conr_ray.config import DataConfig
+from conr_ray.data.sources.encoded import batched
+from conr_ray.data.sources.files import FoundFile, locate
+from conr_ray.data.sources.folder import as_text, is_image, open_file
+from conr_ray.data.sources.vectors import vectors_in
+from conr_ray.data.store import DataSet, open_data
+from conr_ray.errors import UserError
+from conr_ray.prediction.parquet_rows import ParquetRows, is_folder, is_parquet
+from conr_ray.prediction.patience import patient
+from conr_ray.prediction.samples import NewSamples, SampleForm
+
+
+class FolderImages(NewSamples):
+    """The images below a folder, those in hidden folders left out."""
+
+    keys = ("path",)
+
+    def __init__(self, form: SampleForm, text: str) -> None:
+        """Those of the folder or URI `text`."""
+        super().__init__(form)
+        self._location = locate(text)
+
+    @property
+    def what(self) -> str:
+        """A folder."""
+        return "folder"
+
+    @property
+    def place(self) -> str:
+        """Kind of file system and path."""
+        return self._location.identity
+
+    def count(self) -> int:
+        """How many files are images by their endings."""
+        count = sum(1 for _ in self._files())
+        if not count:
+            raise UserError(
+                f"data.path={self._location.text}: no images; name a folder with images, or a "
+                "Parquet file"
+            )
+        return count
+
+    def _files(self) -> Iterator[FoundFile]:
+        for file in self._location.files_below([""]):
+            hidden = file.name.startswith(".") or "/." in file.name
+            if is_image(file.name) and not hidden:
+                yield file
+
+    def pieces(self) -> Iterator[pa.Table]:
+        """`name` has the bytes of the path, which may be no text."""
+        for files in batched(self._files(), self.form.batch_rows):
+            yield pa.table(
+                {
+                    "path": [as_text(file.name) for file in files],
+                    "size": [file.size for file in files],
+                    "mtime_ns": [file.mtime_ns for file in files],
+                    "name": pa.array([os.fsencode(file.name) for file in files], pa.binary()),
+                }
+            )
+
+    def read(self, piece: pa.Table) -> Iterator[pa.Table]:
+        """One batch."""
+        names = piece.column("name").to_pylist()
+        opened = [
+            partial(
+                patient(open_file, self._location.is_local), self._location, self._found(name, size)
+            )
+            for name, size in zip(names, piece.column("size").to_pylist(), strict=True)
+        ]
+        yield self.decoded(piece.drop_columns("name"), opened)
+
+    def _found(self, name: bytes, size: int) -> FoundFile:
+        return FoundFile(os.fsdecode(name), size, 0)
+
+
+class DataSetRows(NewSamples):
+    """The samples of a data set that a config describes, from its decoded copy."""
+
+    keys = ("row",)
+
+    def __init__(self, form: SampleForm, name: str, config: DataConfig) -> None:
+        """Those of `config`, of the preset `name`."""
+        super().__init__(form)
+        self._name, self._config = name, config
+
+    @property
+    def _data(self) -> DataSet:
+        return _copy_of(self._config)
+
+    @property
+    def what(self) -> str:
+        """The data set of a preset."""
+        return f"dataset {self._name}"
+
+    @property
+    def place(self) -> str:
+        """A checksum of its samples."""
+        return self._data.fingerprint
+
+    def count(self) -> int:
+        """How many samples there are, if they are of the run's kind."""
+        if self._data.what != self.form.kind:
+            raise UserError(
+                f"--dataset {self._name}: holds {self._data.what}, the run takes {self.form.kind}: "
+                "name another"
+            )
+        return self._data.num_rows
+
+    def pieces(self) -> Iterator[pa.Table]:
+        """`index` is a row of the copy, `row` that of the whole data set."""
+        ids = self._data.sample_ids
+        for start in range(0, len(ids), self.form.batch_rows):
+            some = ids[start : start + self.form.batch_rows]
+            yield pa.table({"row": some, "index": np.arange(start, start + len(some))})
+
+    def read(self, piece: pa.Table) -> Iterator[pa.Table]:
+        """One batch."""
+        values = self._data.rows[piece.column("index").to_numpy()]
+        rows = piece.drop_columns("index")
+        if values.shape[1:] == self.form.shape:
+            yield self.form.batch(rows, values, [None] * len(values))
+        elif self.form.kind == "vectors":
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            yield self.form.batch(rows, *vectors_in(lists, self.form.shape[0]))
+        else:
+            yield self.decoded(rows, [partial(_picture, pixels) for pixels in values])
+
+
+@cache
+def _copy_of(config: DataConfig) -> DataSet:
+    return open_data(config)
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def new_samples(form: SampleForm, text: str, column: str) -> NewSamples:
+    """The samples at a path or URI: images of a folder, or rows of Parquet.
+
+    Raises:
+        UserError: there is nothing there, or not what the run takes.
+    """
+    if not is_folder(text):
+        return ParquetRows(form, text, column)
+    files = locate(text).files_below([""])
+    first = next((f for f in files if is_image(f.name) or is_parquet(f.name)), None)
+    if first is not None and is_parquet(first.name):
+        return ParquetRows(form, text, column)
+    if form.kind == "vectors":
+        raise UserError(
+            f"data.path={text}: no Parquet files; the run takes vectors: name a Parquet file of "
+            "them, and --column"
+        )
+    return FolderImages(form, text)
