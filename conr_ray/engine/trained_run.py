@@ -17,6 +17,7 @@ from torch import Tensor
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.inputs import inputs_from_state
 from conr_ray.engine.acceleration import Acceleration, has_tf32
+from conr_ray.engine.clusters_csv import confident_ratio
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
@@ -219,5 +220,4 @@ def _confident_ratio(directory: RunDirectory, fraction: float) -> float | None:
     table = directory.read_table("assignments.parquet")
     if table is None or not table.num_rows:
         return None
-    ratios = np.sort(table.column("boundary_ratio").to_numpy())
-    return float(ratios[max(1, round(fraction * len(ratios))) - 1])
+    return confident_ratio(table.column("boundary_ratio").to_numpy(), fraction)
