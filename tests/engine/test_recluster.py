@@ -113,7 +113,9 @@ def test_clusters_that_are_not_there_or_of_other_networks_are_refused(
     # Of other samples than those of the run.
     text = (longer / "config.yaml").read_text()
     summary = longer / "checkpoints/epoch_000005/summary.json"
-    summary.write_text(summary.read_text().replace('"data_fingerprint": "', '"data_fingerprint": "0'))
+    summary.write_text(
+        summary.read_text().replace('"data_fingerprint": "', '"data_fingerprint": "0')
+    )
     assert "limit: 300" in text
     with pytest.raises(UserError, match="these are not the images that the run was trained on"):
         recluster(longer, "4")
