@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import secrets
+import shlex
 import sys
 import tempfile
 import threading
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from conr_ray.engine.data_checks import Counted
     from conr_ray.scaling.resources import ClusterOptions
     from conr_ray.scaling.watch import Limits
+    from conr_ray.storage.files import Folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -190,6 +192,15 @@ def resumable(uri: str, way_on: Callable[[], str]) -> Iterator[None]:
             raise RunStopped(f"{stop}: {again}, which goes on there") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f": {again}, {way_on()}") from None
+
+
+def where_result_is(run: Folder) -> list[str]:
+    """Lines that name the files with the clusters of a run that has ended, and the next command."""
+    lines = [f"assignments: {run.uri}/assignments.parquet"]
+    if run.has("clusters.csv"):
+        lines[0] += ", for spreadsheets clusters.csv beside it"
+    command = f"python -m conr_ray.predict --run {shlex.quote(run.uri)}"
+    return [*lines, f"new samples: {command} --images FOLDER_OR_PARQUET --out predictions"]
 
 
 def check_run(config: RunConfig, data: Counted, workers: int) -> None:

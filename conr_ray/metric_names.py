@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 AGREEMENT_WITH_LABELS = {
     "acc": "share of samples in the cluster matched to their class, one cluster per class",
     "nmi": "normalised mutual information of clusters and classes",
     "ari": "adjusted Rand index of clusters and classes",
 }
+# The first is the one to judge by: see docs/label_free.md.
 LABEL_FREE_SCORES = {
-    "label_free": "mean of the four scores below",
+    "neighbor_consistency": "mutual information of the clusters of samples and their neighbours",
+    "label_free": "mean of this section's four other scores",
     "silhouette": "how much closer samples are to their own centre than to the next nearest",
     "view_agreement": "mutual information of the clusters of samples and their perturbed copies",
-    "neighbor_consistency": "mutual information of the clusters of samples and their neighbours",
     "restart_agreement": "mutual information of k-means clusters from two random starts",
 }
 SPREAD = {
@@ -68,3 +71,10 @@ MEANINGS = {
     **WHOLE_DATA,
     **TIMES,
 }
+
+
+def headline(figures: Mapping[str, Any], first: Iterable[str] = ()) -> str:
+    """The known ones of `first`, the agreement with labels and the main label-free score."""
+    names = dict.fromkeys([*first, *AGREEMENT_WITH_LABELS, next(iter(LABEL_FREE_SCORES))])
+    known = ((name, figures.get(name)) for name in names)
+    return "  ".join(f"{name.upper()} {value:.4f}" for name, value in known if value is not None)

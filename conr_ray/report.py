@@ -1,4 +1,4 @@
-"""`python -m conr_ray.report`: report on a run or a search as one HTML file."""
+"""`python -m conr_ray.report`: report on a run, a search or predictions as one HTML file."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def _save_view(place: str, search: str | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m conr_ray.report",
-        description="Report on a run or a search as one HTML file.",
+        description="Report on a run, a search or predictions as one HTML file.",
     )
     parser.add_argument(
         "directory",
         nargs="?",
         metavar="DIR",
-        help="folder of a run or a search, or s3://bucket/folder",
+        help="folder of a run, a search or predictions, or s3://bucket/folder",
     )
     parser.add_argument(
         "--out",

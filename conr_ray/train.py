@@ -21,6 +21,7 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
     watch_limits,
+    where_result_is,
     with_remedy,
 )
 from conr_ray.errors import RunFailed, UserError, last_line
@@ -203,12 +204,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _print_result(directory: RunDirectory, console: Console) -> None:
-    from conr_ray.metric_names import AGREEMENT_WITH_LABELS
+    from conr_ray.metric_names import headline
 
-    last = directory.metric_rows()[-1]
-    names = (*AGREEMENT_WITH_LABELS, "silhouette")
-    figures = "  ".join(f"{n.upper()} {last[n]:.4f}" for n in names if last.get(n) is not None)
-    console.print(f"{figures}\nassignments: {directory.uri}/assignments.parquet", soft_wrap=True)
+    lines = [headline(directory.metric_rows()[-1]), *where_result_is(directory)]
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _print_profile(directory: RunDirectory, console: Console) -> None:

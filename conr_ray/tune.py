@@ -20,6 +20,7 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
     watch_limits,
+    where_result_is,
 )
 from conr_ray.errors import UserError
 
@@ -245,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
 def _print_result(
     space: SearchSpace, directory: SearchDirectory, trials: list[Trial], console: Console
 ) -> None:
-    from conr_ray.metric_names import AGREEMENT_WITH_LABELS
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.metric_names import headline
     from conr_ray.searching.importances import parameter_importances
     from conr_ray.searching.trial_table import Cost, best_trial, lineage, to_rich
 
@@ -254,9 +256,7 @@ def _print_result(
     console.print(to_rich(trials, space))
     best = best_trial(trials)
     assert best is not None
-    names = dict.fromkeys([*space.metrics, *AGREEMENT_WITH_LABELS, "label_free"])
-    known = ((name, best.figures[name]) for name in names)
-    figures = "  ".join(f"{name.upper()} {v:.4f}" for name, v in known if v is not None)
+    figures = headline(best.figures, first=space.metrics)
     study = directory.open_study(space)
     for metric in space.metrics:
         if importances := parameter_importances(space, study, metric):
@@ -271,9 +271,9 @@ def _print_result(
         lines.append(f"best: trial {best.number}, {figures}")
     if space.exchanges:
         legs = " -> ".join(str(leg.number) for leg in lineage(best, trials))
-        lines.append(f"lineage: trials {legs}; its checkpoint is in {directory.uri}/trials/")
-    else:
-        lines.append(f"train it: python -m conr_ray.train --config {directory.uri}/best.yaml")
+        lines.append(f"lineage: trials {legs}")
+    lines += where_result_is(RunDirectory(f"{directory.uri}/trials/{best.trial_id}"))
+    if not space.exchanges:
         more = min(2 * len(trials), space.most_trials or 2 * len(trials))
         if more > len(trials):
             lines.append(

@@ -82,6 +82,14 @@ class DataConfig(Section):
         "device", description="keep all samples on the device, or memory-mapped on the host"
     )
 
+    @property
+    def title(self) -> str:
+        """What people call the data: the name of the data set, or of the folder or file."""
+        if self.source == "torchvision" and self.name is not None:
+            return self.name
+        last = (self.path or "").rstrip("/").rpartition("/")[2]
+        return last.removesuffix(".parquet") or self.source
+
 
 class ViewsConfig(Section):
     """The random views. An amplitude of 0 switches a transformation off."""

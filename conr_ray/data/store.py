@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
-from conr_ray.data.pictures import as_png
+from conr_ray.data.pictures import as_picture
 from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
 from conr_ray.data.sources.files import locked
@@ -82,8 +82,8 @@ class DataSet:
         return "vectors" if self.rows.ndim == 2 else "images"
 
     def picture(self, row: int) -> bytes | None:
-        """The image of a row as a small PNG file; None for vectors."""
-        return None if self.rows.ndim == 2 else as_png(self.rows[row])
+        """The image of a row as a small PNG or JPEG file; None for vectors."""
+        return None if self.rows.ndim == 2 else as_picture(self.rows[row])
 
     @property
     def num_classes(self) -> int | None:

@@ -204,9 +204,7 @@ def cluster_data(
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
-    The result depends only on the networks, the seed, `epoch` (epochs trained) and `warm_cd`, the
-    centres to continue from: they and one fresh start take the place of all restarts. Clustering
-    uses float32, whatever the precision of the networks.
+    The result depends only on the networks, and on what `cluster_embeddings` depends on.
 
     Raises:
         FloatingPointError: an embedding on any worker is not finite; raised on all workers.
@@ -216,6 +214,26 @@ def cluster_data(
     broken = (~embeddings_bd.isfinite()).any().float()
     if all_reduce_sum(broken):
         raise FloatingPointError("the embeddings are not finite")
+    return cluster_embeddings(
+        config, embeddings_bd, num_rows, num_clusters, epoch=epoch, warm_cd=warm_cd
+    )
+
+
+def cluster_embeddings(
+    config: RunConfig,
+    embeddings_bd: Tensor,
+    num_rows: int,
+    num_clusters: int,
+    *,
+    epoch: int,
+    warm_cd: Tensor | None = None,
+) -> DataClustering:
+    """Cluster all `num_rows` embeddings, of which each worker has its share.
+
+    The result depends only on them, the seed, `epoch` (epochs trained) and `warm_cd`, the centres
+    to continue from: they and one fresh start take the place of all restarts. Clustering uses
+    float32, whatever the precision of the networks.
+    """
     clustering = spherical_kmeans(
         embeddings_bd,
         num_rows,

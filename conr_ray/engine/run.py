@@ -17,6 +17,7 @@ from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.checkpoints import Position
+from conr_ray.engine.clusters_csv import write_clusters_csv
 from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
@@ -173,7 +174,11 @@ class Run:
         clustering = self._cluster()
         row |= self._scores(clustering)
         if ended == config.schedule.epochs:
-            self._write_table("assignments", clustering.assignments(self.data, fraction))
+            assignments = clustering.assignments(self.data, fraction)
+            self._write_table("assignments", assignments)
+            if rank() == 0:
+                share_kept = config.boundary.initial_fraction
+                write_clusters_csv(self.directory, assignments, share_kept)
             if config.evaluation.neighbors:
                 near = DataNeighbors.of(
                     config.neighborhood, clustering.embeddings_bd, self.data.num_rows

@@ -3,6 +3,7 @@
 config.yaml            the resolved config
 metrics.parquet        a row for each epoch
 assignments.parquet    a row for each sample, once the run has ended
+clusters.csv           the same for people, if spreadsheets open so many rows
 neighbors.parquet      the neighbours of each sample, once the run has ended
 snapshot/              data for its figures: see engine.snapshot
 checkpoints/           states to resume from: see engine.checkpoints

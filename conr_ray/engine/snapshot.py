@@ -1,12 +1,13 @@
 """Data for the figures of a run: some of its samples, with embeddings, clusters and neighbours.
 
 snapshot/samples.parquet    a row for each of at most 10,000 samples: sample_id, label, cluster,
-                            boundary_ratio, kept, embedding
+                            boundary_ratio, kept, embedding, and path if samples have one
 snapshot/neighbors.parquet  a row for each neighbour of 10 query images: query_id, kind (contextual
                             or euclidean), rank (from 1), sample_id, and right, hard if labelled
 snapshot/examples.parquet   a row for each example image of a cluster: cluster, kind (typical or
                             boundary), rank, sample_id
-snapshot/pictures.parquet   sample_id and png of each image in neighbors and examples
+snapshot/pictures.parquet   sample_id and png (a small file, PNG or JPEG) of each image in neighbors
+                            and examples
 snapshot/confusion.parquet  label, cluster, count and matched of all labelled samples, if any
 snapshot/summary.json       epoch, class_names, num_images; written last
 
@@ -93,6 +94,14 @@ class Snapshot:
         width = column.type.list_size
         flat = column.flatten().to_numpy(zero_copy_only=False)
         return np.asarray(flat, np.float32).reshape(-1, width)
+
+    @property
+    def paths(self) -> dict[int, str]:
+        """Paths of the samples that have one, by their ids."""
+        if "path" not in self.samples.column_names:
+            return {}
+        columns = [self.samples[name].to_pylist() for name in ("sample_id", "path")]
+        return {sample: path for sample, path in zip(*columns, strict=True) if path is not None}
 
     def class_name(self, label: int | None) -> str:
         """The name of a class, in one line; "unlabelled" if it is unknown."""

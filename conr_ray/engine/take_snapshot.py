@@ -63,6 +63,8 @@ def take_snapshot(
             ),
         }
     )
+    if data.names is not None:
+        samples = samples.append_column("path", pa.array([data.names[row] for row in rows]))
     neighbors = _neighbors(found_mk, labels)
     examples = _examples(clusters_m.cpu().numpy(), ratios_m.cpu().numpy())
     shown = sorted({row[name] for row in neighbors for name in ("query_id", "sample_id")})

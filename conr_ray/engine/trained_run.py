@@ -5,7 +5,7 @@ Shapes: n samples, d embedding width, c clusters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml
-from conr_ray.data.inputs import inputs_from_state
+from conr_ray.data.inputs import Inputs, inputs_from_state
 from conr_ray.engine.acceleration import Acceleration, has_tf32
+from conr_ray.engine.clusters_csv import confident_ratio
+from conr_ray.engine.clusters_folder import ClustersFolder
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
 from conr_ray.errors import StorageError, UserError, one_line
 from conr_ray.method.stages.boundary import center_distances, distance_ratio
 from conr_ray.storage import disk
+from conr_ray.storage.files import Folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ class TrainedRun:
         return None if self.state.centers is None else len(self.state.centers)
 
     @classmethod
-    def load(cls, run: RunDirectory | str | Path, device: torch.device | str = "cpu") -> TrainedRun:
+    def load(
+        cls,
+        run: RunDirectory | str | Path,
+        device: torch.device | str = "cpu",
+        num_clusters: int | None = None,
+    ) -> TrainedRun:
         """From the newest checkpoint of a run that can be used.
 
         A line on standard error tells of newer ones that are damaged.
@@ -82,10 +90,12 @@ class TrainedRun:
         Args:
             run: its folder, which may be in a bucket.
             device: where to compute.
+            num_clusters: use the clusters that `conr_ray.recluster` has made of the run's samples
+                in this number, instead of the run's own.
 
         Raises:
             UserError: it is not a run, has no checkpoint, or none but damaged ones or those of
-                another layout; or there is no such device.
+                another layout; or there is no such device, or no such clusters.
         """
         directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
         device = torch.device(device)
@@ -106,7 +116,9 @@ class TrainedRun:
             for refusal in refusals:
                 told = str(refusal).rpartition(": ")[0]
                 disk.tell(f"{told}: that after {epoch} epochs is used")
-            return run_then
+            if num_clusters is None:
+                return run_then
+            return run_then.with_clusters(ClustersFolder.of(directory, num_clusters))
         raise refusals[0]
 
     @classmethod
@@ -131,6 +143,23 @@ class TrainedRun:
         ratio = _confident_ratio(directory, config.boundary.initial_fraction)
         return cls(config, state, inputs_state, device, ratio)
 
+    def with_clusters(self, folder: ClustersFolder) -> TrainedRun:
+        """The run with the clusters in a folder that `conr_ray.recluster` has written.
+
+        Raises:
+            UserError: there are none, or they are of other networks than these.
+        """
+        centers_cd, lengths_c = folder.centers(self.state.epoch, self.device)
+        state = replace(
+            self.state, centers=centers_cd, center_lengths=lengths_c, pseudo_labels=None
+        )
+        ratio = _confident_ratio(folder, self.config.boundary.initial_fraction)
+        return replace(self, state=state, confident_ratio=ratio)
+
+    def embedder(self, inputs: Inputs) -> Embedder:
+        """What embeds samples that are prepared for this run's networks."""
+        return Embedder(self.state.framework, inputs, _acceleration(self.config, self.device))
+
     def embed(self, samples: NDArray[Any] | Tensor) -> Tensor:
         """Embeddings of samples as their source stores them, (n, d) float32 of unit length.
 
@@ -142,9 +171,8 @@ class TrainedRun:
         """
         rows = self._checked(samples)
         inputs = inputs_from_state(self.inputs_state, rows, self.device)
-        acceleration = _acceleration(self.config, self.device)
-        embedder = Embedder(self.state.framework, inputs, acceleration)
-        with acceleration.applied():
+        embedder = self.embedder(inputs)
+        with embedder.acceleration.applied():
             return embedder.plain(torch.arange(len(rows), device=self.device))
 
     def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
@@ -214,10 +242,9 @@ def _acceleration(config: RunConfig, device: torch.device) -> Acceleration:
     return Acceleration(device, precision)
 
 
-def _confident_ratio(directory: RunDirectory, fraction: float) -> float | None:
+def _confident_ratio(directory: Folder, fraction: float) -> float | None:
     """The largest boundary ratio of the share `fraction` of a run's samples with the smallest."""
     table = directory.read_table("assignments.parquet")
     if table is None or not table.num_rows:
         return None
-    ratios = np.sort(table.column("boundary_ratio").to_numpy())
-    return float(ratios[max(1, round(fraction * len(ratios))) - 1])
+    return confident_ratio(table.column("boundary_ratio").to_numpy(), fraction)

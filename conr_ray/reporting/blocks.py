@@ -10,6 +10,8 @@ from conr_ray.reporting.names import number, precise
 
 # A longer table is no help to a reader who cannot see the chart.
 MOST_ROWS = 60
+# Pixels of a side up to which an image is enlarged without smoothing.
+_TINY = 40
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,23 @@ class Facts:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its alt text; its mark is `right`, `wrong`, `hard` or empty."""
+    """An image with its alt text, which names its file.
 
-    png: bytes
+    `data` is a PNG or JPEG file. Its mark is `right`, `wrong`, `hard` or empty. `file` is the
+    absolute path of the whole image, if it can be reached from here.
+    """
+
+    data: bytes
     alt: str
     mark: str = ""
+    file: str | None = None
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether its pixels are to be seen as such."""
+        # Of a PNG: width and height are in its first bytes.
+        known = self.data.startswith(b"\x89PNG")
+        return known and max(self.data[16:20], self.data[20:24]) <= _TINY.to_bytes(4, "big")
 
 
 @dataclass(frozen=True)

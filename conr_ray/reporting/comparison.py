@@ -43,10 +43,14 @@ def sections(runs: Sequence[RunData], prefix: str = "compare") -> list[Section]:
         ),
     ]
     parts: tuple[tuple[str, str, Build], ...] = (
-        ("neighbours", "Neighbours", lambda run, snapshot: neighbor_pictures(snapshot)),
+        ("neighbours", "Neighbours", lambda run, snapshot: neighbor_pictures(snapshot, run.names)),
         ("map", "Maps of the embeddings", map_of),
         ("confusion", "Classes and clusters", lambda run, snapshot: _clusters(snapshot)),
-        ("examples", "Examples of clusters", lambda run, snapshot: example_pictures(snapshot)),
+        (
+            "examples",
+            "Examples of clusters",
+            lambda run, snapshot: example_pictures(snapshot, run.names),
+        ),
     )
     for anchor, text, build in parts:
         columns = side_by_side(runs, text.lower(), build)
@@ -67,7 +71,7 @@ def side_by_side(runs: Sequence[RunData], what: str, build: Build) -> Columns:
 
 def map_of(run: RunData, snapshot: Snapshot) -> Block | None:
     """The map of a run's embeddings, if it is known."""
-    return None if run.positions is None else map_chart(snapshot, run.positions)
+    return None if run.positions is None else map_chart(snapshot, run.positions, run.names)
 
 
 def _clusters(snapshot: Snapshot) -> Block:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import os
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,8 +22,14 @@ from conr_ray.reporting.names import without_secrets
 RELOAD_S = 60
 
 
-def render(page: Page, *, written: str) -> str:
-    """The page as HTML; `written` is the time of writing."""
+def render(page: Page, *, written: str, folder: str | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        page: what it shows.
+        written: the time of writing.
+        folder: the local folder that it will be in, from which links to files begin.
+    """
     template = _environment().get_template("report.html.j2")
     html = template.render(
         page=page,
@@ -30,6 +39,7 @@ def render(page: Page, *, written: str) -> str:
         hints=_script_json({str(trial): text for trial, text in page.hints.items()}),
         plotly=_plotly(),
         numbers=_Numbers(),
+        link=functools.partial(_link, folder=folder),
     )
     # The document type must come first.
     return html.lstrip()
@@ -84,8 +94,22 @@ def _script_json(value: Any) -> Markup:
     return Markup(without_secrets(text).replace("<", "\\u003c"))
 
 
-def _picture_uri(png: bytes) -> Markup:
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode())
+def _picture_uri(data: bytes) -> Markup:
+    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def _link(file: str | None, folder: str | None) -> str | None:
+    """A link to a local file, relative if page and file are in one folder below the root.
+
+    Both can then be moved together.
+    """
+    if file is None or folder is None:
+        return None
+    if len(Path(os.path.commonpath([file, folder])).parts) < 2:
+        return Path(file).as_uri()
+    # Begun with ./, so that no part of a name is taken for a scheme.
+    return "./" + quote(os.path.relpath(file, folder))
 
 
 def _file(name: str) -> Markup:

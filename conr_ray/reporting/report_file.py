@@ -1,4 +1,4 @@
-"""Write reports: on a run, a search, or several runs side by side."""
+"""Write reports: on a run, a search, predictions, or several runs side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from conr_ray.errors import StorageError, UserError
 from conr_ray.reporting import comparison
 from conr_ray.reporting.blocks import Page
 from conr_ray.reporting.html_page import render
+from conr_ray.reporting.predictions_data import is_prediction, read_predictions
+from conr_ray.reporting.predictions_page import predictions_page
 from conr_ray.reporting.run_data import RunData, read_run
 from conr_ray.reporting.run_page import run_page
 from conr_ray.reporting.search_data import read_search
@@ -33,12 +35,12 @@ def is_search(directory: Folder) -> bool:
         return False
     if directory.is_local and not Path(directory.uri).is_dir():
         raise UserError(f"{directory.uri}: no such folder; give the folder of a run or a search")
-    inside = [f for f in directory.folder_names("") if directory.has(f"{f}/config.yaml")]
-    inside += [f for f in directory.folder_names("") if directory.has(f"{f}/space.yaml")]
+    folders, files = directory.folder_names(""), ("config.yaml", "space.yaml", "prediction.json")
+    inside = [f for file in files for f in folders if directory.has(f"{f}/{file}")]
     hint = f", such as {directory.uri}/{inside[-1]}" if inside else ""
     raise UserError(
-        f"{directory.uri} holds neither a run (config.yaml) nor a search (space.yaml): give the "
-        f"folder of one{hint}"
+        f"{directory.uri} holds neither a run (config.yaml) nor a search (space.yaml) nor "
+        f"predictions (prediction.json): give the folder of one{hint}"
     )
 
 
@@ -49,15 +51,19 @@ def write_report(
     study_url: str | None = None,
     baseline: RunDirectory | None = None,
 ) -> str:
-    """Write the report of the run or search in a directory; return its path.
+    """Write the report of the run, search or predictions in a directory; return its path.
 
     Args:
-        directory: of the run or search.
+        directory: of the run, search or predictions.
         out: the file; None means report.html in the directory.
         study_url: database of a search's study, if it is in one.
         baseline: a run to compare the run with.
     """
     place = out or f"{directory.uri}/{FILE_NAME}"
+    if is_prediction(directory):
+        if baseline is not None or study_url is not None:
+            raise UserError("--baseline and --study have no effect on predictions: leave them out")
+        return write_page(predictions_page(read_predictions(directory)), place)
     if is_search(directory):
         if baseline is not None:
             raise UserError("the baseline is for a run, not for a search: leave it out")
@@ -120,9 +126,10 @@ def _read(directory: RunDirectory, study_url: str | None) -> RunData:
 
 def write_page(page: Page, place: str) -> str:
     """Write a page to a file, a local path or a URI; return its absolute path."""
-    html = render(page, written=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")
     folder, _, name = place.rpartition("/")
     directory = Folder(folder or ("/" if place.startswith("/") else "."))
+    written = f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    html = render(page, written=written, folder=directory.uri if directory.is_local else None)
     try:
         directory.write_text(name, html)
     except StorageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from conr_ray.reporting.run_data import (
     group_start,
     metric_names,
 )
+from conr_ray.reporting.sample_names import SampleNames
 
 _TIMES = ("train_time_s", "epoch_time_s", "images_per_s", "discovery_time_s")
 # Most groups that a legend names.
@@ -87,14 +89,15 @@ def _metric_view(runs: Sequence[RunData], names: Sequence[str], axis: str) -> Vi
     return View(axis, found, caption, group_stage=ranges)
 
 
-def map_chart(snapshot: Snapshot, positions: Positions) -> Chart:
+def map_chart(snapshot: Snapshot, positions: Positions, samples: SampleNames) -> Chart:
     """A map of the embeddings, coloured by cluster or class."""
     clusters = snapshot.samples["cluster"].to_pylist()
-    views = [_map_view(snapshot, positions, clusters, "cluster", _cluster_names(snapshot))]
+    view = functools.partial(_map_view, snapshot, positions, samples)
+    views = [view(clusters, "cluster", _cluster_names(snapshot))]
     labels = snapshot.samples["label"].to_pylist()
     if any(label is not None for label in labels):
         names = {label: style.plain(snapshot.class_label(label)) for label in set(labels)}
-        views.append(_map_view(snapshot, positions, labels, "class", names))
+        views.append(view(labels, "class", names))
     return Chart("Map of the embeddings", views, choice="colour by", square=True, height=620)
 
 
@@ -120,6 +123,7 @@ def _cluster_names(snapshot: Snapshot) -> dict[Any, str]:
 def _map_view(
     snapshot: Snapshot,
     positions: Positions,
+    samples: SampleNames,
     groups: Sequence[Any],
     kind: str,
     names: dict[Any, str],
@@ -136,7 +140,7 @@ def _map_view(
         rows = np.flatnonzero(groups_m == group)
         text = names.get(None if group == -1 else group, str(group))
         hover = [
-            f"sample {ids[i]}<br>cluster {clusters[i]}"
+            f"{style.plain(samples.name(ids[i]))}<br>cluster {clusters[i]}"
             + (
                 ""
                 if labels[i] is None

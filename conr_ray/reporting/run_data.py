@@ -15,6 +15,7 @@ from conr_ray.errors import UserError
 from conr_ray.metric_names import LABEL_FREE_SCORES, LABELLED_METRICS
 from conr_ray.reporting.chart_style import ALONE
 from conr_ray.reporting.map_cache import Positions, map_positions
+from conr_ray.reporting.sample_names import SampleNames
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class RunData:
         figures = self.figures
         labelled = [name for name in LABELLED_METRICS if name in figures]
         return labelled or [name for name in LABEL_FREE_SCORES if name in figures]
+
+    @property
+    def names(self) -> SampleNames:
+        """What the samples of its snapshot are called."""
+        assert self.snapshot is not None, "without one no sample is shown"
+        return SampleNames.of(self.snapshot, self.config.data)
 
     @property
     def time_s(self) -> float:

@@ -11,7 +11,7 @@ from conr_ray.reporting.blocks import Block, Code, Fact, Facts, Note, Page, Sect
 from conr_ray.reporting.names import score, title
 from conr_ray.reporting.run_charts import cluster_sizes, confusion_chart, map_chart, run_curves
 from conr_ray.reporting.run_data import RunData
-from conr_ray.reporting.run_pictures import example_pictures, neighbor_pictures
+from conr_ray.reporting.run_pictures import cluster_blocks, neighbor_pictures
 from conr_ray.tracking.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -20,15 +20,16 @@ logger = logging.getLogger(__name__)
 def run_page(data: RunData, extra: list[Section] | None = None) -> Page:
     """The page of a run; `extra` sections come before its config."""
     config = data.config
-    source = config.data.name or config.data.source
-    subtitle = f"{data.variant} on {source}, seed {config.seed}"
+    subtitle = f"{data.variant} on {config.data.title}, seed {config.seed}"
     blocks: list[Block] = [Note(problem) for problem in _of(data, "curves", "origin")]
     blocks += attempt("the curves", lambda: list(run_curves([data])))
-    sections = [Section("curves", "Curves", blocks or [Note("no epoch has ended yet")])]
+    sections = cluster_section(data)
+    sections.append(Section("curves", "Curves", blocks or [Note("no epoch has ended yet")]))
     sections += figure_section(data)
     sections += extra or []
     sections.append(Section("config", "Config", [Code("config.yaml", config.as_written())]))
-    return Page(data.name, subtitle, Facts(headline(data)), sections)
+    heading = f"{config.data.title}: {data.name}"
+    return Page(heading, subtitle, Facts(headline(data)), sections)
 
 
 def headline(data: RunData) -> list[Fact]:
@@ -44,19 +45,28 @@ def headline(data: RunData) -> list[Fact]:
     return facts
 
 
+def cluster_section(data: RunData, text: str = "Clusters") -> list[Section]:
+    """The clusters in a run's snapshot under the heading `text`; nothing if there is none."""
+    snapshot = data.snapshot
+    if snapshot is None:
+        return []
+    blocks = attempt("the examples", lambda: cluster_blocks(snapshot, data.names))
+    intro = f"As found by the networks after {snapshot.epoch} epochs."
+    return [Section("clusters", text, blocks, intro)]
+
+
 def figure_section(data: RunData, text: str = "Figures") -> list[Section]:
     """The figures of a run's snapshot under the heading `text`; a note if there is none."""
     snapshot, positions = data.snapshot, data.positions
     if snapshot is None:
         notes: list[Block] = [Note(problem) for problem in _of(data, "figures")]
         return [Section("figures", text, notes)] if notes else []
-    blocks = attempt("the neighbours", lambda: neighbor_pictures(snapshot))
+    blocks = attempt("the neighbours", lambda: neighbor_pictures(snapshot, data.names))
     if positions is not None:
-        blocks += attempt("the map", lambda: map_chart(snapshot, positions))
+        blocks += attempt("the map", lambda: map_chart(snapshot, positions, data.names))
     blocks += attempt("the confusion matrix", lambda: confusion_chart(snapshot))
     if snapshot.confusion is None:
         blocks += attempt("the sizes of clusters", lambda: cluster_sizes(snapshot))
-    blocks += attempt("the examples", lambda: example_pictures(snapshot))
     intro = f"Drawn from the networks after {snapshot.epoch} epochs."
     return [Section("figures", text, blocks, intro)]
 

@@ -6,7 +6,16 @@ from collections import Counter
 from typing import Any
 
 from conr_ray.engine.snapshot import Snapshot
-from conr_ray.reporting.blocks import Picture, PictureGroup, PictureRow, Pictures
+from conr_ray.reporting.blocks import (
+    MOST_ROWS,
+    Block,
+    Picture,
+    PictureGroup,
+    PictureRow,
+    Pictures,
+    Table,
+)
+from conr_ray.reporting.sample_names import SampleNames
 
 _KINDS = {"euclidean": "Euclidean", "contextual": "contextual"}
 _TOLD = {
@@ -17,12 +26,12 @@ _TOLD = {
 }
 
 
-def neighbor_pictures(snapshot: Snapshot) -> Pictures | None:
+def neighbor_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None:
     """Query images, each with its Euclidean and its contextual neighbours."""
     rows = snapshot.neighbors.to_pylist()
-    if not rows:
+    files, labels = _files(snapshot), _labels(snapshot)
+    if not rows or not files:
         return None
-    pngs, labels = _pngs(snapshot), _labels(snapshot)
     groups, marks = [], Counter[tuple[str, str]]()
     for query in dict.fromkeys(row["query_id"] for row in rows):
         lists = []
@@ -34,16 +43,17 @@ def neighbor_pictures(snapshot: Snapshot) -> Pictures | None:
                 mark = _mark(row)
                 marks[kind, "right" if mark == "hard" else mark] += 1
                 marks[kind, "hard"] += mark == "hard"
-                known = labels.get(row["sample_id"]) is not None
-                alt = f"{text} neighbour {row['rank']}"
-                if known:
-                    name = snapshot.class_name(labels[row["sample_id"]])
-                    alt += f": class {name}, {_TOLD[mark]}"
-                pictures.append(Picture(pngs.get(row["sample_id"], b""), alt, mark))
+                sample = row["sample_id"]
+                alt = f"{text} neighbour {row['rank']}: {names.name(sample)}"
+                if labels.get(sample) is not None:
+                    alt += f", class {snapshot.class_name(labels[sample])}, {_TOLD[mark]}"
+                data = files.get(sample, b"")
+                pictures.append(Picture(data, alt, mark, names.file(sample)))
             lists.append(PictureRow(text, pictures))
-        known = labels.get(query) is not None
-        name = f"class {snapshot.class_name(labels[query])}" if known else f"sample {query}"
-        head = Picture(pngs.get(query, b""), f"query image, {name}")
+        name = names.name(query)
+        if labels.get(query) is not None:
+            name += f", class {snapshot.class_name(labels[query])}"
+        head = Picture(files.get(query, b""), f"query image, {name}", "", names.file(query))
         groups.append(PictureGroup(name, lists, head))
     labelled = any(row["right"] is not None for row in rows)
     caption = (
@@ -62,12 +72,12 @@ def neighbor_pictures(snapshot: Snapshot) -> Pictures | None:
     return Pictures("Neighbours", caption, groups, marked=labelled)
 
 
-def example_pictures(snapshot: Snapshot) -> Pictures | None:
+def example_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None:
     """Typical and boundary images of each cluster."""
     rows = snapshot.examples.to_pylist()
-    if not rows:
+    files, labels = _files(snapshot), _labels(snapshot)
+    if not rows or not files:
         return None
-    pngs, labels = _pngs(snapshot), _labels(snapshot)
     sizes = Counter(snapshot.samples["cluster"].to_pylist())
     groups = []
     for cluster in dict.fromkeys(row["cluster"] for row in rows):
@@ -76,10 +86,12 @@ def example_pictures(snapshot: Snapshot) -> Pictures | None:
             pictures = []
             for row in rows:
                 if (row["cluster"], row["kind"]) == (cluster, kind):
-                    alt = f"{kind} image {row['rank']} of cluster {cluster}"
-                    label = labels.get(row["sample_id"])
+                    sample = row["sample_id"]
+                    alt = f"{kind} image {row['rank']} of cluster {cluster}: {names.name(sample)}"
+                    label = labels.get(sample)
                     alt += "" if label is None else f", class {snapshot.class_name(label)}"
-                    pictures.append(Picture(pngs.get(row["sample_id"], b""), alt))
+                    data = files.get(sample, b"")
+                    pictures.append(Picture(data, alt, "", names.file(sample)))
             if pictures:
                 lists.append(PictureRow(kind, pictures))
         groups.append(PictureGroup(f"cluster {cluster} ({sizes[cluster]:,})", lists))
@@ -90,6 +102,32 @@ def example_pictures(snapshot: Snapshot) -> Pictures | None:
     return Pictures("Examples of clusters", caption, groups)
 
 
+def cluster_blocks(snapshot: Snapshot, names: SampleNames) -> list[Block]:
+    """The examples of each cluster, and a table of the clusters that names the surest samples."""
+    pictures = example_pictures(snapshot, names)
+    found: list[Block] = [] if pictures is None else [pictures]
+    sizes = Counter(snapshot.samples["cluster"].to_pylist())
+    total = sum(sizes.values())
+    kinds: dict[tuple[int, str], str] = {}
+    for row in snapshot.examples.to_pylist():
+        if row["rank"] == 1:
+            kinds[row["cluster"], row["kind"]] = names.name(row["sample_id"])
+    rows = [
+        (
+            str(cluster),
+            size,
+            f"{size / total:.1%}",
+            *(kinds.get((cluster, kind), "") for kind in ("typical", "boundary")),
+        )
+        for cluster, size in sizes.most_common(MOST_ROWS)
+    ]
+    columns = ("cluster", "samples", "share", "the surest", "the least sure")
+    caption = f"Clusters of {total:,} samples, the largest first"
+    if len(sizes) > MOST_ROWS:
+        caption += f"; {len(sizes) - MOST_ROWS} more are left out"
+    return [*found, Table.of(caption, columns, rows)]
+
+
 def _mark(row: dict[str, Any]) -> str:
     if row["right"] is None:
         return ""
@@ -98,7 +136,7 @@ def _mark(row: dict[str, Any]) -> str:
     return "right" if row["right"] else "wrong"
 
 
-def _pngs(snapshot: Snapshot) -> dict[int, bytes]:
+def _files(snapshot: Snapshot) -> dict[int, bytes]:
     pictures = snapshot.pictures.to_pydict()
     return dict(zip(pictures["sample_id"], pictures["png"], strict=True))
 

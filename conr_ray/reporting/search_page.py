@@ -24,7 +24,7 @@ from conr_ray.reporting.effect_charts import (
     variant_bands,
 )
 from conr_ray.reporting.names import counted, number, score, title
-from conr_ray.reporting.run_page import attempt, figure_section
+from conr_ray.reporting.run_page import attempt, cluster_section, figure_section
 from conr_ray.reporting.search_charts import (
     cost_chart,
     importances,
@@ -47,8 +47,11 @@ def search_page(data: SearchData) -> Page:
         f"{sizes[direction]} {title(metric)}"
         for metric, direction in zip(space.metrics, space.directions, strict=True)
     )
-    subtitle = f"Search on {space.preset} to {aims}"
+    subject = space.config().data.title
+    subtitle = f"Search on {subject} to {aims}"
     sections = [Section("trials", "Trials", _trials(data))]
+    if data.best_run is not None:
+        sections += cluster_section(data.best_run, f"Clusters of {data.best_run.name}")
     for anchor, text, builds in (
         ("curves", "Learning curves", [learning_curves]),
         ("fields", "What the fields do", [parallel_coordinates, importances]),
@@ -71,7 +74,7 @@ def search_page(data: SearchData) -> Page:
     state = ""
     if data.running:
         state = f"running: {counted(ended, 'trial')} ended, {going_on} in progress"
-    return Page(data.name, subtitle, Facts(_headline(data)), sections, state, hints)
+    return Page(f"{subject}: {data.name}", subtitle, Facts(_headline(data)), sections, state, hints)
 
 
 def _headline(data: SearchData) -> list[Fact]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -72,10 +72,11 @@ class Trial:
         space: SearchSpace,
         files: tuple[list[MetricRow], Origin | None],
         state: str,
-        *,
-        in_pareto_set: bool,
     ) -> Trial:
-        """Build a trial from an Optuna record and the result of `read_files`."""
+        """Build a trial from an Optuna record and the result of `read_files`.
+
+        A complete one whose files are gone or damaged is `lost`.
+        """
         rows, origin = files
         times_s = [float(row.get("epoch_time_s") or 0) for row in rows]
         leg = Leg.of(frozen, space)
@@ -88,10 +89,10 @@ class Trial:
         return cls(
             trial_id=str(frozen.user_attrs[TRIAL_ID]),
             number=frozen.number,
-            state=state,
+            state="lost" if state == "complete" and not evaluated else state,
             point=frozen.params,
             values=tuple(float(evaluated[m] or 0) for m in space.metrics) if evaluated else None,
-            in_pareto_set=in_pareto_set,
+            in_pareto_set=False,
             parent=leg.parent,
             inherited_epochs=leg.begin,
             epochs=len(rows),
@@ -171,17 +172,16 @@ def read_trials(
         if TRIAL_ID in trial.user_attrs and trial.state != TrialState.WAITING
     ]
     parents = {trial.user_attrs.get(PARENT) for trial in all_trials}
-    pareto_set = {trial.number for trial in study.best_trials}
     trials = [
         Trial.of(
             trial,
             space,
             read(RunDirectory(f"{search_uri}/trials/{trial.user_attrs[TRIAL_ID]}")),
             "continued" if trial.number in parents else _STATES[trial.state],
-            in_pareto_set=trial.number in pareto_set,
         )
         for trial in known
     ]
+    trials = _with_pareto_set(trials, space)
     sign = -1 if space.direction == "max" else 1
     ranks = {"complete": 0, "continued": 1, "stopped": 1}
     return sorted(
@@ -192,6 +192,23 @@ def read_trials(
             sign * t.values[0] if t.values is not None else 0.0,
         ),
     )
+
+
+def _with_pareto_set(trials: list[Trial], space: SearchSpace) -> list[Trial]:
+    """The trials, those in the Pareto set marked."""
+    signs = [1 if direction == "max" else -1 for direction in space.directions]
+    points = {
+        trial.number: tuple(s * v for s, v in zip(signs, trial.values, strict=True))
+        for trial in trials
+        if trial.state == "complete" and trial.values is not None
+    }
+
+    def beaten(own: tuple[float, ...]) -> bool:
+        others = (other for other in points.values() if other != own)
+        return any(all(o >= v for o, v in zip(other, own, strict=True)) for other in others)
+
+    front = {number for number, point in points.items() if not beaten(point)}
+    return [replace(trial, in_pareto_set=trial.number in front) for trial in trials]
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:

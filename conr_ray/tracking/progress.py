@@ -13,7 +13,7 @@ from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.metric_names import AGREEMENT_WITH_LABELS
 
-_SHOWN = ("loss", *AGREEMENT_WITH_LABELS, "silhouette", "neighbor_purity")
+_SHOWN = ("loss", *AGREEMENT_WITH_LABELS, "neighbor_consistency", "neighbor_purity")
 
 
 class RunProgress(Observer):

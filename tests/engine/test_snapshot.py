@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from conr_ray.config import RunConfig
-from conr_ray.data.pictures import as_png
+from conr_ray.data.pictures import as_picture
 from conr_ray.data.store import open_data
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
@@ -193,5 +193,5 @@ def test_two_workers_write_the_snapshot_of_one(tmp_path: Path, snapshot: Snapsho
 
 def test_pictures_of_large_images_are_small() -> None:
     wide = np.zeros((3, 100, 200), np.uint8)
-    assert Image.open(io.BytesIO(as_png(wide))).size == (64, 32)
-    assert Image.open(io.BytesIO(as_png(wide))).mode == "RGB"
+    assert Image.open(io.BytesIO(as_picture(wide))).size == (128, 64)
+    assert Image.open(io.BytesIO(as_picture(wide))).mode == "RGB"

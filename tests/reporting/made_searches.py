@@ -105,6 +105,7 @@ def made_rows(
         }
         if grouped or epoch % 2 or epoch == epochs - 1:
             row |= {"label_free": height - 0.1, "silhouette": height / 2}
+            row |= {"neighbor_consistency": height - 0.2}
             if labelled:
                 row |= {"acc": height, "nmi": height - 0.05, "ari": height - 0.1}
                 row |= {"neighbor_purity": height} if grouped else {}

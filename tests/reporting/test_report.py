@@ -57,7 +57,7 @@ def test_headings_are_in_order(tmp_path: Path, finished_run: Path) -> None:
 
 def test_the_page_of_a_run_has_curves_and_figures(finished_run: Path, tmp_path: Path) -> None:
     page = report(finished_run, "--out", tmp_path / "run.html")
-    assert page.sections == ["curves", "figures", "config"]
+    assert page.sections == ["clusters", "curves", "figures", "config"]
     assert "ACC" in page.text and "group_start: 2" in page.text
     images = page.all("img")
     assert len(images) >= 10 + 10 * 20

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conr_ray.config import load_preset, preset_names
-from conr_ray.data.pictures import as_png
+from conr_ray.data.pictures import as_picture
 from conr_ray.data.prepared import prepared_data
 from conr_ray.data.store import default_cache_dir, open_data
 from conr_ray.errors import UserError
@@ -96,7 +96,7 @@ def test_copies_of_other_versions_are_passed_over() -> None:
 
 def test_a_file_of_ones_own_is_counted_not_decoded(tmp_path: Path) -> None:
     path = tmp_path / "images.parquet"
-    png = as_png(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
+    png = as_picture(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
     pq.write_table(pa.table({"image": [png] * 7 + [b"no image"], "label": [0, 1] * 4}), path)
     settings = {"source": "parquet", "name": None, "path": str(path)}
     expected = KnownData(8, (3, 8, 8), 2, None, f"as in {path}")

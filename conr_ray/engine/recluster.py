@@ -1,0 +1,107 @@
+"""Cluster the samples of a trained run in other numbers than its own, without training.
+
+Shapes: n samples, d width, c clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from conr_ray.data.inputs import make_inputs
+from conr_ray.data.store import DataSet
+from conr_ray.engine.clusters_folder import PLACE, ClustersFolder, as_lists, from_lists
+from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.evaluation import DataClustering, cluster_embeddings
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.schedule import Schedule
+from conr_ray.engine.trained_run import TrainedRun
+from conr_ray.errors import UserError
+from conr_ray.method.keyed_random import fold
+from conr_ray.storage.files import Folder
+
+# Rows of a stored part of the embeddings: a multiple of the embedder's batch.
+_PART_ROWS = 2**16
+
+
+@dataclass(frozen=True)
+class Reclustering:
+    """A run and its samples, to be clustered.
+
+    Attributes:
+        run: with its networks.
+        data: the samples that it was trained on.
+        embedder: of these samples.
+        stored: where their embeddings are stored in parts.
+    """
+
+    run: TrainedRun
+    data: DataSet
+    embedder: Embedder
+    stored: Folder
+
+    @classmethod
+    def of(cls, run: TrainedRun, data: DataSet, directory: RunDirectory) -> Reclustering:
+        """That of a run in `directory`.
+
+        Raises:
+            UserError: the samples are not those of the run.
+        """
+        epoch = run.state.epoch
+        summary = directory.read_json(f"{directory.checkpoint_name(epoch)}/summary.json") or {}
+        if summary.get("data_fingerprint", data.fingerprint) != data.fingerprint:
+            raise UserError(
+                f"data.path={run.config.data.path}: these are not the {data.what} that the run was "
+                "trained on: put them back, or cluster others with python -m conr_ray.predict"
+            )
+        embedder = run.embedder(make_inputs(run.config, data, run.device))
+        name = f"embeddings-{epoch}-{data.fingerprint[:12]}"
+        return cls(run, data, embedder, Folder(f"{directory.uri}/{PLACE}/{name}"))
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the embeddings."""
+        return -(-self.data.num_rows // _PART_ROWS)
+
+    def embeddings(self) -> Iterator[Tensor]:
+        """The parts of the embeddings in their order, float32 (at most 65,536, d).
+
+        Each is computed and stored, unless it already is.
+        """
+        for part in range(self.num_parts):
+            name = f"part-{part:06d}.parquet"
+            if (table := self.stored.read_table(name)) is not None:
+                yield from_lists(table.column("embedding")).to(self.run.device)
+                continue
+            first = part * _PART_ROWS
+            with self.embedder.acceleration.applied():
+                rows_bd = self.embedder.plain(
+                    torch.arange(first, min(first + _PART_ROWS, self.data.num_rows))
+                )
+            self.stored.write_table(name, pa.table({"embedding": as_lists(rows_bd)}))
+            yield rows_bd
+
+    def clustered(self, embeddings_nd: Tensor, num_clusters: int) -> DataClustering:
+        """k-means as the run makes it: in its own number of clusters it finds the run's own."""
+        run = self.run
+        return cluster_embeddings(
+            run.config, embeddings_nd, self.data.num_rows, num_clusters, epoch=run.state.epoch
+        )
+
+    def scores(self, found: DataClustering) -> dict[str, float]:
+        """`DataClustering.metrics`."""
+        key = fold(self.run.config.seed, "scores", self.run.state.epoch)
+        with self.embedder.acceleration.applied():
+            return found.metrics(self.data.labels, self.embedder, key, label_free=True)
+
+    def write(self, found: DataClustering, folder: ClustersFolder) -> None:
+        """Write the clusters to a folder, from where `TrainedRun.with_clusters` takes them."""
+        run = self.run
+        epoch, fraction = run.state.epoch, run.config.boundary.initial_fraction
+        kept = Schedule(run.config, 1).fraction(epoch - 1)
+        assignments = found.assignments(self.data, kept)
+        folder.write(assignments, fraction, found.centers_cd, found.lengths_c, epoch)

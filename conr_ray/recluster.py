@@ -1,0 +1,161 @@
+"""`python -m conr_ray.recluster`: the samples of a run in another number of clusters."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from conr_ray.command_line import Parser, folder_option, make_console, run_command
+from conr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from conr_ray.engine.recluster import Reclustering
+
+_RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
+
+
+@folder_option("--out")
+def main(arguments: Sequence[str]) -> None:
+    """Parse the arguments, cluster in each number, print the scores and where the clusters are."""
+    args = _parser().parse_args(arguments)
+    numbers = _numbers(args.clusters)
+    from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
+    from conr_ray.storage.files import Folder
+
+    reclustering, uri = _reclustering(args, numbers)
+    out = Folder((args.out or f"{uri}/{PLACE}").rstrip("/"))
+    console = make_console()
+    rows, chosen = _clustered(reclustering, numbers, console)
+    text = "\n".join(
+        ",".join(map(str, line)) for line in [list(rows[0]), *(r.values() for r in rows)]
+    )
+    out.write_text("recluster.csv", text + "\n")
+    folder = ClustersFolder(f"{out.uri}/{chosen[0]}")
+    reclustering.write(chosen[1], folder)
+    console.print(_table(rows, chosen[0]))
+    lines = []
+    if len(numbers) > 1:
+        lines.append(
+            f"highest silhouette: {chosen[0]} clusters. It is a hint, not the truth: for another "
+            "number, --clusters NUMBER"
+        )
+    beside = ", for spreadsheets clusters.csv beside it" if folder.has("clusters.csv") else ""
+    lines += [
+        f"scores: {out.uri}/recluster.csv",
+        f"assignments: {folder.uri}/assignments.parquet{beside}",
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def _numbers(text: str) -> range:
+    """The numbers of clusters that --clusters names."""
+    found = _RANGE.fullmatch(text.strip())
+    if found is None:
+        raise UserError(f"--clusters {text}: give a number, such as 12, or a range, such as 5..30")
+    first = int(found[1])
+    last = int(found[2] or first)
+    if last < first:
+        raise UserError(
+            f"--clusters {text}: the range is the wrong way round: give {last}..{first}"
+        )
+    if first < 2:
+        raise UserError(f"--clusters {text}: fewer than 2 clusters tell nothing: give 2 or more")
+    return range(first, last + 1)
+
+
+def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclustering, str]:
+    """The run with its samples, and its folder."""
+    import dataclasses
+
+    import torch
+
+    from conr_ray.config import override
+    from conr_ray.data.store import open_data
+    from conr_ray.engine.recluster import Reclustering
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.engine.trained_run import TrainedRun
+
+    directory = RunDirectory(args.run.rstrip("/") or "/")
+    run = TrainedRun.load(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    if args.data is not None:
+        run = dataclasses.replace(run, config=override(run.config, {"data.path": args.data}))
+    data = open_data(run.config.data)
+    if numbers[-1] > data.num_rows:
+        raise UserError(
+            f"--clusters {args.clusters}: the run has {data.num_rows} {data.what}: give no more"
+        )
+    return Reclustering.of(run, data, directory), directory.uri
+
+
+def _clustered(
+    reclustering: Reclustering, numbers: range, console: Console
+) -> tuple[list[dict[str, Any]], tuple[int, Any]]:
+    """A row of scores for each number; the number with the highest silhouette, and its clusters."""
+    import torch
+    from rich.progress import track
+
+    parts = track(
+        reclustering.embeddings(),
+        "embedding",
+        reclustering.num_parts,
+        console=console,
+        transient=True,
+    )
+    embeddings_nd = torch.cat(list(parts))
+    rows: list[dict[str, Any]] = []
+    chosen: tuple[int, Any] | None = None
+    best = 0.0
+    for number in track(numbers, "clustering", console=console, transient=True):
+        found = reclustering.clustered(embeddings_nd, number)
+        rows.append({"num_clusters": number, **reclustering.scores(found)})
+        if chosen is None or rows[-1]["silhouette"] > best:
+            chosen, best = (number, found), rows[-1]["silhouette"]
+    assert chosen is not None
+    return rows, chosen
+
+
+def _table(rows: list[dict[str, Any]], chosen: int) -> Any:
+    """The scores for a terminal; a star marks the chosen number."""
+    from rich.table import Table
+
+    from conr_ray.metric_names import AGREEMENT_WITH_LABELS, LABEL_FREE_SCORES
+
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    names = [n for n in (*LABEL_FREE_SCORES, *AGREEMENT_WITH_LABELS) if n in rows[0]]
+    for name in ("clusters", *names, "smallest_share"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        number = f"{'* ' if row['num_clusters'] == chosen else ''}{row['num_clusters']}"
+        table.add_row(number, *(f"{row[name]:.3f}" for name in (*names, "smallest_share")))
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m conr_ray.recluster",
+        description="Cluster the samples of a finished run in other numbers, without training.",
+    )
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="folder of the run, or s3://bucket/folder"
+    )
+    parser.add_argument(
+        "--clusters",
+        required=True,
+        metavar="N|N..M",
+        help="number of clusters, or a range: then that with the highest silhouette is written",
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", help="where the run's samples are now (default: its data.path)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to write to (default: recluster in that of the run)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
