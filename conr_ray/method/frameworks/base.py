@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from conr_ray.fields import Section
-from conr_ray.method.networks import Backbone
+from conr_ray.method.networks import Backbone, Encoder
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -141,9 +143,15 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
         """Update averages and other state after the step; returns figures for the metrics."""
         return {}
 
+    @property
     @abstractmethod
+    def embedding_encoder(self) -> Encoder:
+        """The network whose outputs, at unit length, are the embeddings that are clustered."""
+
+    @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:
         """The embeddings that are clustered: (b, d), unit length, float32, no gradient."""
+        return normalize(self.embedding_encoder(inputs).float())
 
 
 def alignment_loss(

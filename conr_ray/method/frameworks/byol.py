@@ -69,7 +69,7 @@ class Framework(base.Framework[Config]):
         self.target.follow(self.encoder, momentum)
         return {"momentum": momentum}
 
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the target network."""
-        embeddings: Tensor = self.target(inputs)
-        return embeddings
+    @property
+    def embedding_encoder(self) -> Encoder:
+        """The target network."""
+        return self.target.encoder

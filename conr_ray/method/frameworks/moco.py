@@ -85,7 +85,7 @@ class Framework(base.Framework[Config]):
         self.queue_place += len(keys_nd)
         return {"momentum": self.config.momentum}
 
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the target network."""
-        embeddings: Tensor = self.target(inputs)
-        return embeddings
+    @property
+    def embedding_encoder(self) -> Encoder:
+        """The target network."""
+        return self.target.encoder

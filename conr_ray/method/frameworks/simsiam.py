@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -58,7 +57,7 @@ class Framework(base.Framework[Config]):
         """-2 cos(prediction, key)."""
         return alignment_loss(queries_bd, keys_bd, step.num_global, kept_b)
 
-    @torch.no_grad()
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the encoder."""
-        return normalize(self.encoder(inputs).float())
+    @property
+    def embedding_encoder(self) -> Encoder:
+        """The encoder."""
+        return self.encoder

@@ -1,0 +1,71 @@
+"""`python -m conr_ray.export`: the network of a run for programs without this package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from conr_ray.command_line import Parser, make_console, run_command
+from conr_ray.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the arguments, export, print what was written."""
+    args = _parser().parse_args(arguments)
+    if (args.run is None) == (args.best_of is None):
+        raise UserError("give one of --run DIR and --best-of SEARCH; see --help")
+    from conr_ray.exporting.export_folder import check_formats, export
+
+    check_formats(args.format)
+    run, chosen_by = (args.run, ()) if args.run else best_of(args.best_of, args.study)
+    files = export(run, args.out, list(dict.fromkeys(args.format)), chosen_by)
+    console = make_console()
+    for name, size in files.items():
+        console.print(f"{name}: {size / 2**20:.1f} MiB", soft_wrap=True)
+    console.print(f"export: {args.out}; README.md there says how to load it", soft_wrap=True)
+
+
+def best_of(uri: str, study_url: str | None) -> tuple[str, tuple[str, ...]]:
+    """The run of a search's best trial, and the metrics in which it is the best."""
+    from conr_ray.searching.search_directory import SearchDirectory
+    from conr_ray.searching.trial_table import best_trial, read_trials
+    from conr_ray.storage.files import Folder
+
+    search = SearchDirectory(Folder(uri.rstrip("/")), study_url)
+    space = search.read_space()
+    study = None if space is None else search.read_study()
+    if space is None or study is None:
+        raise UserError(f"--best-of={uri}: it is not a search: give the folder of one")
+    best = best_trial(read_trials(study, space, search.uri))
+    if best is None:
+        raise UserError(f"--best-of={uri}: no trial has ended yet: resume the search")
+    return f"{search.uri}/trials/{best.trial_id}", tuple(space.metrics)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m conr_ray.export",
+        description="Write the network of a run for programs that do not have this package.",
+    )
+    parser.add_argument("--run", metavar="DIR", help="folder of a run, or s3://bucket/folder")
+    parser.add_argument(
+        "--best-of", metavar="SEARCH", help="folder of a search: its best trial is taken"
+    )
+    parser.add_argument(
+        "--study", metavar="URL", help="database of the search's study, if it is in one"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="FORMAT",
+        help="safetensors, onnx, torchscript or pt2 (torch.export); can be repeated",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="OUT", help="folder to write, or s3://bucket/folder"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,146 @@
+"""From samples as stored to clusters, in one module that the exported formats share.
+
+Shapes: n samples, c channels, h x w pixels, d embedding width, k clusters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from conr_ray.engine.trained_run import TrainedRun
+from conr_ray.engine.training_state import make_backbone
+from conr_ray.errors import UserError
+from conr_ray.method.networks import Encoder
+
+OUTPUTS = ("embedding", "cluster", "distance", "other_distance", "boundary_ratio")
+
+
+class ImagePreparation(nn.Module):
+    """uint8 images of one size to the network's inputs, as `Views.plain` makes them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, height: int, width: int, size: int, mean: list[float], std: list[float]):
+        """Fix the sizes, in pixels; `mean` and `std` are per channel, of values from 0 to 1."""
+        super().__init__()
+        self.resized = resized_shape(height, width, size)
+        self.is_resized = self.resized != (height, width)
+        self.top, self.left = ((side - size) // 2 for side in self.resized)
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        # As in `Views`: a constant channel has a deviation of 0.
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).clamp_min(1 / 255))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) uint8 to (n, c, size, size) float32."""
+        pixels = images.float() / 255
+        if self.is_resized:
+            pixels = interpolate(pixels, self.resized, mode="bilinear", align_corners=False)
+        bottom, right = self.top + self.size, self.left + self.size
+        return (pixels[:, :, self.top : bottom, self.left : right] - self.mean) / self.std
+
+
+class VectorPreparation(nn.Module):
+    """Float vectors to the network's inputs, as `Vectors.plain` makes them."""
+
+    mean: Tensor
+
+    def __init__(self, mean: list[float], scale: float):
+        """`mean` is per feature; `scale` is the deviation of all of them."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.scale = scale or 1.0
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(n, features) float32, centred and scaled."""
+        return (vectors - self.mean) / self.scale
+
+
+class ClusteringNetwork(nn.Module):
+    """Preparation, encoder and centres of a run, on the CPU in float32."""
+
+    centers: Tensor
+    boundary_centers: Tensor
+
+    def __init__(
+        self,
+        preparation: ImagePreparation | VectorPreparation,
+        encoder: Encoder,
+        centers_kd: Tensor,
+        boundary_kd: Tensor,
+    ):
+        """`centers_kd` decide the cluster; distances are from `boundary_kd`."""
+        super().__init__()
+        self.preparation, self.encoder = preparation, encoder
+        self.register_buffer("centers", centers_kd)
+        self.register_buffer("boundary_centers", boundary_kd)
+
+    @classmethod
+    def of(cls, run: TrainedRun) -> ClusteringNetwork:
+        """The network of a run.
+
+        Raises:
+            UserError: the run has not been clustered yet.
+        """
+        centers_kd = run.state.centers
+        boundary_kd = run.state.boundary_centers(run.config.boundary.centers)
+        if centers_kd is None or boundary_kd is None:
+            raise UserError("the run has no clusters yet: train it to its next evaluation")
+        model, trained = run.config.model, run.state.framework.embedding_encoder
+        # Built anew: that of the run may have normalisations of its own over workers or groups.
+        with torch.random.fork_rng(devices=[]):
+            backbone = make_backbone(model, run.sample_shape)
+            encoder = Encoder(backbone, model.head_hidden_dim, model.embedding_dim)
+        # A framework may end its projector with a normalisation.
+        for layer in list(trained.projector)[len(encoder.projector) :]:
+            assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            encoder.projector.append(nn.BatchNorm1d(layer.num_features, affine=layer.affine))
+        encoder.load_state_dict(trained.state_dict())
+        network = cls(_preparation(run), encoder, centers_kd.clone(), boundary_kd.clone())
+        return network.cpu().float().eval().requires_grad_(False)
+
+    def forward(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `OUTPUTS` names: (n, d) float32, (n,) int64, three times (n,) float32."""
+        features_nd = self.encoder(self.preparation(samples))
+        lengths_n1 = torch.linalg.vector_norm(features_nd, dim=1, keepdim=True)
+        # What has no direction lies at the first axis, as for the run.
+        axis_1d = torch.eye(1, features_nd.shape[1])
+        embeddings_nd = torch.where(lengths_n1 > 0, features_nd / lengths_n1, axis_1d)
+        boundary_kd = self.boundary_centers
+        clusters_n = (embeddings_nd @ self.centers.T).argmax(1)
+        distances_nk = torch.linalg.vector_norm(embeddings_nd[:, None] - boundary_kd, dim=2)
+        own_nk = torch.arange(boundary_kd.shape[0]) == clusters_n[:, None]
+        own_n = distances_nk.masked_fill(~own_nk, torch.inf).amin(1)
+        other_n = distances_nk.masked_fill(own_nk, torch.inf).amin(1)
+        ratios_n = torch.where((own_n == 0) & (other_n == 0), 1.0, own_n / other_n)
+        return embeddings_nd, clusters_n, own_n, other_n, ratios_n
+
+
+def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width from whose centre the view is cut: enlarged if a side is shorter."""
+    if min(height, width) >= size:
+        return height, width
+    scale = size / min(height, width)
+    return max(size, round(height * scale)), max(size, round(width * scale))
+
+
+def random_samples(run: TrainedRun, count: int) -> Tensor:
+    """Samples of the run's shape and range: noise, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    shape, state = (count, *run.sample_shape), run.inputs_state
+    if len(run.sample_shape) == 3:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    noise = torch.randn(shape, generator=generator)
+    return torch.tensor(state["mean"]) + (state["std"][0] or 1.0) * noise
+
+
+def _preparation(run: TrainedRun) -> ImagePreparation | VectorPreparation:
+    state = run.inputs_state
+    mean, std = list(map(float, state["mean"])), list(map(float, state["std"]))
+    if len(run.sample_shape) == 1:
+        return VectorPreparation(mean, std[0])
+    _, height, width = run.sample_shape
+    return ImagePreparation(height, width, state["size"], mean, std)
