@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     files = export(run, args.out, list(dict.fromkeys(args.format)), chosen_by)
     console = make_console()
     for name, size in files.items():
-        console.print(f"{name}: {size / 2**20:.1f} MiB", soft_wrap=True)
+        console.print(f"{name}: {size:,} bytes", soft_wrap=True)
     console.print(f"export: {args.out}; README.md there says how to load it", soft_wrap=True)
 
 
