@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from conr_ray.engine.recluster import Reclustering
 
+# The one to judge by without labels: see docs/label_free.md.
+_SCORE = "neighbor_consistency"
 _RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
 
 
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     lines = []
     if len(numbers) > 1:
         lines.append(
-            f"highest silhouette: {chosen[0]} clusters. It is a hint, not the truth: for another "
-            "number, --clusters NUMBER"
+            f"highest {_SCORE.replace('_', ' ')}: {chosen[0]} clusters. It is a hint, not the "
+            "truth: for another number, --clusters NUMBER"
         )
     beside = ", for spreadsheets clusters.csv beside it" if folder.has("clusters.csv") else ""
     lines += [
@@ -94,7 +96,7 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
 def _clustered(
     reclustering: Reclustering, numbers: range, console: Console
 ) -> tuple[list[dict[str, Any]], tuple[int, Any]]:
-    """A row of scores for each number; the number with the highest silhouette, and its clusters."""
+    """A row of scores for each number; the number with the highest `_SCORE`, and its clusters."""
     import torch
     from rich.progress import track
 
@@ -112,8 +114,8 @@ def _clustered(
     for number in track(numbers, "clustering", console=console, transient=True):
         found = reclustering.clustered(embeddings_nd, number)
         rows.append({"num_clusters": number, **reclustering.scores(found)})
-        if chosen is None or rows[-1]["silhouette"] > best:
-            chosen, best = (number, found), rows[-1]["silhouette"]
+        if chosen is None or rows[-1][_SCORE] > best:
+            chosen, best = (number, found), rows[-1][_SCORE]
     assert chosen is not None
     return rows, chosen
 
@@ -146,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clusters",
         required=True,
         metavar="N|N..M",
-        help="number of clusters, or a range: then that with the highest silhouette is written",
+        help="number, or a range: that with the highest neighbor consistency is written",
     )
     parser.add_argument(
         "--data", metavar="PATH", help="where the run's samples are now (default: its data.path)"

@@ -61,9 +61,7 @@ def placed_on_ray(
     for name in ("ray.data", "ray.data._internal", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     cpus, on_gpu = resources.cpus_per_worker, resources.gpus_per_worker > 0
-    of_actor: dict[str, Any] = {"num_cpus": cpus - _READING, "scheduling_strategy": "SPREAD"}
-    if on_gpu:
-        of_actor["num_gpus"] = resources.gpus_per_worker
+    of_actor: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if on_gpu else {}
     # A table is a block, and a block is a task.
     blocks = ray.data.from_arrow(listed)
     del listed
@@ -77,6 +75,7 @@ def placed_on_ray(
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=resources.workers),
         fn_constructor_args=(run_uri, embeddings, cpus, on_gpu),
+        num_cpus=cpus - _READING,
         **of_actor,
     )
     try:

@@ -179,7 +179,8 @@ def _moved(moves: Moves, pictures: PredictedPictures) -> Section:
         if image in files
     ]
     if shown:
-        group = PictureGroup("", [PictureRow("the surest of them", shown)])
+        some = f"{len(shown)} of {total:,}"
+        group = PictureGroup(some, [PictureRow("the surest", shown)])
         blocks.append(Pictures("Images that moved", "Those nearest to their new centre.", [group]))
     pairs = [
         (str(then), str(now), count) for (then, now), count in moves.counts.most_common(MOST_ROWS)

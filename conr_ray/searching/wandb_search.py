@@ -58,7 +58,7 @@ def _log(
     # W&B and matplotlib take a second to import.
     import wandb
 
-    from conr_ray.tracking.wandb_media import log_checkpoint
+    from conr_ray.tracking.wandb_media import log_assignments, log_checkpoint
     from conr_ray.tracking.wandb_run import finish_wandb, start_wandb
 
     tracking, study = space.config().tracking, directory.open_study(space)
@@ -93,8 +93,9 @@ def _log(
     if best is not None and best.values is not None:
         values = dict(zip(space.metrics, best.values, strict=True))
         run.summary.update({"best_trial": best.trial_id, **values})
+        best_run = RunDirectory(f"{directory.uri}/trials/{best.trial_id}")
+        log_assignments(run, best_run, f"{settings.run_id}-assignments")
         if tracking.checkpoint_artifact:
-            best_run = RunDirectory(f"{directory.uri}/trials/{best.trial_id}")
             log_checkpoint(run, best_run, f"{settings.run_id}-checkpoint")
     finish_wandb(run, settings)
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import wandb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from conr_ray.engine.clusters_csv import certainty
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.tracking import drawing
@@ -22,6 +24,8 @@ _SHARE_OF_RUN = 0.02
 # Expected time of the first drawing.
 _FIRST_S = 1.0
 _DOTS_PER_INCH = 110
+# Rows of a table that W&B shows at once, and bytes that are uploaded within seconds.
+_MOST_NAMED, _MOST_UPLOADED = 10_000, 16 * 2**20
 
 
 class DrawingBudget:
@@ -97,6 +101,32 @@ def log_checkpoint(run: Any, directory: RunDirectory, name: str) -> None:
         with artifact.new_file(file.rpartition("/")[2], "wb") as target:
             data = directory.read_bytes(file)
             assert data is not None, file
+            target.write(data)
+    run.log_artifact(artifact)
+
+
+def log_assignments(run: Any, directory: RunDirectory, name: str) -> None:
+    """Log the clusters of the ended run in `directory` as an artifact, nothing if there are none.
+
+    It holds a table of at most `_MOST_NAMED` samples, evenly spaced over all, that W&B shows:
+    path or sample_id, cluster, certainty. And assignments.parquet, unless that is larger than an
+    upload at the end of a run should be; the artifact's metadata tell where it is.
+    """
+    data = directory.read_bytes("assignments.parquet")
+    table = directory.read_table("assignments.parquet")
+    if data is None or table is None:
+        return
+    metadata = {"samples": table.num_rows, "assignments": f"{directory.uri}/assignments.parquet"}
+    artifact = wandb.Artifact(name, type="assignments", metadata=metadata)
+    count = min(table.num_rows, _MOST_NAMED)
+    spread = table.take(pa.array(np.arange(count) * table.num_rows // max(count, 1)))
+    names = "path" if "path" in table.column_names else "sample_id"
+    sure = certainty(spread.column("boundary_ratio").to_numpy()).tolist()
+    columns = [spread.column(names).to_pylist(), spread.column("cluster").to_pylist(), sure]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    artifact.add(wandb.Table(columns=[names, "cluster", "certainty"], data=rows), "clusters")
+    if len(data) <= _MOST_UPLOADED:
+        with artifact.new_file("assignments.parquet", "wb") as target:
             target.write(data)
     run.log_artifact(artifact)
 

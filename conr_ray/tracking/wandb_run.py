@@ -21,7 +21,12 @@ from conr_ray.method.phases import phase
 from conr_ray.method.place import UPLOAD
 from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_file import has_ended, logged_epochs
-from conr_ray.tracking.wandb_media import DrawingBudget, log_checkpoint, snapshot_media
+from conr_ray.tracking.wandb_media import (
+    DrawingBudget,
+    log_assignments,
+    log_checkpoint,
+    snapshot_media,
+)
 from conr_ray.tracking.wandb_settings import WandbSettings
 
 logger = logging.getLogger(__name__)
@@ -144,8 +149,10 @@ class WandbRun(Observer):
         self._log(row)
 
     def end(self, error: BaseException | None) -> None:
+        if error is None and self._settings.group is None:
+            self._log_artifact("assignments", log_assignments)
         if error is None and self._with_artifact:
-            self._log_artifact()
+            self._log_artifact("checkpoint", log_checkpoint)
         # A scheduler stops a trial by SystemExit, which is not a failure.
         failed = error is not None and not isinstance(error, SystemExit)
         with phase(UPLOAD):
@@ -160,12 +167,14 @@ class WandbRun(Observer):
         known |= self._figures.pop(epoch, {})
         self._attempt(lambda: self._run.log(known, step=epoch, commit=True))
 
-    def _log_artifact(self) -> None:
-        run_id = self._settings.run_id
+    def _log_artifact(self, what: str, log: Callable[[Any, RunDirectory, str], None]) -> None:
+        if not self._working:
+            return
         try:
-            log_checkpoint(self._run, RunDirectory(self._settings.run_uri), f"{run_id}-checkpoint")
+            directory = RunDirectory(self._settings.run_uri)
+            log(self._run, directory, f"{self._settings.run_id}-{what}")
         except Exception as error:
-            logger.warning("cannot log the checkpoint to W&B: %s", error)
+            logger.warning("cannot log the %s to W&B: %s", what, error)
 
     def _attempt(self, action: Callable[[], object]) -> None:
         if not self._working:

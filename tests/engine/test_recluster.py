@@ -57,9 +57,12 @@ def test_the_best_of_a_range_can_be_applied_and_nothing_is_embedded_twice(
 ) -> None:
     rows = recluster(folder, "3..6")
     assert [int(row["num_clusters"]) for row in rows] == [3, 4, 5, 6]
-    best = int(max(rows, key=lambda row: float(row["silhouette"]))["num_clusters"])
+    best = int(max(rows, key=lambda row: float(row["neighbor_consistency"]))["num_clusters"])
     told = capsys.readouterr().out
-    assert f"highest silhouette: {best} clusters" in told and f"recluster/{best}/assign" in told
+    assert (
+        f"highest neighbor consistency: {best} clusters" in told
+        and f"recluster/{best}/assign" in told
+    )
     run, samples = TrainedRun.load(folder, num_clusters=best), open_data(CONFIG.data).rows
     table = Folder(f"{folder}/recluster/{best}").read_table("assignments.parquet")
     assert table is not None and run.num_clusters == best

@@ -38,7 +38,9 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
         f"{sum(row['confident'] for row in rows_of(tmp_path / 'ray')) / 119:.1%} confident, "
         f"1 unreadable: {tmp_path}/ray\n"
     ]
-    assert done.stderr == (
+    # Ray's core may say something of its own before.
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines(keepends=True)[-1] == (
         f"error: 1 of 120 images could not be read (the first: unknown image format): see "
         f"{tmp_path}/ray/errors.parquet; the same command tries them again\n"
     )

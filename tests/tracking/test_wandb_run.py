@@ -92,6 +92,12 @@ def test_an_offline_run_holds_every_epoch_once_with_config_group_and_figures(
     models = {a.name: a for a in artifacts if a.type == "model"}
     contents = [entry.path for entry in models["0003-abcd-checkpoint"].manifest.contents]
     assert sorted(contents) == ["config.yaml", "state.pt", "summary.json"]
+    (named,) = (a for a in artifacts if a.type == "assignments")
+    contents = {entry.path: entry for entry in named.manifest.contents}
+    assert named.name == "0003-abcd-assignments"
+    assert set(contents) == {"assignments.parquet", "clusters.table.json"}
+    shown = json.loads(Path(contents["clusters.table.json"].local_path).read_text())
+    assert shown["columns"] == ["sample_id", "cluster", "certainty"] and len(shown["data"]) == 300
     kept = [p for p in tmp_path.glob("wandb/**/*") if p.is_file()]
     assert not any(KEY[:32].encode() in p.read_bytes() for p in kept)
 
