@@ -92,6 +92,9 @@ class TestDecoding:
         Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
         told = message(**settings, stored_size=8)
         assert "row 0 (a.png) cannot be decoded (12000x12000 pixels, more than 134,217,728)" in told
+        Image.new("1", (2, 200_000)).save(tmp_path / "a.png")
+        told = message(**settings, stored_size=8)
+        assert "row 0 (a.png) cannot be decoded (2x200000 pixels, a side of over 131,072)" in told
         with (tmp_path / "a.png").open("wb") as file:
             file.truncate(2**40)
         told = message(**settings, stored_size=8)

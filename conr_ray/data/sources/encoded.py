@@ -39,6 +39,8 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000
 # Of a picture, decoded: half a GB. PIL warns above 2/3 of this, and refuses more than 4/3.
 _MOST_PIXELS = 2**27
 MOST_BYTES = 2**29
+# Pixels of a side. A damaged header may ask for a line of millions, which takes seconds to decode.
+_LONGEST_SIDE = 2**17
 # A picture that is longer, in short sides, is cropped before it is resized: a line of 1 x 65,000
 # pixels, made 224 high, would have 3 billion.
 _LONGEST = 4
@@ -186,6 +188,8 @@ def open_encoded(encoded: bytes) -> Image.Image:
     image = Image.open(BytesIO(encoded), formats=_formats())
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than {_MOST_PIXELS:,}")
+    if max(image.size) > _LONGEST_SIDE:
+        raise ValueError(f"{image.width}x{image.height} pixels, a side of over {_LONGEST_SIDE:,}")
     if image.format == "PNG":
         _check_pixels_of_png(memoryview(encoded))
     return image
