@@ -17,6 +17,7 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conr_ray.config import RunConfig
@@ -29,6 +30,7 @@ from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import Placement, TrainedRun
 from conr_ray.errors import FolderTaken, UserError
+from conr_ray.estimating.pictures import Example, as_html, typical
 from conr_ray.estimating.samples import (
     finite,
     image_rows,
@@ -79,6 +81,11 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         UserError: a setting or X cannot work; it is a ValueError of one line.
     """
 
+    labels_: npt.NDArray[np.int64]
+    boundary_ratios_: npt.NDArray[np.float32]
+    cluster_centers_: npt.NDArray[np.float32]
+    _examples: dict[int, list[Example]]
+
     def __init__(
         self,
         num_clusters: int = 10,
@@ -128,9 +135,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> npt.NDArray[np.int64]:
         """`fit`, then `labels_`."""
-        self.fit(X, y)
-        labels_n: npt.NDArray[np.int64] = self.labels_
-        return labels_n
+        return self.fit(X, y).labels_
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """The cluster of each sample, (n,)."""
@@ -267,6 +272,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             known = {"preset": self.preset, "fields": self._fields, "brightest": brightest}
             directory.write_text(_CLUSTERER, json.dumps(known) + "\n")
             self._finish(directory, brightest)
+        self._examples = typical(data, self.labels_, self.boundary_ratios_)
 
     def _finish(self, directory: RunDirectory, brightest: int | None) -> None:
         """Take over the result of a run."""
@@ -275,6 +281,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         found = {name: directory.read_bytes(name) for name in names}
         self._files = {name: content for name, content in found.items() if content is not None}
         self._brightest = brightest
+        self._examples = {}
         self._run = run = TrainedRun.load(directory)
         assert run.state.centers is not None
         self.cluster_centers_ = run.state.centers.numpy()
@@ -302,6 +309,18 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     @property
     def _n_features_out(self) -> int:
         return int(self.cluster_centers_.shape[1])
+
+    def _repr_html_(self) -> str:
+        """Once fitted, the clusters with their sizes and typical images."""
+        if not hasattr(self, "labels_"):
+            return str(estimator_html_repr(self))
+        count = len(self.cluster_centers_)
+        title = f"{count} clusters of {len(self.labels_):,} samples"
+        return as_html(title, self.labels_, count, self._examples)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What notebooks ask for first."""
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the networks, which `_files` holds."""

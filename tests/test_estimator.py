@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 from conr_ray import Clusterer, TrainedRun, UserError
 from conr_ray.config import load_preset
@@ -28,6 +31,7 @@ from conr_ray.scaling.worker import run_here
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.tiny_runs import without_times
 
+ROOT = Path(__file__).parents[1]
 SHORT: dict[str, Any] = {
     "model__widths": [8, 8],
     "model__head_hidden_dim": 16,
@@ -184,3 +188,82 @@ def test_it_clones_and_goes_into_a_pipeline_and_a_grid() -> None:
     assert set(grid.cv_results_["param_cluster__optim__lr"]) == {0.01, 0.1}
     assert 0 <= grid.best_score_ <= 1
     assert grid.predict(VECTORS).shape == (60,)
+
+
+def test_a_notebook_shows_the_clusters(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        name = "<b>&.png" if number == 0 else f"{number}.png"
+        picture = Image.fromarray(draw.integers(0, 256, (8, 8), np.uint8))
+        picture.save(tmp_path / name)
+    clusterer = Clusterer(2, verbose=False, **SHORT)
+    assert "nearest to it" not in clusterer._repr_html_()
+    clusterer.fit(tmp_path)
+    page = clusterer._repr_mimebundle_()["text/html"]
+    shown = sum(min(6, int((clusterer.labels_ == c).sum())) for c in range(2))
+    assert page.count("data:image/png;base64,") == shown
+    assert "<b>" not in page and "2 clusters of 20 samples" in page
+    # The folder's images are stored larger than the views of digits.
+    assert TrainedRun.load(_saved(clusterer, tmp_path)).sample_shape == (1, 32, 32)
+
+
+def _saved(clusterer: Clusterer, folder: Path) -> Path:
+    clusterer.save(folder / "saved")
+    return folder / "saved"
+
+
+def test_the_bar_is_shown_unless_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    Clusterer(3, **SHORT).fit(VECTORS)
+    assert "epoch 2/2" in capsys.readouterr().out
+    Clusterer(3, verbose=False, **SHORT).fit(VECTORS)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_the_checks_of_scikit_learn_hold() -> None:
+    smallest = {
+        **{"model__widths": [4], "model__head_hidden_dim": 4, "model__embedding_dim": 4},
+        **{"clustering__restarts": 1, "evaluation__neighbors": False},
+        # Networks of 4 units on noise collapse, which is no matter of conventions.
+        "evaluation__on_collapse": "warn",
+    }
+    clusterer = Clusterer(3, verbose=False, **{**SHORT, **smallest})
+    reasons = {
+        "check_do_not_raise_errors_in_init_or_set_params": "it passes the name of **fields itself "
+        "as a setting; a name that is no field of the config is refused at once"
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(
+            clusterer, expected_failed_checks=reasons, on_skip=None, on_fail="raise"
+        )
+    passed = [one["check_name"] for one in found if one["status"] == "passed"]
+    others = {one["check_name"] for one in found} - set(passed)
+    assert len(passed) > 40
+    # The array API is checked where SCIPY_ARRAY_API is set.
+    assert others == {*reasons, "check_array_api_input"}
+
+
+def test_the_examples_of_the_page_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(digits.images[:40]):
+        Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(
+            tmp_path / "photos" / f"{number}.png"
+        )
+    text = (ROOT / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 4
+    # A newcomer's first result takes at most six lines.
+    assert len(blocks[0].strip().splitlines()) <= 6
+    scope: dict[str, Any] = {}
+    for block in blocks:
+        # A few epochs show that each line works.
+        short = ", ".join(f"{name}={value}" for name, value in SHORT.items())
+        shown = {m.split("=")[0].strip() for m in re.findall(r"\w+__\w+=", block)}
+        assert not shown & set(SHORT) - {"schedule__epochs"}
+        block = re.sub(r", schedule__\w+=\d+", "", block)
+        exec(re.sub(r"Clusterer\((?=\w)", f"Clusterer({short}, num_clusters=", block), scope)
+    assert len(scope["labels"]) == 1797
