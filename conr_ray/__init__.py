@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig, load_preset
     from conr_ray.engine.run_directory import RunDirectory
-    from conr_ray.engine.trained_run import TrainedRun
+    from conr_ray.engine.trained_run import Placement, TrainedRun
     from conr_ray.errors import UserError
+    from conr_ray.estimator import Clusterer
     from conr_ray.method.clustering.metrics import clustering_accuracy
     from conr_ray.method.neighbors.reranking import contextual_neighbors
 
 __version__ = "0.1.0"
 __all__ = [
+    "Clusterer",
+    "Placement",
     "RunConfig",
     "RunDirectory",
     "TrainedRun",
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Clusterer": "estimator",
+    "Placement": "engine.trained_run",
     "RunConfig": "config",
     "RunDirectory": "engine.run_directory",
     "TrainedRun": "engine.trained_run",

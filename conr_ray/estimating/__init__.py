@@ -1,0 +1,1 @@
+"""What `conr_ray.Clusterer` is made of."""

@@ -1,0 +1,90 @@
+"""The config of a clusterer: its preset, fitted to the samples, and what its user sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from conr_ray.config import RunConfig, check_field, load_preset, override
+from conr_ray.errors import UserError
+
+# Side of views and of stored images where the preset's is for the 8 pixels of digits.
+_SIDE = 32
+_DIGITS = "digits"
+# Below, a batch has no neighbours to speak of.
+LEAST_ROWS = 10
+_LEAST_BATCH = 16
+
+
+def field_of(keyword: str) -> str:
+    """The dotted field that a keyword such as `schedule__epochs` sets.
+
+    Raises:
+        UserError: there is no such field.
+    """
+    field = keyword.replace("__", ".")
+    check_field(field)
+    return field
+
+
+def config_for(
+    preset: str,
+    num_clusters: int | None,
+    fields: Mapping[str, Any],
+    source: Mapping[str, Any],
+    shape: tuple[int, ...] | None,
+) -> RunConfig:
+    """The config of a run on these samples; `batch_fitted` completes it.
+
+    Args:
+        preset: name of the preset to begin with.
+        num_clusters: number of clusters.
+        fields: what the user sets, by dotted name.
+        source: fields of `data` that lead to the samples.
+        shape: (d,) of vectors, (c, h, w) of images, None of those that are in files.
+
+    Raises:
+        UserError: the number of clusters or a field is wrong.
+    """
+    if num_clusters is None:
+        raise UserError("num_clusters=None: give the number of clusters, 2 or more")
+    if "data.limit" in fields:
+        raise UserError("data.limit: a clusterer is of all samples: give it fewer")
+    rules = {
+        **{"data.name": None, "data.download": False, "data.splits": None, "data.classes": None},
+        "clustering.num_clusters": num_clusters,
+        "tracking.wandb": "off",
+        **source,
+    }
+    base = load_preset(preset)
+    if source["data.source"] == "vectors":
+        rules |= {"model.backbone": "mlp", "model.widths": (256, 256)}
+        rules |= {"views.noise": 0.3, "views.dropout": 0.2}
+    elif shape is None:
+        side = _SIDE if preset == _DIGITS else base.views.size
+        rules |= {"views.size": side, "data.stored_size": base.data.stored_size or side}
+    elif preset == _DIGITS:
+        rules |= {"views.size": min(*shape[1:], _SIDE)}
+    return load_preset(preset, {**rules, **fields})
+
+
+def batch_fitted(config: RunConfig, num_rows: int, fields: Mapping[str, Any]) -> RunConfig:
+    """`config` with a batch, and neighbourhoods, that few samples can fill.
+
+    A batch is at most half of them, or all if they are fewer than 16; what the user set stays.
+
+    Raises:
+        UserError: there are fewer than `LEAST_ROWS` samples.
+    """
+    if num_rows < LEAST_ROWS:
+        raise UserError(f"{num_rows} samples: give {LEAST_ROWS} or more")
+    batch = min(config.optim.batch_size, max(num_rows // 2, min(num_rows, _LEAST_BATCH)))
+    batch = int(fields.get("optim.batch_size", batch))
+    near, pool = config.neighborhood, batch + config.bank.size
+    fitting: dict[str, Any] = {
+        "optim.batch_size": batch,
+        "neighborhood.k1": min(near.k1, pool),
+        "neighborhood.k2": min(near.k2, pool),
+        "neighborhood.k": min(near.k, pool),
+    }
+    return override(config, {k: v for k, v in fitting.items() if k not in fields})

@@ -1,0 +1,335 @@
+"""`Clusterer`: CoNR as an estimator of scikit-learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import estimator_html_repr
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from conr_ray.config import RunConfig
+from conr_ray.data.arrays import as_labels, as_table, data_set
+from conr_ray.data.inputs import inputs_from_state
+from conr_ray.data.store import DataSet, open_data
+from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
+from conr_ray.engine.loop import train
+from conr_ray.engine.observer import Observers
+from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.engine.trained_run import Placement, TrainedRun
+from conr_ray.errors import FolderTaken, UserError
+from conr_ray.estimating.pictures import Example, as_html, typical
+from conr_ray.estimating.samples import (
+    finite,
+    image_rows,
+    is_images,
+    is_path,
+    rows_in_files,
+    source_of,
+)
+from conr_ray.estimating.settings import LEAST_ROWS, batch_fitted, config_for, field_of
+from conr_ray.method.keyed_random import fold
+from conr_ray.scaling.resources import ClusterOptions, local_resources
+from conr_ray.storage.files import Folder
+from conr_ray.storage.scratch import scratch_folder
+from conr_ray.tracking.progress import RunProgress
+from conr_ray.tracking.wandb_observer import open_wandb
+from conr_ray.tracking.wandb_reach import reached_settings
+
+_CLUSTERER = "clusterer.json"
+_SAMPLES = "samples.parquet"
+# Beside the identity of the folder, whose name begins with a dot.
+_NOT_OF_THE_RESULT = ("run.lock", _SAMPLES)
+
+
+class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Clusters images or vectors with CoNR.
+
+    X is an array of NumPy or torch with images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or
+    numbers from 0 to 1, 16 or 255; or with vectors (n, d); or a list of PIL images; or the path of
+    a folder of images or of a Parquet file.
+
+    Args:
+        num_clusters: number of clusters.
+        preset: name of the config to begin with; views, network and batch are fitted to X.
+        folder: where the run is kept, local or s3://...; commands can go on with it. By default
+            the result is in memory alone. If it holds this run, fitting goes on with it.
+        verbose: show a progress bar.
+        **fields: fields of the config, their dots written as two underscores:
+            `schedule__epochs=100`.
+
+    Attributes:
+        labels_: int64 (n,), the cluster of each sample of `fit`.
+        boundary_ratios_: float32 (n,); above 1 a sample is nearer to another cluster's centre.
+        cluster_centers_: float32 (num_clusters, d) of unit length, in the space of `transform`.
+        history_: a pandas.DataFrame, a row of metrics for each epoch.
+        n_features_in_: numbers in a sample.
+
+    Raises:
+        UserError: a setting or X cannot work; it is a ValueError of one line.
+    """
+
+    labels_: npt.NDArray[np.int64]
+    boundary_ratios_: npt.NDArray[np.float32]
+    cluster_centers_: npt.NDArray[np.float32]
+    _examples: dict[int, list[Example]]
+
+    def __init__(
+        self,
+        num_clusters: int = 10,
+        preset: str = "digits",
+        folder: str | None = None,
+        verbose: bool = True,
+        **fields: Any,
+    ) -> None:
+        """Keep the settings."""
+        self.num_clusters = num_clusters
+        self.preset = preset
+        self.folder = folder
+        self.verbose = verbose
+        self._fields: dict[str, Any] = {}
+        for keyword in fields:
+            field_of(keyword)
+        self._fields.update(fields)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All settings by keyword."""
+        return {**super().get_params(deep), **self._fields}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change settings; any field of the config may be among them."""
+        own = set(self._get_param_names())
+        for keyword in params:
+            if keyword not in own:
+                field_of(keyword)
+        for keyword, value in params.items():
+            if keyword in own:
+                setattr(self, keyword, value)
+            else:
+                self._fields[keyword] = value
+        return self
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train on X; classes y, if given, only add metrics to `history_`."""
+        fields = {field_of(keyword): value for keyword, value in self._fields.items()}
+        config, data, brightest = self._prepared(X, y, fields)
+        config = batch_fitted(config, data.num_rows, fields)
+        if self.folder is None:
+            with scratch_folder("clusterer") as folder:
+                self._train(config, data, RunDirectory(folder), brightest)
+        else:
+            self._train(config, data, RunDirectory(self.folder), brightest)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> npt.NDArray[np.int64]:
+        """`fit`, then `labels_`."""
+        return self.fit(X, y).labels_
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """The cluster of each sample, (n,)."""
+        return self.place(X).clusters_n.numpy()
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """The embedding of each sample, (n, d) of unit length."""
+        return self.place(X).embeddings_nd.numpy()
+
+    def place(self, X: Any) -> Placement:
+        """Clusters, embeddings, distances and boundary ratios of samples."""
+        check_is_fitted(self)
+        return self._trained().place(self._new_rows(X))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """`neighbor_consistency` of X, from 0 to 1, without labels; y is ignored.
+
+        Do samples and their 10 nearest neighbours fall into the same cluster? At most 4,096 of X,
+        evenly spaced, are looked at.
+        """
+        check_is_fitted(self)
+        rows, run = self._new_rows(X), self._trained()
+        rows = rows[np.arange(count := min(len(rows), NUM_SCORED)) * len(rows) // count]
+        placed, centers_cd = run.place(rows), run.state.centers
+        assert centers_cd is not None
+        scores = label_free_scores(
+            placed.embeddings_nd,
+            placed.clusters_n,
+            centers_cd,
+            torch.arange(len(rows)),
+            placed.embeddings_nd,
+            run.embedder(inputs_from_state(run.inputs_state, rows, run.device)),
+            fold(run.config.seed, "scores", run.state.epoch),
+        )
+        return scores["neighbor_consistency"]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run into a new folder, local or s3://..., which `load` and commands read."""
+        check_is_fitted(self)
+        directory = RunDirectory(folder)
+        if directory.read_text("config.yaml") is not None:
+            raise UserError(f"{directory.uri} holds a run: choose another folder")
+        directory.keep()
+        for name, content in self._files.items():
+            directory.write_bytes(name, content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The clusterer in the folder of a run or of `save`, local or s3://...."""
+        directory = RunDirectory(folder)
+        config = TrainedRun.load(directory).config
+        known = directory.read_json(_CLUSTERER) or {}
+        loaded = cls(config.clustering.num_clusters or 0, known.get("preset", "digits"))
+        if known:
+            loaded.set_params(**known["fields"])
+        loaded._finish(directory, known.get("brightest"))
+        loaded.num_clusters = len(loaded.cluster_centers_)
+        return loaded
+
+    def _prepared(
+        self,
+        X: Any,
+        y: Any,
+        fields: Mapping[str, Any],
+    ) -> tuple[RunConfig, DataSet, int]:
+        """The config that fits X, X itself, and its brightest possible pixel."""
+        if is_path(X):
+            if y is not None:
+                raise UserError("y: folders and files have their own labels: leave it out")
+            source = source_of(str(X))
+            config = config_for(self.preset, self.num_clusters, fields, source, None)
+            return config, open_data(config.data), 255
+        brightest = 255
+        rows: npt.NDArray[Any]
+        if is_images(X):
+            rows, brightest = image_rows(X, None)
+        else:
+            rows = self._vectors(X, reset=True)
+        labels, class_names = (None, None) if y is None else as_labels(y)
+        if labels is not None and len(labels) != len(rows):
+            raise UserError(f"y has {len(labels)} classes, X {len(rows)} samples: give one each")
+        source = {
+            "data.source": "vectors" if rows.ndim == 2 else "parquet",
+            "data.path": f"{RunDirectory(self.folder).uri}/{_SAMPLES}" if self.folder else _SAMPLES,
+        }
+        config = config_for(self.preset, self.num_clusters, fields, source, rows.shape[1:])
+        return config, data_set(rows, labels, class_names), brightest
+
+    def _vectors(self, X: Any, *, reset: bool) -> npt.NDArray[np.float32]:
+        least = LEAST_ROWS if reset else 1
+        if hasattr(X, "detach"):
+            X = X.detach().cpu().numpy()
+        checked = validate_data(
+            self, X, reset=reset, ensure_all_finite=False, dtype="numeric", ensure_min_samples=least
+        )
+        return finite(checked)
+
+    def _new_rows(self, X: Any) -> npt.NDArray[Any]:
+        shape = self._trained().sample_shape
+        if is_path(X):
+            return rows_in_files(str(X), self._trained().config, shape).rows
+        if len(shape) == 1:
+            return self._vectors(X, reset=False)
+        rows, brightest = image_rows(X, self._brightest)
+        if self._brightest is None and brightest != 255:
+            raise UserError("X: the run does not tell how to scale its pixels: give uint8")
+        return rows
+
+    def _train(
+        self, config: RunConfig, data: DataSet, directory: RunDirectory, brightest: int
+    ) -> None:
+        resources = local_resources(ClusterOptions(), 1)
+        device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
+        settings, _ = reached_settings(config.tracking, directory.uri, of_search=False)
+        name = directory.uri.rpartition("/")[2]
+        wandb = open_wandb(settings.for_run(name, group=None, run_uri=directory.uri), config)
+        console = Console(quiet=not self.verbose, markup=False, highlight=False)
+        threads = torch.get_num_threads()
+        with directory.held():
+            try:
+                directory.claim(config, resume=True)
+            except FolderTaken as error:
+                raise UserError(f"folder: {error}: choose another folder") from None
+            if self.folder is not None and config.data.path == f"{directory.uri}/{_SAMPLES}":
+                directory.write_table(_SAMPLES, as_table(data))
+            directory.tidy()
+            done, _ = directory.newest_checkpoint()
+            torch.set_num_threads(resources.cpus_per_worker)
+            try:
+                with RunProgress(config.schedule.epochs, done, console) as progress:
+                    train(config, data, directory, Observers([wandb, progress]), device)
+            finally:
+                torch.set_num_threads(threads)
+            known = {"preset": self.preset, "fields": self._fields, "brightest": brightest}
+            directory.write_text(_CLUSTERER, json.dumps(known) + "\n")
+            self._finish(directory, brightest)
+        self._examples = typical(data, self.labels_, self.boundary_ratios_)
+
+    def _finish(self, directory: RunDirectory, brightest: int | None) -> None:
+        """Take over the result of a run."""
+        below = directory.parent.paths_below(directory.uri.rpartition("/")[2])
+        names = [n for n in below if not n.startswith(".") and n not in _NOT_OF_THE_RESULT]
+        found = {name: directory.read_bytes(name) for name in names}
+        self._files = {name: content for name, content in found.items() if content is not None}
+        self._brightest = brightest
+        self._examples = {}
+        self._run = run = TrainedRun.load(directory)
+        assert run.state.centers is not None
+        self.cluster_centers_ = run.state.centers.numpy()
+        assigned = directory.read_table("assignments.parquet")
+        if assigned is None:
+            raise UserError(f"{directory.uri}: the run has not ended: resume it")
+        self.labels_ = assigned.column("cluster").to_numpy()
+        self.boundary_ratios_ = assigned.column("boundary_ratio").to_numpy()
+        metrics = directory.read_table("metrics.parquet")
+        assert metrics is not None
+        self.history_ = metrics.to_pandas()
+        self.n_features_in_ = int(np.prod(run.sample_shape))
+
+    def _trained(self) -> TrainedRun:
+        """The networks; after unpickling they are made anew."""
+        run: TrainedRun | None = self._run
+        if run is None:
+            with scratch_folder("clusterer") as path:
+                folder = Folder(path)
+                for name, content in self._files.items():
+                    folder.write_bytes(name, content)
+                self._run = run = TrainedRun.load(path)
+        return run
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.cluster_centers_.shape[1])
+
+    def _repr_html_(self) -> str:
+        """Once fitted, the clusters with their sizes and typical images."""
+        if not hasattr(self, "labels_"):
+            return str(estimator_html_repr(self))
+        count = len(self.cluster_centers_)
+        title = f"{count} clusters of {len(self.labels_):,} samples"
+        return as_html(title, self.labels_, count, self._examples)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What notebooks ask for first."""
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the networks, which `_files` holds."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_run": None} if "_run" in state else state
+
+    def __sklearn_tags__(self) -> Any:
+        """It takes images too, and hands out float32."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
