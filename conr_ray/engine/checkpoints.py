@@ -14,7 +14,7 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conr_ray.errors import StorageError, UserError
@@ -113,9 +113,7 @@ class CheckpointFolder(Folder):
         The newest stay, and those that are pinned. Only who trains the run may call it.
         """
         known = self.checkpoints()
-        for epoch, steps in known[:-1]:
-            if steps:
-                self.delete_checkpoint(epoch, steps)
+        self._delete_within_epochs(known[:-1])
         for epoch in [epoch for epoch, steps in known if not steps][:-keep]:
             if not self._is_pinned(epoch):
                 self.delete_checkpoint(epoch)
@@ -123,7 +121,8 @@ class CheckpointFolder(Folder):
     def delete_unsound_checkpoints(self) -> None:
         """Delete checkpoints without a summary, and damaged ones newer than any sound one.
 
-        A line on standard error tells of each damaged one. Only who trains the run may call it.
+        A line on standard error tells of each damaged one. One within an epoch is deleted too if
+        there is a later one. Only who trains the run may call it.
         """
         known = self.checkpoints()
         whole = {self.checkpoint_name(*place) for place in known}
@@ -136,6 +135,12 @@ class CheckpointFolder(Folder):
             told = str(damage).rpartition(": ")[0]
             disk.tell(f"{told}: deleted; the run goes on from {before}")
             self.delete_checkpoint(*damaged)
+        self._delete_within_epochs(known[:-1])
+
+    def _delete_within_epochs(self, places: Sequence[Position]) -> None:
+        for epoch, steps in places:
+            if steps:
+                self.delete_checkpoint(epoch, steps)
 
     def _damage_of(self, epoch: int, steps: int) -> UserError | None:
         try:

@@ -73,3 +73,8 @@ class Framework(base.Framework[Config]):
     def embedding_encoder(self) -> Encoder:
         """The target network."""
         return self.target.encoder
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Embeddings of the target network, as it is compiled: as a whole."""
+        embeddings: Tensor = self.target(inputs)
+        return embeddings
