@@ -186,9 +186,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def load(cls, folder: str | Path) -> Self:
         """The clusterer in the folder of a run or of `save`, local or s3://...."""
         directory = RunDirectory(folder)
-        config = TrainedRun.load(directory).config
         known = directory.read_json(_CLUSTERER) or {}
-        loaded = cls(config.clustering.num_clusters or 0, known.get("preset", "digits"))
+        loaded = cls(preset=known.get("preset", "digits"))
         if known:
             loaded.set_params(**known["fields"])
         loaded._finish(directory, known.get("brightest"))

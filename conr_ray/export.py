@@ -17,29 +17,14 @@ def main(arguments: Sequence[str]) -> None:
     from conr_ray.exporting.export_folder import check_formats, export
 
     check_formats(args.format)
-    run, chosen_by = (args.run, ()) if args.run else best_of(args.best_of, args.study)
+    from conr_ray.searching.best_run import best_run
+
+    run, chosen_by = best_run(args.best_of, args.study) if args.best_of else (args.run, ())
     files = export(run, args.out, list(dict.fromkeys(args.format)), chosen_by)
     console = make_console()
     for name, size in files.items():
         console.print(f"{name}: {size:,} bytes", soft_wrap=True)
     console.print(f"export: {args.out}; README.md there says how to load it", soft_wrap=True)
-
-
-def best_of(uri: str, study_url: str | None) -> tuple[str, tuple[str, ...]]:
-    """The run of a search's best trial, and the metrics in which it is the best."""
-    from conr_ray.searching.search_directory import SearchDirectory
-    from conr_ray.searching.trial_table import best_trial, read_trials
-    from conr_ray.storage.files import Folder
-
-    search = SearchDirectory(Folder(uri.rstrip("/")), study_url)
-    space = search.read_space()
-    study = None if space is None else search.read_study()
-    if space is None or study is None:
-        raise UserError(f"--best-of={uri}: it is not a search: give the folder of one")
-    best = best_trial(read_trials(study, space, search.uri))
-    if best is None:
-        raise UserError(f"--best-of={uri}: no trial has ended yet: resume the search")
-    return f"{search.uri}/trials/{best.trial_id}", tuple(space.metrics)
 
 
 def _parser() -> argparse.ArgumentParser:

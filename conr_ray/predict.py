@@ -99,19 +99,9 @@ def _run(args: argparse.Namespace) -> RunDirectory:
 
     if args.run:
         return RunDirectory(_absolute(args.run))
-    from conr_ray.searching.search_directory import SearchDirectory
-    from conr_ray.searching.trial_table import best_trial, read_trials
-    from conr_ray.storage.files import Folder
+    from conr_ray.searching.best_run import best_run
 
-    search = SearchDirectory(Folder(_absolute(args.best_of)), args.study)
-    space = search.read_space()
-    study = None if space is None else search.read_study()
-    if space is None or study is None:
-        raise UserError(f"--best-of {search.uri}: holds no search with trials")
-    best = best_trial(read_trials(study, space, search.uri))
-    if best is None:
-        raise UserError(f"--best-of {search.uri}: no trial has ended: resume the search")
-    return RunDirectory(f"{search.uri}/trials/{best.trial_id}")
+    return RunDirectory(best_run(_absolute(args.best_of), args.study)[0])
 
 
 def _device(args: argparse.Namespace) -> str:

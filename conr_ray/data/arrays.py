@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conr_ray.data.sources.base import Int64Array, UInt8Array
-from conr_ray.data.sources.encoded import conformed
+from conr_ray.data.sources.encoded import GREY_MODES, conformed
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError, one_line
@@ -113,21 +113,18 @@ def as_images(images: NDArray[Any], brightest: int) -> UInt8Array:
     return np.ascontiguousarray(images if first else images.transpose(0, 3, 1, 2))
 
 
-def from_pictures(
-    pictures: Sequence[Image.Image], shape: tuple[int, int, int] | None = None
-) -> UInt8Array:
+def from_pictures(pictures: Sequence[Image.Image], side: int | None = None) -> UInt8Array:
     """PIL images as bytes (n, c, h, w), as a source of files stores them.
 
     Args:
         pictures: grey if all of them are, else made RGB.
-        shape: (c, h, w) that they are made to fit; by default that of the first one.
+        side: of the squares that they are made to fit; by default the size of the first one.
 
     Raises:
         UserError: a picture cannot be decoded.
     """
-    if shape is None:
-        channels = 1 if all(picture.mode in ("1", "L") for picture in pictures) else 3
-        shape = (channels, pictures[0].height, pictures[0].width)
+    channels = 1 if all(picture.mode in GREY_MODES for picture in pictures) else 3
+    shape = (channels, side or pictures[0].height, side or pictures[0].width)
     rows = np.empty((len(pictures), *shape), np.uint8)
     for row, picture in enumerate(pictures):
         try:

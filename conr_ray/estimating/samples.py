@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from conr_ray.data.sources.files import locate
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError, one_line
 
+# Pictures of several sizes become squares of this side.
 _SIDE = 32
 
 
@@ -45,14 +45,6 @@ def as_array(samples: Any) -> NDArray[Any]:
     return np.asarray(samples)
 
 
-def pictures_rows(pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """PIL images (n, c, h, w); those of several sizes become squares."""
-    if len({picture.size for picture in pictures}) == 1:
-        return from_pictures(pictures)
-    channels = 1 if all(picture.mode in ("1", "L") for picture in pictures) else 3
-    return from_pictures(pictures, (channels, _SIDE, _SIDE))
-
-
 def image_rows(samples: Any, brightest: int | None) -> tuple[NDArray[np.uint8], int]:
     """Images in memory as bytes (n, c, h, w), and the value of the brightest possible pixel.
 
@@ -60,7 +52,8 @@ def image_rows(samples: Any, brightest: int | None) -> tuple[NDArray[np.uint8], 
         UserError: they are no images.
     """
     if is_pictures(samples):
-        return pictures_rows(samples), 255
+        one_size = len({picture.size for picture in samples}) == 1
+        return from_pictures(samples, None if one_size else _SIDE), 255
     images = as_array(samples)
     brightest = pixel_range(images) if brightest is None else brightest
     return as_images(images, brightest), brightest

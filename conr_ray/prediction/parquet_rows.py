@@ -38,8 +38,8 @@ class ParquetRows(NewSamples):
 
     @property
     def place(self) -> str:
-        """Kind of file system, path and column."""
-        return f"{self._location.identity}#{self._column_name}"
+        """The absolute path or the URI, and the column."""
+        return f"{self._location.uri}#{self._column_name}"
 
     def count(self) -> int:
         """How many rows there are in the files that can be opened."""

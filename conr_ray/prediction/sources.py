@@ -40,8 +40,8 @@ class FolderImages(NewSamples):
 
     @property
     def place(self) -> str:
-        """Kind of file system and path."""
-        return self._location.identity
+        """The absolute path, or the URI."""
+        return self._location.uri
 
     def count(self) -> int:
         """How many files are images by their endings."""

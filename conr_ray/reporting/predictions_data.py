@@ -113,8 +113,9 @@ class PredictionsData:
     @property
     def title(self) -> str:
         """What people call the images."""
-        last = str(self.told["images"]).rstrip("/").rpartition("/")[2]
-        return printable(last) or "images"
+        kind, _, preset = str(self.told["what"]).partition(" ")
+        place = preset if kind == "dataset" else str(self.told["images"])
+        return printable(place.rstrip("/").rpartition("/")[2]) or "images"
 
 
 def is_prediction(directory: Folder) -> bool:

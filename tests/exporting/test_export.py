@@ -18,11 +18,12 @@ from conr_ray.config import load_preset
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
-from conr_ray.export import best_of, main
+from conr_ray.export import main
 from conr_ray.exporting.export_folder import export
 from conr_ray.exporting.formats import FORMATS, compare
 from conr_ray.exporting.model_card import model_card
 from conr_ray.exporting.network import ClusteringNetwork, random_samples, resized_shape
+from conr_ray.searching.best_run import best_run
 from conr_ray.storage.files import Folder
 from tests.reporting.made_searches import make_search
 from tests.tiny_runs import TINY, on_vectors, run_here
@@ -201,4 +202,4 @@ def test_the_best_trial_of_a_search_is_taken(tmp_path: Path) -> None:
         for folder in (tmp_path / "search" / "trials").iterdir()
     }
     best = max(newest, key=lambda name: newest[name] or 0)
-    assert best_of(search.uri, None) == (f"{search.uri}/trials/{best}", ("nmi",))
+    assert best_run(search.uri, None) == (f"{search.uri}/trials/{best}", ("nmi",))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import conr_ray.predict
+import conr_ray.report
 from conr_ray import TrainedRun
 from conr_ray.data.sources.encoded import conformed
 from conr_ray.data.store import open_data
@@ -67,6 +68,10 @@ def test_the_images_of_its_folder_have_the_clusters_of_the_run(
     told_about = about(tmp_path)
     assert told_about["complete"] and told_about["epochs"] == 3 and told_about["num_clusters"] == 10
     assert told_about["run"] == run and told_about["what"] == "folder"
+    # Its page shows and names the images.
+    conr_ray.report.main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") > 50 and "<title>images: clusters" in page
 
 
 @pytest.mark.parametrize("kind", ["encoded", "raw", "hugging_face"])
@@ -118,6 +123,9 @@ def test_a_data_set_has_the_clusters_of_the_run(tmp_path: Path) -> None:
     arguments = ["--run", run, "--dataset", "digits", "--out", f"{tmp_path}/out", "--local"]
     conr_ray.predict.main([*arguments, "--set", "data.limit=200"])
     _same_as_the_run(run, tmp_path / "out", "row")
+    conr_ray.report.main([str(tmp_path / "out")])
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<img ") > 50 and "<title>digits: clusters" in page
     # Fewer are others.
     with pytest.raises(UserError, match="predictions of another images"):
         conr_ray.predict.main([*arguments, "--set", "data.limit=100"])

@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 import conr_ray.report
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
+from tests.reporting.test_predictions import CLUSTERS, made_photos, made_predictions, rows_of
 from tests.tiny_runs import TINY
 from tests.waiting import HANG_S
 
@@ -300,7 +301,11 @@ def test_pages_fit_and_follow_the_rules_of_accessibility(
     run, compared = tmp_path / "run.html", tmp_path / "compare.html"
     conr_ray.report.main([str(trial), "--out", str(run)])
     conr_ray.report.main(["--compare", str(search), str(finished_run), "--out", str(compared)])
-    for file in (search / "report.html", run, compared):
+    names = made_photos(tmp_path / "photos", 40)
+    rows = rows_of(names, [*range(CLUSTERS)] * 10)
+    predictions = made_predictions(tmp_path / "predicted", rows, tmp_path / "photos")
+    conr_ray.report.main([str(predictions)])
+    for file in (search / "report.html", run, compared, predictions / "report.html"):
         touch = {"has_touch": True, "is_mobile": True} if width < 500 else {}
         visit = Visit(browser, file, width, color_scheme=scheme, **touch)
         visit.draw_all()

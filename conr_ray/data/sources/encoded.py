@@ -45,7 +45,7 @@ _LONGEST_SIDE = 2**17
 # pixels, made 224 high, would have 3 billion.
 _LONGEST = 4
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
-_GREY_MODES = ("1", "L")
+GREY_MODES = ("1", "L")
 _BLOCK_IMAGES = 256
 _BLOCK_BYTES = 64 * 2**20
 _TASK_IMAGES = 16
@@ -143,7 +143,7 @@ class EncodedSource(Source):
 
     def _is_grey(self, pending: PendingImage) -> bool:
         with _named_errors(self.config.path, pending.place):
-            return pending.open().mode in _GREY_MODES
+            return pending.open().mode in GREY_MODES
 
 
 class _Broken(UserError):

@@ -45,6 +45,11 @@ class Location:
         """Kind of file system and path."""
         return f"{self.filesystem.type_name}:{self.path}"
 
+    @property
+    def uri(self) -> str:
+        """The absolute path, or the URI without a user, a password and options."""
+        return self.path if self.is_local else f"{self.text.partition('://')[0]}://{self.path}"
+
     def read(self, name: str) -> bytes:
         """The content of the file `name` below this folder."""
         if self.is_local:
