@@ -38,9 +38,10 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
         f"{sum(row['confident'] for row in rows_of(tmp_path / 'ray')) / 119:.1%} confident, "
         f"1 unreadable: {tmp_path}/ray\n"
     ]
-    # Ray's core may say something of its own before.
-    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.splitlines(keepends=True)[-1] == (
+    # Ray's core says of each pool of actors what its restarts depend on; nothing silences it.
+    *said, last = done.stderr.splitlines(keepends=True)
+    assert all("constructor arguments in the object store and max_restarts" in one for one in said)
+    assert last == (
         f"error: 1 of 120 images could not be read (the first: unknown image format): see "
         f"{tmp_path}/ray/errors.parquet; the same command tries them again\n"
     )
