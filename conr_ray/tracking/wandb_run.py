@@ -75,13 +75,19 @@ def start_wandb(
 
 
 def finish_wandb(run: wandb.Run, settings: WandbSettings, *, exit_code: int = 0) -> None:
-    """End a W&B run. The files of an offline run in a bucket are copied there, for `wandb sync`."""
+    """End a W&B run; the files of an offline one are then whole, for `wandb sync`.
+
+    Those of a run in a bucket are copied there.
+    """
     run.finish(exit_code=exit_code)
-    if settings.mode == "offline" and settings.in_bucket:
+    if settings.mode != "offline":
+        return
+    # W&B's process writes the end of the file after it has answered.
+    own, deadline = Path(run.dir).parent / f"run-{settings.run_id}.wandb", time.monotonic() + 10
+    while not has_ended(own) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if settings.in_bucket:
         bucket, here = Folder(settings.run_uri), Path(settings.folder)
-        own, deadline = Path(run.dir).parent / f"run-{settings.run_id}.wandb", time.monotonic() + 10
-        while not has_ended(own) and time.monotonic() < deadline:
-            time.sleep(0.1)
         # Those of earlier attempts on this node, too.
         for file in here.glob(f"wandb/offline-run-*-{settings.run_id}/**/*"):
             if file.is_file():
