@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from conr_ray.scaling.resources import ClusterOptions
     from conr_ray.scaling.watch import Limits
     from conr_ray.storage.files import Folder
+
+# Of a folder's name, before the time.
+_LONGEST_SUBJECT = 40
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +77,7 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="folder for results, or s3://bucket/folder (default: $CONR_RAY_STORAGE, else runs)",
     )
     parser.add_argument(
-        "--name", help="folder in --storage (default: preset or file name, and time)"
+        "--name", help="folder in --storage (default: preset, own data or file, and time)"
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume the run or search called --name"
@@ -111,6 +116,23 @@ def add_cluster_options(parser: argparse.ArgumentParser, *, watched: bool = True
         help="end workers that hold up a run for so long, and start all of it again; 0: never "
         "(default: 1800; they are named after half a minute)",
     )
+
+
+def add_clusters_option(parser: argparse.ArgumentParser) -> None:
+    """The argument that chooses clusters of `conr_ray.recluster`, in commands that apply a run."""
+    parser.add_argument(
+        "--clusters",
+        type=_clusters,
+        metavar="N",
+        help="use the N clusters that conr_ray.recluster has made (default: the run's own)",
+    )
+
+
+def _clusters(text: str) -> int:
+    """The value of an argument that is a number of clusters."""
+    if not text.isdecimal() or not 2 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of clusters: give 2 or more")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -159,23 +181,44 @@ def make_console() -> Console:
 
 
 def directory_uri(args: argparse.Namespace, subject: str) -> str:
-    """The absolute folder given by --storage and --name; by default named after `subject`."""
+    """The absolute folder given by --storage and --name; by default named after `subject`.
+
+    `subject` may be any text: only letters of ASCII, digits and a few marks are taken from it.
+    """
     if args.resume and not args.name:
         raise UserError("--resume needs --name, the run or search to resume")
     # Of two commands that begin in the same second, each has a folder of its own.
-    name = args.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    name = (
+        args.name or f"{_as_name(subject)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    )
     if "/" in name or name.startswith("."):
         raise UserError(f"--name {name}: give a single folder name, without / or leading dot")
     storage = args.storage.rstrip("/")
     return f"{storage if '://' in storage else Path(storage).expanduser().absolute()}/{name}"
 
 
-def absolute_data_path(config: RunConfig) -> dict[str, str]:
-    """An override that makes data.path absolute, so that it is the same in every process."""
-    path = config.data.path
-    if path is None or "://" in path:
-        return {}
-    return {"data.path": str(Path(path).expanduser().absolute())}
+def subject_of(config: RunConfig, preset: str) -> str:
+    """What people call a run of `preset`: its name, or the user's own data."""
+    from conr_ray.config import load_preset
+
+    own, usual = config.data, load_preset(preset).data
+    same = (own.source, own.name, own.classes) == (usual.source, usual.name, usual.classes)
+    return preset if same else own.title
+
+
+def _as_name(subject: str) -> str:
+    plain = unicodedata.normalize("NFKD", subject).encode("ascii", "ignore").decode()
+    return re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST_SUBJECT].strip("-.") or "data"
+
+
+def absolute_paths(config: RunConfig) -> dict[str, str]:
+    """Overrides that make paths absolute, so that they are the same in every process."""
+    paths = {"data.path": config.data.path, "model.init": config.model.init}
+    return {
+        field: str(Path(path).expanduser().absolute())
+        for field, path in paths.items()
+        if path is not None and "://" not in path
+    }
 
 
 @contextmanager

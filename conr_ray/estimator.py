@@ -24,6 +24,8 @@ from conr_ray.config import RunConfig
 from conr_ray.data.arrays import as_labels, as_table, data_set
 from conr_ray.data.inputs import inputs_from_state
 from conr_ray.data.store import DataSet, open_data
+from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
+from conr_ray.engine.initial_weights import check_initial_weights
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -51,7 +53,7 @@ from conr_ray.tracking.wandb_reach import reached_settings
 _CLUSTERER = "clusterer.json"
 _SAMPLES = "samples.parquet"
 # Beside the identity of the folder, whose name begins with a dot.
-_NOT_OF_THE_RESULT = ("run.lock", _SAMPLES)
+_NOT_OF_THE_RESULT = ("run.lock", _SAMPLES, f"{PLACE}/embeddings-")
 
 
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -183,14 +185,17 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             directory.write_bytes(name, content)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """The clusterer in the folder of a run or of `save`, local or s3://...."""
+    def load(cls, folder: str | Path, num_clusters: int | None = None) -> Self:
+        """The clusterer in the folder of a run or of `save`, local or s3://....
+
+        With `num_clusters`, its clusters are those that `conr_ray.recluster` has made.
+        """
         directory = RunDirectory(folder)
         known = directory.read_json(_CLUSTERER) or {}
         loaded = cls(preset=known.get("preset", "digits"))
         if known:
             loaded.set_params(**known["fields"])
-        loaded._finish(directory, known.get("brightest"))
+        loaded._finish(directory, known.get("brightest"), num_clusters)
         loaded.num_clusters = len(loaded.cluster_centers_)
         return loaded
 
@@ -253,6 +258,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         wandb = open_wandb(settings.for_run(name, group=None, run_uri=directory.uri), config)
         console = Console(quiet=not self.verbose, markup=False, highlight=False)
         threads = torch.get_num_threads()
+        if directory.newest_checkpoint() == (0, 0):
+            check_initial_weights(config, data.row_shape)
         with directory.held():
             try:
                 directory.claim(config, resume=True)
@@ -273,18 +280,24 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             self._finish(directory, brightest)
         self._examples = typical(data, self.labels_, self.boundary_ratios_)
 
-    def _finish(self, directory: RunDirectory, brightest: int | None) -> None:
-        """Take over the result of a run."""
+    def _finish(
+        self, directory: RunDirectory, brightest: int | None, num_clusters: int | None = None
+    ) -> None:
+        """Take over the result of a run, or `num_clusters` clusters that were made of it."""
         below = directory.parent.paths_below(directory.uri.rpartition("/")[2])
-        names = [n for n in below if not n.startswith(".") and n not in _NOT_OF_THE_RESULT]
+        names = [n for n in below if not n.startswith((".", *_NOT_OF_THE_RESULT))]
         found = {name: directory.read_bytes(name) for name in names}
         self._files = {name: content for name, content in found.items() if content is not None}
         self._brightest = brightest
         self._examples = {}
-        self._run = run = TrainedRun.load(directory)
+        self._reclustered = num_clusters
+        self._run = run = TrainedRun.load(directory, num_clusters=num_clusters)
         assert run.state.centers is not None
         self.cluster_centers_ = run.state.centers.numpy()
-        assigned = directory.read_table("assignments.parquet")
+        place: Folder = directory
+        if num_clusters is not None:
+            place = ClustersFolder.of(directory, num_clusters)
+        assigned = place.read_table("assignments.parquet")
         if assigned is None:
             raise UserError(f"{directory.uri}: the run has not ended: resume it")
         self.labels_ = assigned.column("cluster").to_numpy()
@@ -302,7 +315,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                 folder = Folder(path)
                 for name, content in self._files.items():
                     folder.write_bytes(name, content)
-                self._run = run = TrainedRun.load(path)
+                self._run = run = TrainedRun.load(path, num_clusters=self._reclustered)
         return run
 
     @property

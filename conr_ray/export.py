@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from conr_ray.command_line import Parser, make_console, run_command
+from conr_ray.command_line import Parser, add_clusters_option, make_console, run_command
 from conr_ray.errors import UserError
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     from conr_ray.searching.best_run import best_run
 
     run, chosen_by = best_run(args.best_of, args.study) if args.best_of else (args.run, ())
-    files = export(run, args.out, list(dict.fromkeys(args.format)), chosen_by)
+    files = export(run, args.out, list(dict.fromkeys(args.format)), chosen_by, args.clusters)
     console = make_console()
     for name, size in files.items():
         console.print(f"{name}: {size:,} bytes", soft_wrap=True)
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--study", metavar="URL", help="database of the search's study, if it is in one"
     )
+    add_clusters_option(parser)
     parser.add_argument(
         "--format",
         action="append",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     Parser,
     add_cluster_options,
+    add_clusters_option,
     cluster_options,
     folder_option,
     make_console,
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> None:
 
     with folder_option("--run" if args.run else "--best-of"):
         directory = _run(args)
-        placing = Placing(TrainedRun.load(directory, _device(args)), args.embeddings)
+        run = TrainedRun.load(directory, _device(args), args.clusters)
+        placing = Placing(run, args.embeddings)
     with _told_as_options(args):
         samples = _samples(args, placing)
         total = counted(samples, is_local="://" not in (args.images or ""))
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         "epochs": placing.run.state.epoch,
         "state": digest_of(directory, placing.run),
         "num_clusters": placing.run.num_clusters,
+        "reclustered": args.clusters is not None,
         "confident_ratio": placing.run.confident_ratio,
         "what": samples.what,
         "images": samples.place,
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     progress = PredictionProgress(total, console)
     try:
         with folder_option("--out"), signals_handled(), progress, _told_as_options(args):
-            placed = _placed(samples, placing, directory.uri, resources)
+            placed = _placed(samples, placing, directory.uri, args.clusters, resources)
             outcome = predict(samples, about, out, placed, progress, again=args.all)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -122,11 +125,11 @@ def _samples(args: argparse.Namespace, placing: Placing) -> NewSamples:
 
 
 def _data_of_preset(args: argparse.Namespace) -> DataConfig:
-    from conr_ray.command_line import absolute_data_path
+    from conr_ray.command_line import absolute_paths
     from conr_ray.config import load_preset, override, parse_overrides
 
     config = load_preset(args.dataset, parse_overrides(args.settings))
-    return override(config, absolute_data_path(config)).data
+    return override(config, absolute_paths(config)).data
 
 
 def _connected(args: argparse.Namespace) -> WorkerResources:
@@ -136,7 +139,11 @@ def _connected(args: argparse.Namespace) -> WorkerResources:
 
 
 def _placed(
-    samples: NewSamples, placing: Placing, run_uri: str, resources: WorkerResources | None
+    samples: NewSamples,
+    placing: Placing,
+    run_uri: str,
+    num_clusters: int | None,
+    resources: WorkerResources | None,
 ) -> Placed:
     if resources is None:
         import torch
@@ -152,6 +159,7 @@ def _placed(
         placed_on_ray,
         samples,
         run_uri=run_uri,
+        num_clusters=num_clusters,
         resources=resources,
         embeddings=placing.embeddings,
     )
@@ -199,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("--run", metavar="DIR", help="folder of a run, or s3://bucket/folder")
     run.add_argument("--best-of", metavar="DIR", help="folder of a search: its best trial")
+    add_clusters_option(parser)
     parser.add_argument("--study", metavar="URL", help="database of the study of --best-of")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

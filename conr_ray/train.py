@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
-    absolute_data_path,
+    absolute_paths,
     add_cluster_options,
     check_run,
     cluster_options,
@@ -20,6 +20,7 @@ from conr_ray.command_line import (
     resumable,
     run_command,
     sent_to_head,
+    subject_of,
     watch_limits,
     where_result_is,
     with_remedy,
@@ -61,10 +62,15 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.tracking.wandb_reach import reached_settings
 
     workers = 1 if args.local else args.workers
-    directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
+    directory = RunDirectory(directory_uri(args, _subject(args, config)))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
-    check_run(config, open_data(config.data), workers)
+    data = open_data(config.data)
+    check_run(config, data, workers)
+    if config.model.init is not None and directory.newest_checkpoint() == (0, 0):
+        from conr_ray.engine.initial_weights import check_initial_weights
+
+        check_initial_weights(config, data.row_shape)
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local cannot lock --trunks in a bucket: leave out --local")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
@@ -137,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         help="check that a run would work here (versions, storage, GPUs, network); train nothing",
     )
     parser.add_argument(
+        "--init",
+        metavar="SOURCE",
+        help="weights to start from: a run, or a file .safetensors, .pt or .pth; sets model.init",
+    )
+    parser.add_argument(
         "--trunks",
         metavar="DIR",
         help="folder of trunks, such as a search's, or s3://...: start from the instance stage "
@@ -188,6 +199,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
     from conr_ray.storage.files import Folder
 
     overrides = parse_overrides(args.settings)
+    if args.init is not None:
+        if "model.init" in overrides:
+            raise UserError("--init sets model.init: leave out --set model.init")
+        overrides["model.init"] = args.init
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:
@@ -200,7 +215,16 @@ def _config(args: argparse.Namespace) -> RunConfig:
             config = from_yaml(text, f"--config {args.config}", overrides)
         else:
             config = load_config(args.config, overrides)
-    return override(config, absolute_data_path(config))
+    return override(config, absolute_paths(config))
+
+
+def _subject(args: argparse.Namespace, config: RunConfig) -> str:
+    """What the run's folder is called by default."""
+    if args.preset:
+        return subject_of(config, args.preset)
+    # The names of files that runs and searches write tell nothing.
+    stem = Path(args.config).stem
+    return config.data.title if stem in ("config", "best") else stem
 
 
 def _print_result(directory: RunDirectory, console: Console) -> None:

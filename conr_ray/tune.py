@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
-    absolute_data_path,
+    absolute_paths,
     add_cluster_options,
     check_run,
     cluster_options,
@@ -19,6 +19,7 @@ from conr_ray.command_line import (
     resumable,
     run_command,
     sent_to_head,
+    subject_of,
     watch_limits,
     where_result_is,
 )
@@ -27,6 +28,7 @@ from conr_ray.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from conr_ray.config import RunConfig
     from conr_ray.engine.data_checks import Counted
     from conr_ray.engine.trunk_store import TrunkStore
     from conr_ray.searching.search_directory import SearchDirectory
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     if sent_to_head("conr_ray.tune", arguments, args):
         return
     space, num_trials = _space(args)
-    directory = _directory(args)
+    directory = _directory(args, space)
     if args.plan:
         _plan(args, space, num_trials, directory)
     else:
@@ -58,9 +60,9 @@ def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
 
     fixed = parse_overrides(args.settings)
     space = load_space(args.space, fixed, args.preset)
-    if "data.path" not in space.search:
-        fixed |= absolute_data_path(space.config())
-        space = load_space(args.space, fixed, args.preset)
+    paths = absolute_paths(space.config())
+    fixed |= {field: path for field, path in paths.items() if field not in space.search}
+    space = load_space(args.space, fixed, args.preset)
     num_trials = space.trials if args.trials is None else args.trials
     num_trials = min(num_trials, space.most_trials or num_trials)
     if space.exchanges:
@@ -76,11 +78,13 @@ def _space(args: argparse.Namespace) -> tuple[SearchSpace, int]:
     return space, num_trials
 
 
-def _directory(args: argparse.Namespace) -> SearchDirectory:
+def _directory(args: argparse.Namespace, space: SearchSpace) -> SearchDirectory:
     from conr_ray.searching.search_directory import SearchDirectory
     from conr_ray.storage.files import Folder
 
-    subject = "-".join([Path(args.space).stem, *([args.preset] if args.preset else [])])
+    subject, of = Path(args.space).stem, subject_of(space.config(), space.preset)
+    if args.preset or of != space.preset:
+        subject += f"-{of}"
     return SearchDirectory(Folder(directory_uri(args, subject)), args.study)
 
 
@@ -95,8 +99,25 @@ def _checked(
     from conr_ray.searching.known_data import with_metric
     from conr_ray.searching.space_file import check_points
 
-    check_run(space.config(), images, args.workers)
-    check_points(space, lambda config: check_run(config, images, args.workers))
+    started = set()
+
+    def check(config: RunConfig) -> None:
+        check_run(config, images, args.workers)
+        model = config.model
+        start = (model.init, model.backbone, model.stem, model.widths)
+        if model.init is not None and start not in started:
+            from conr_ray.engine.initial_weights import check_initial_weights
+
+            started.add(start)
+            if "://" not in model.init and not Path(model.init).is_absolute():
+                raise UserError(
+                    f"model.init={model.init}: trials have other working folders: give an "
+                    "absolute path"
+                )
+            check_initial_weights(config, images.row_shape)
+
+    check(space.config())
+    check_points(space, check)
     space = with_metric(space, images)
     directory.check(space, resume=args.resume)
     return space

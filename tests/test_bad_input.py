@@ -159,6 +159,9 @@ def space_file(folder: Path, tree: Any) -> list[str]:
             "data.path=/nowhere: cifar10 is missing (no data_batch_1); set data.download=true",
         ),
         ("--config /nowhere/config.yaml", "--config /nowhere/config.yaml: No such file or direc"),
+        ("--preset digits --init /no/w.pt", "model.init=/no/w.pt: there is no such file: give one"),
+        ("--preset digits --init /no", "model.init=/no: /no is not a run: give a run that this"),
+        ("--preset digits --init a --set model.init=b", "--init sets model.init: leave out --set"),
         ("--preset digits --resume", "--resume needs --name, the run or search to resume"),
         ("--preset digits --name a/b", "--name a/b: give a single folder name, without / or"),
         ("--preset digits --name ..", "--name ..: give a single folder name, without / or leadin"),
@@ -434,6 +437,18 @@ def test_a_storage_that_cannot_be_written_is_told(
         (
             {"preset": "digits", "search": {"optim.batch_size": {"choice": [128, 4096]}}},
             "the space has points that cannot run: optim.batch_size=4096 exceeds the 1797 images",
+        ),
+        (
+            {"preset": "digits", "search": {"model.init": {"choice": [None, "/no/w.pt"]}}},
+            "the space has points that cannot run: model.init=/no/w.pt: there is no such file",
+        ),
+        (
+            {"preset": "digits", "search": {"model.init": {"choice": [None, "w.pt"]}}},
+            "model.init=w.pt: trials have other working folders: give an absolute path",
+        ),
+        (
+            {"preset": "digits", "search": SEARCH, "fixed": {"model.init": "/no/w.pt"}},
+            "model.init=/no/w.pt: there is no such file",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+import conr_ray.recluster
 from conr_ray import Clusterer, TrainedRun, UserError
 from conr_ray.config import load_preset
 from conr_ray.data.store import open_data
@@ -120,6 +121,19 @@ def test_a_kept_folder_is_a_run_that_goes_on(digits: Any, tmp_path: Path) -> Non
     assert open_data(config.data).fingerprint == fingerprint
     with pytest.raises(UserError, match="choose another folder"):
         Clusterer(5, folder=folder, verbose=False, **SHORT).fit(images)
+
+
+def test_other_clusters_of_a_run_are_loaded(digits: Any, tmp_path: Path) -> None:
+    folder, images = str(tmp_path / "kept"), digits.images[:100]
+    own = Clusterer(folder=folder, verbose=False, **SHORT).fit(images)
+    with pytest.raises(UserError, match=r"recluster/4 holds no clusters"):
+        Clusterer.load(folder, num_clusters=4)
+    conr_ray.recluster.main(["--run", folder, "--clusters", "4"])
+    few = Clusterer.load(folder, num_clusters=4)
+    assert few.num_clusters == len(few.cluster_centers_) == 4 and set(few.labels_) == set(range(4))
+    for one in (few, pickle.loads(pickle.dumps(few))):
+        np.testing.assert_array_equal(one.predict(images), few.labels_)
+    np.testing.assert_array_equal(Clusterer.load(folder).labels_, own.labels_)
 
 
 def test_images_in_any_form_are_the_same_clusters(digits: Any, tmp_path: Path) -> None:

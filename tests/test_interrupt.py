@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conr_ray.command_line import directory_uri, make_parser
+from conr_ray.command_line import directory_uri, make_parser, subject_of
+from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_times
 from tests.waiting import HANG_S
@@ -140,6 +141,37 @@ def test_two_commands_that_begin_in_the_same_second_have_folders_of_their_own(
     uris = {directory_uri(args, "digits") for _ in range(20)}
     assert len(uris) == 20
     assert all(re.fullmatch(rf"{tmp_path}/digits-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", u) for u in uris)
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("Ferien Fotos (2024)", "Ferien-Fotos-2024"),
+        ("../a/b", "a-b"),
+        ("Übermäßig", "Ubermaig"),
+        ("照片", "data"),
+        ("\udc80\n-x", "x"),
+        ("a" * 300, "a" * 40),
+    ],
+)
+def test_a_folder_has_a_name_that_every_system_takes(title: str, name: str) -> None:
+    args = make_parser("train", "").parse_args(["--storage", "s3://bucket"])
+    assert re.fullmatch(
+        rf"s3://bucket/{name}-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", directory_uri(args, title)
+    )
+
+
+def test_a_run_of_own_data_is_called_after_them() -> None:
+    own = {"data.source": "folder", "data.path": "/home/me/My photos/"}
+    for preset, fields, subject in (
+        ("digits", {}, "digits"),
+        ("cifar20", {"data.path": "/data"}, "cifar20"),
+        ("imagenet10", {"data.path": "/data/train"}, "imagenet10"),
+        ("digits", own, "My photos"),
+        ("imagenet10", {**own, "data.classes": None}, "My photos"),
+        ("cifar10", {"data.source": "parquet", "data.path": "s3://b/x.parquet"}, "x"),
+    ):
+        assert subject_of(load_preset(preset, fields), preset) == subject
 
 
 def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:

@@ -151,6 +151,11 @@ class ModelConfig(Section):
         4096, description="hidden width of projector and predictor, except SimSiam's predictor"
     )
     embedding_dim: Count = Field(256, description="output width of projector and predictor")
+    init: str | None = Field(
+        None,
+        description="weights to start from: folder or URI of a run, or a file .safetensors, .pt or "
+        ".pth of its export or with torchvision's names; drawn by the seed if unset",
+    )
     norm_batch: Annotated[int, Field(ge=2)] | None = Field(
         None,
         description="rows whose statistics batch normalisation takes together; the global batch if "

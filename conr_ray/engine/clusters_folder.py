@@ -10,6 +10,8 @@ Shapes: c clusters, d width.
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -56,7 +58,10 @@ class ClustersFolder(Folder):
         Raises:
             UserError: there are none, or not of the networks after `epoch` epochs.
         """
+        run, _, number = self.uri.rpartition(f"/{PLACE}/")
         again = "make them with python -m conr_ray.recluster"
+        if run:
+            again += f" --run {shlex.quote(run)} --clusters {number}"
         table = self.read_table(_FILE)
         if table is None:
             raise UserError(f"{self.uri} holds no clusters: {again}")

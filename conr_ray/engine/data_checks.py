@@ -9,11 +9,15 @@ from conr_ray.errors import BadWorkers, UserError
 
 
 class Counted(Protocol):
-    """Data with known numbers of samples and classes."""
+    """Data with a known shape, and known numbers of samples and classes."""
 
     @property
     def num_rows(self) -> int:
         """Number of samples."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a sample, (c, h, w) or (d,)."""
 
     @property
     def num_classes(self) -> int | None:

@@ -25,7 +25,7 @@ from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import BACKBONES, Backbone
+from conr_ray.method.networks import BACKBONES, Backbone, Encoder, portable_names
 from conr_ray.method.stages.boundary import boundary_centers
 
 # Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
@@ -114,6 +114,15 @@ class TrainingState:
             sharded=config.bank.sharded,
         )
         return cls(framework, optimizer, bank)
+
+    @torch.no_grad()
+    def start_from(self, encoder: Mapping[str, Tensor]) -> None:
+        """Put weights, by `portable_names`, into all encoders, online and target."""
+        for module in self.framework.modules():
+            if isinstance(module, Encoder):
+                own = portable_names(module)
+                for name, tensor in encoder.items():
+                    own[name].copy_(tensor)
 
     def boundary_centers(self, kind: str) -> Tensor | None:
         """Centres of which boundary ratios are taken, (c, d); None before the first clustering."""

@@ -19,6 +19,7 @@ import torch
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
 from conr_ray.engine.checkpoints import described
+from conr_ray.engine.initial_weights import agreed_weights
 from conr_ray.engine.loop import record_failure, train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
@@ -59,7 +60,9 @@ def train_from_trunk(
     if not epoch or (span.until is not None and span.until <= epoch):
         return train(config, data, directory, observer, device, span)
     try:
-        origin = _provide(store, config, epoch, data, device)
+        weights = agreed_weights(config.model.init, device)
+        name = trunk_name(config, data.fingerprint, None if weights is None else weights.digest)
+        origin = _provide(store, name, config, epoch, data, device)
     except BaseException as error:
         record_failure(directory, error)
         observer.end(error)
@@ -70,19 +73,25 @@ def train_from_trunk(
             # An earlier attempt of the run trained a part of it.
             origin = replace(origin, built_epochs=origin.built_epochs + before.built_epochs)
         directory.write_text("origin.json", json.dumps(asdict(origin)) + "\n")
+        if weights is not None:
+            weights.record(directory)
     forked = replace(span, origin=(store.directory(origin.trunk), epoch))
     return train(config, data, directory, observer, device, forked)
 
 
 def _provide(
-    store: TrunkStore, config: RunConfig, epoch: int, data: DataSet, device: torch.device
+    store: TrunkStore,
+    name: str,
+    config: RunConfig,
+    epoch: int,
+    data: DataSet,
+    device: torch.device,
 ) -> Origin:
-    """Ensure that the trunk of `config` has an intact checkpoint after `epoch` epochs.
+    """Ensure that `config`'s trunk, called `name`, has an intact checkpoint after `epoch` epochs.
 
     The run that gets the lock trains what is missing; others wait for the checkpoint, or for the
     lock if its holder dies.
     """
-    name = trunk_name(config, data.fingerprint)
     trunk = store.directory(name)
     waited_s, note, built = 0.0, "", 0
     with store.locks(name) as lock:

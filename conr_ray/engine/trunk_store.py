@@ -24,11 +24,13 @@ from conr_ray.storage.locks import FileLocks, Locks
 RESULTS_VERSION = 2
 
 
-def trunk_name(config: RunConfig, fingerprint: str) -> str:
+def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) -> str:
     """A hash that only runs on equal samples with the same instance stage share.
 
-    Code enters by its versions only: a rewrite with the same results keeps its trunks.
+    Code enters by its versions only: a rewrite with the same results keeps its trunks. So do
+    initial weights, wherever they are: `weights` is their digest, if `model.init` is set.
     """
+    assert (weights is None) == (config.model.init is None)
     # Frameworks need torch.
     from conr_ray.method.frameworks import framework_class
 
@@ -36,8 +38,10 @@ def trunk_name(config: RunConfig, fingerprint: str) -> str:
     # Samples enter by their fingerprint.
     for section in ("data", "checkpoint", "tracking"):
         del tree[section]
+    del tree["model"]["init"]
     versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
-    text = json.dumps([tree, fingerprint, versions], sort_keys=True)
+    given = [] if weights is None else [weights]
+    text = json.dumps([tree, fingerprint, versions, *given], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from conr_ray import __version__
+from conr_ray.engine.clusters_folder import ClustersFolder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import Placement, TrainedRun
 from conr_ray.errors import UserError
@@ -33,22 +34,29 @@ _CHECKED_SAMPLES = 9
 
 
 def export(
-    run: str, out: str, formats: Sequence[str], chosen_by: Sequence[str] = ()
+    run: str,
+    out: str,
+    formats: Sequence[str],
+    chosen_by: Sequence[str] = (),
+    num_clusters: int | None = None,
 ) -> dict[str, int]:
     """Write the network of the run at `run` to `out`; returns the files and their sizes in bytes.
 
     An earlier export of the same run is replaced. `chosen_by` names the metrics in which the run
-    is the best of a search.
+    is the best of a search. With `num_clusters`, the clusters are those that `conr_ray.recluster`
+    has made in this number.
 
     Raises:
         UserError: a format is unknown or its library missing, there is no run with clusters at
-            `run`, or `out` holds something else.
+            `run`, no such clusters are made, or `out` holds something else.
         RunFailed: what was written does not give what the run gives.
     """
     check_formats(formats)
     directory, folder = RunDirectory(run), Folder(out)
     _check_free(folder, directory.uri)
-    trained = TrainedRun.load(directory)
+    own = trained = TrainedRun.load(directory)
+    if num_clusters is not None:
+        trained = own.with_clusters(ClustersFolder.of(directory, num_clusters))
     network = ClusteringNetwork.of(trained)
     samples = random_samples(trained, _CHECKED_SAMPLES)
     told = network(samples)
@@ -59,7 +67,7 @@ def export(
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in files.items()
     }
-    card = model_card(trained, config, formats, chosen_by)
+    card = model_card(own, config, formats, chosen_by)
     folder.write_text(_CONFIG, json.dumps(config, indent=1) + "\n")
     # What an earlier export has left may be of fewer epochs.
     for stale in {kind.file for kind in FORMATS.values()} - set(files):

@@ -5,7 +5,6 @@ The libraries of a format are imported when it is used.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from conr_ray.errors import RunFailed, UserError
 from conr_ray.exporting.network import OUTPUTS, ClusteringNetwork
-from conr_ray.method.networks import Encoder
+from conr_ray.method.networks import portable_names
 
 # Opsets before this one are not written by torch's exporter.
 OPSET = 18
@@ -88,20 +87,12 @@ def compare(what: str, told: Outputs, expected: Outputs, centers_kd: Any) -> Non
         )
 
 
-def portable_names(encoder: Encoder) -> dict[str, Tensor]:
-    """The encoder's weights; those of a ResNet's backbone have torchvision's names behind it."""
-    tensors = encoder.state_dict()
-    return {
-        re.sub(r"^backbone\.layers\.", "backbone.", name): tensor.contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
 def _as_safetensors(network: ClusteringNetwork, samples: Tensor) -> bytes:
     from safetensors.torch import save
 
     centers = {"centers": network.centers, "boundary_centers": network.boundary_centers}
-    content: bytes = save(portable_names(network.encoder) | centers)
+    tensors = portable_names(network.encoder) | centers
+    content: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     return content
 
 

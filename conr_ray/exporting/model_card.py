@@ -20,7 +20,10 @@ _USER_IN_URI = re.compile(r"(\w://)[^/@\s]+@")
 def model_card(
     run: TrainedRun, config: Mapping[str, Any], formats: Sequence[str], chosen_by: Sequence[str]
 ) -> str:
-    """Markdown; `config` is the export's config.json, `chosen_by` the metrics of its search."""
+    """Markdown of an export of `run`, whose clusters may be others than the run's own.
+
+    `config` is the export's config.json; `chosen_by` are the metrics of the run's search.
+    """
     kept = config["input"]
     shape = " x ".join(map(str, kept["shape"]))
     name, labels_n = data_name(run.config), run.state.pseudo_labels
@@ -34,7 +37,7 @@ def model_card(
         f"- Samples: {kept['dtype']} (n, {shape.replace(' x ', ', ')})"
         + (", channels first, values from 0 to 255" if kept["kind"] == "images" else ""),
         "## Metrics",
-        *_metrics(run, chosen_by),
+        *_metrics(run, config["num_clusters"], chosen_by),
         "## Training",
         f"- {config['epochs']} epochs, seed {run.config.seed}, {config['backbone']['name']}, "
         f"embeddings of {config['embedding_dim']} numbers",
@@ -65,7 +68,7 @@ def data_name(config: RunConfig) -> str:
     return printable(name or data.source)
 
 
-def _metrics(run: TrainedRun, chosen_by: Sequence[str]) -> list[str]:
+def _metrics(run: TrainedRun, num_clusters: int, chosen_by: Sequence[str]) -> list[str]:
     latest: dict[str, float] = {}
     for row in run.state.history:
         latest |= {name: float(v) for name, v in row.items() if isinstance(v, int | float)}
@@ -76,6 +79,8 @@ def _metrics(run: TrainedRun, chosen_by: Sequence[str]) -> list[str]:
         lines += [f"| {name} | {latest[name]:.4f} | {seen} | {m} |" for name, m in known.items()]
     table = ["| metric | value | labels | meaning |", "| --- | --- | --- | --- |", *lines]
     told = ["On the training data. Training uses no labels."]
+    if run.num_clusters != num_clusters:
+        told.append(f"The figures are of the run's own {run.num_clusters} clusters.")
     if not labelled:
         told.append("No figure here saw a label.")
     if chosen_by:

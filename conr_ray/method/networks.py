@@ -6,6 +6,7 @@ Shapes: b rows of a worker, d embedding width.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -130,6 +131,12 @@ class Encoder(nn.Module):
         """(b, channels, h, w) or (b, features) to (b, d)."""
         embeddings: Tensor = self.projector(self.backbone(inputs))
         return embeddings
+
+
+def portable_names(encoder: Encoder) -> dict[str, Tensor]:
+    """The encoder's state; that of a ResNet has torchvision's names behind `backbone.`."""
+    tensors = encoder.state_dict()
+    return {re.sub(r"^backbone\.layers\.", "backbone.", name): t for name, t in tensors.items()}
 
 
 def make_predictor(embedding_dim: int, hidden_dim: int) -> nn.Sequential:

@@ -28,9 +28,11 @@ _READING = 0.5
 class _Actor:
     """A run on a node, with the worker's cores and GPU."""
 
-    def __init__(self, uri: str, embeddings: bool, threads: int, on_gpu: bool) -> None:
+    def __init__(
+        self, uri: str, num_clusters: int | None, embeddings: bool, threads: int, on_gpu: bool
+    ) -> None:
         torch.set_num_threads(threads)
-        run = TrainedRun.load(uri, "cuda" if on_gpu else "cpu")
+        run = TrainedRun.load(uri, "cuda" if on_gpu else "cpu", num_clusters)
         self._placing = Placing(run, embeddings)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -41,13 +43,15 @@ def placed_on_ray(
     samples: NewSamples,
     pieces: Iterable[pa.Table],
     run_uri: str,
+    num_clusters: int | None,
     resources: WorkerResources,
     *,
     embeddings: bool,
 ) -> Iterator[pa.Table]:
     """The rows of the samples in `pieces`, batch by batch, in any order.
 
-    `resources.workers` actors place them.
+    `resources.workers` actors place them among the run's own clusters, or `num_clusters`
+    reclustered ones.
 
     Raises:
         RunFailed: a task failed, or its node too often.
@@ -74,7 +78,7 @@ def placed_on_ray(
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=resources.workers),
-        fn_constructor_args=(run_uri, embeddings, cpus, on_gpu),
+        fn_constructor_args=(run_uri, num_clusters, embeddings, cpus, on_gpu),
         num_cpus=cpus - _READING,
         **of_actor,
     )

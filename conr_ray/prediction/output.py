@@ -142,6 +142,12 @@ class PredictionDirectory:
                     f"--out {uri}: holds predictions of another {name} ({before.get(name)}): "
                     "choose another --out"
                 )
+        clusters = [_clusters_of(one) for one in (before, about)]
+        if clusters[0] != clusters[1]:
+            raise UserError(
+                f"--out {uri}: holds predictions among {clusters[0]}, not {clusters[1]}: choose "
+                "another --out"
+            )
         if before.get("state") != about["state"] and not again:
             raise UserError(
                 f"--out {uri}: holds predictions of this run after {before.get('epochs')} epochs: "
@@ -306,6 +312,13 @@ class Writer:
     def num_errors(self) -> int:
         """Samples that could not be read."""
         return sum(map(len, self.errors))
+
+
+def _clusters_of(about: Mapping[str, Any]) -> str:
+    """Which clusters a prediction is among, in words."""
+    if about.get("reclustered"):
+        return f"{about['num_clusters']} reclustered clusters (--clusters)"
+    return "the run's own clusters"
 
 
 def _part(number: int) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray.tune import Callback
@@ -12,8 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from conr_ray.engine.initial_weights import weights_digest
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
-from conr_ray.errors import last_line
+from conr_ray.errors import UserError, last_line
 from conr_ray.searching.space import SearchSpace
 from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT
 from conr_ray.searching.trial_attributes import FAILURE
@@ -39,6 +42,8 @@ class LiveDisplay(Callback):
         self._space = space
         self._trunks = trunks
         self._fingerprint = fingerprint
+        # Shown each second, and read once.
+        self._weights_digest = functools.cache(weights_digest)
         self._num_trials = num_trials
         self._console = console
         self._started = time.monotonic()
@@ -133,8 +138,11 @@ class LiveDisplay(Callback):
         for trial_id, state in list(self._states.items()):
             if self._trunks is not None and state == "running" and trial_id not in self._last:
                 config = self._space.config(self._given[trial_id][POINT])
-                name, epoch = trunk_name(config, self._fingerprint), self._trunks.fork_epoch(config)
-                wanted[name] = max(epoch, wanted.get(name, 0))
+                # Weights that are gone since are told by the trial.
+                with suppress(UserError):
+                    weights = self._weights_digest(config.model.init)
+                    name = trunk_name(config, self._fingerprint, weights)
+                    wanted[name] = max(self._trunks.fork_epoch(config), wanted.get(name, 0))
         return [
             f"trunk {name}: {trained} of {epochs} epochs"
             for name, epochs in wanted.items()

@@ -140,7 +140,10 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Kn
     # The names of trunks need torch.
     if images.fingerprint is None or store.is_empty():
         return text
-    name = trunk_name(space.config(), images.fingerprint)
+    from conr_ray.engine.initial_weights import weights_digest
+
+    config = space.config()
+    name = trunk_name(config, images.fingerprint, weights_digest(config.model.init))
     there = store.directory(name).checkpoint_epochs()
     return text + (f"; the first one exists up to epoch {there[-1]}" if there else "")
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+import conr_ray.recluster
 from conr_ray import TrainedRun
 from conr_ray.config import load_preset
 from conr_ray.data.store import open_data
@@ -126,6 +129,23 @@ def test_the_card_and_the_config_tell_what_the_run_is(
     card = (exported["simsiam"][2] / "README.md").read_text()
     assert "simsiam.parquet: 128 vectors of 12" in card
     assert "No figure here saw a label." in card and "| acc |" not in card
+
+
+def test_reclustered_clusters_are_exported_and_the_card_says_so(
+    exported: dict[str, tuple[TrainedRun, Any, Path]], tmp_path: Path
+) -> None:
+    run, samples, out = exported["byol"]
+    place = json.loads((out / "config.json").read_text())["run"]
+    conr_ray.recluster.main(["--run", place, "--clusters", "3"])
+    main(["--run", place, "--clusters", "3", "--format", "onnx", "--out", f"{tmp_path}/out"])
+    session = onnxruntime.InferenceSession(f"{tmp_path}/out/model.onnx")
+    (clusters,) = session.run(["cluster"], {"samples": samples})
+    told = pq.read_table(f"{place}/recluster/3/assignments.parquet").column("cluster")
+    assert (clusters == told.to_numpy()).mean() >= 0.999
+    card = (tmp_path / "out/README.md").read_text()
+    assert ": 3 clusters\n" in card and "128 images" in card
+    assert f"The figures are of the run's own {run.num_clusters} clusters." in card
+    assert "of the run's own" not in (out / "README.md").read_text()
 
 
 def test_an_export_goes_to_a_bucket_and_replaces_only_itself(

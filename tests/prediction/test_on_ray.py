@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import conr_ray.recluster
 from tests.prediction.conftest import digits, encoded, parquet, predict, rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,10 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
     images: list[bytes] = [encoded(pixels) for pixels in digits()]
     images[77] = b"no picture"
     file = parquet(tmp_path / "images.parquet", images)
-    words = ["--run", folder_run[0], "--images", file, "--out", str(tmp_path / "ray")]
+    run, clusters = f"{tmp_path}/run", ("--clusters", "4")
+    shutil.copytree(folder_run[0], run)
+    conr_ray.recluster.main(["--run", run, *clusters])
+    words = ["--run", run, "--images", file, "--out", str(tmp_path / "ray"), *clusters]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "conr_ray.predict", *words, "--workers", "2"],
@@ -46,7 +51,8 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
         f"{tmp_path}/ray/errors.parquet; the same command tries them again\n"
     )
     with pytest.raises(RuntimeError, match="1 of 120 images"):
-        predict(folder_run[0], file, tmp_path / "here")
+        predict(run, file, tmp_path / "here", *clusters)
+    assert {row["cluster"] for row in rows_of(tmp_path / "ray")} <= set(range(4))
     there, here = rows_of(tmp_path / "ray"), rows_of(tmp_path / "here")
     for name in ("row", "cluster"):
         assert [row[name] for row in there] == [row[name] for row in here]
@@ -54,5 +60,5 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
     assert errors == [{"row": 77, "reason": "unknown image format"}]
     # What is there is not done again.
     with pytest.raises(RuntimeError, match="1 of 120 images"):
-        predict(folder_run[0], file, tmp_path / "ray")
+        predict(run, file, tmp_path / "ray", *clusters)
     assert rows_of(tmp_path / "ray") == there

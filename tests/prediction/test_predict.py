@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import conr_ray.predict
+import conr_ray.recluster
 import conr_ray.report
 from conr_ray import TrainedRun
 from conr_ray.data.sources.encoded import conformed
@@ -253,6 +255,32 @@ def test_the_output_of_another_run_state_or_process_is_refused(
     assert about(out)["epochs"] == 4 and "first_part" not in about(out)
 
 
+def test_reclustered_clusters_are_applied_and_kept_apart(
+    folder_run: tuple[str, Path], tmp_path: Path
+) -> None:
+    run, images, out = f"{tmp_path}/run", str(folder_run[1]), tmp_path / "out"
+    shutil.copytree(folder_run[0], run)
+    remedy = f"make them with python -m conr_ray.recluster --run {run} --clusters 4"
+    with pytest.raises(UserError, match=re.escape(f"recluster/4 holds no clusters: {remedy}")):
+        predict(run, images, out, "--clusters", "4")
+    assert not out.exists()
+    conr_ray.recluster.main(["--run", run, "--clusters", "4"])
+    predict(run, images, out, "--clusters", "4")
+    told = pq.read_table(f"{run}/recluster/4/assignments.parquet").to_pylist()
+    found = {row["path"]: row["cluster"] for row in rows_of(out)}
+    assert found == {row["path"]: row["cluster"] for row in told}
+    assert set(found.values()) == set(range(4)) and about(out)["num_clusters"] == 4
+    for options, message in (
+        ((), "among 4 reclustered clusters (--clusters), not the run's own clusters: choose"),
+        (("--all",), "among 4 reclustered clusters (--clusters), not the run's own clusters"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            predict(run, images, out, *options)
+    predict(run, images, tmp_path / "own")
+    with pytest.raises(UserError, match=r"among the run's own clusters, not 4 reclustered"):
+        predict(run, images, tmp_path / "own", "--clusters", "4")
+
+
 def test_a_folder_of_parquet_files_is_read_and_broken_ones_are_told(
     folder_run: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -310,6 +338,8 @@ def test_a_bucket_is_read_and_written_and_what_is_denied_is_a_line(
         (["--images", "{file}", "--column", "x"], "--column x: .* has no such column; choose from"),
         (["--dataset", "digit"], "digits"),
         (["--images", "x", "--set", "data.limit=3"], "--set changes the data of --dataset"),
+        (["--images", "x", "--clusters", "1"], "--clusters: 1 is no number of clusters: give 2"),
+        (["--images", "x", "--clusters", "-3"], "--clusters: -3 is no number of clusters: give"),
         (["--images", "x", "--workers", "2"], "--local predicts without Ray: leave out --workers"),
     ],
 )

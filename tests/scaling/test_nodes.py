@@ -124,6 +124,28 @@ def test_workers_on_two_nodes_train_as_workers_of_one_machine_without_ray(
     assert len(found) == 4
 
 
+@pytest.mark.long
+def test_each_node_needs_the_initial_weights(nodes: Nodes, tmp_path: Path) -> None:
+    for num_cpus in (0, 1, 1):
+        nodes.add(num_cpus)
+    head, _, other = nodes.hosts
+    source = tmp_path / "old/checkpoints/epoch_000004/state.pt"
+    run_here(load_preset("digits", {**RUN, "seed": 1}), tmp_path / "old")
+    settings = {**RUN, "model.init": tmp_path / "old"}
+    done = head.run(nodes.train(tmp_path, "both", settings))
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Empty on one node.
+    assert other.run(f"mount --bind /dev/null {source}").returncode == 0
+    done = head.run(nodes.train(tmp_path, "one", settings))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: model.init={tmp_path}/old: ")
+    # What has a checkpoint needs them no more.
+    longer = f"{nodes.train(tmp_path, 'both', {**settings, 'schedule.epochs': 5})} --resume"
+    done = head.run(longer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(RunDirectory(tmp_path / "both").metric_rows()) == 5
+
+
 def test_a_run_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(0)
     first, _, _ = nodes.add(1), nodes.add(1), nodes.add(1)

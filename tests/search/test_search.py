@@ -20,7 +20,7 @@ import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
-from conr_ray.config import from_yaml, load_config
+from conr_ray.config import from_yaml, load_config, load_preset
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -154,6 +154,25 @@ def test_trials_that_share_a_trunk_are_those_that_do_not(tmp_path: Path) -> None
         else:
             assert cost.epochs == 12
     assert results[True] == results[False]
+
+
+@pytest.mark.long
+def test_trials_from_other_weights_have_other_trunks(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    run_here(load_preset("digits", {**TINY, "seed": 1}), old)
+    choice = {"choice": [None, str(old)]}
+    fields = {**K_FIELDS, "model.init": choice}
+    fixed = {**TINY, "schedule.group_start": 2}
+    file = space_file(tmp_path, search=fields, fixed=fixed, trials=6, first=[{"model.init": None}])
+    trials, _, directory = search(tmp_path, load_space(str(file)), 6, shared=True)
+    starts = {(t.point["model.init"], t.origin.trunk) for t in trials if t.origin is not None}
+    assert len(trials) == 6 and {init for init, _ in starts} == {None, str(old)}
+    assert len(starts) == len({trunk for _, trunk in starts}) == 2
+    for trial in trials:
+        record = Folder(f"{directory.uri}/trials/{trial.trial_id}").read_json(
+            "initial_weights.json"
+        )
+        assert (record or {}).get("source") == trial.point["model.init"]
 
 
 def test_early_stopping_is_told_pruned_and_keeps_the_best(tmp_path: Path) -> None:
