@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import conr_ray.tune
 from conr_ray.command_line import directory_uri, make_parser, subject_of
 from conr_ray.config import load_preset
 from conr_ray.engine.run_directory import RunDirectory
 from tests.tiny_runs import TINY, as_settings, run_here, tiny_config, without_times
 from tests.waiting import HANG_S
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +175,18 @@ def test_a_run_of_own_data_is_called_after_them() -> None:
         ("cifar10", {"data.source": "parquet", "data.path": "s3://b/x.parquet"}, "x"),
     ):
         assert subject_of(load_preset(preset, fields), preset) == subject
+
+
+def test_a_search_of_own_data_is_called_after_its_space_and_them(tmp_path: Path) -> None:
+    space = ["--space", str(ROOT / "search_spaces/digits.yaml"), "--storage", str(tmp_path)]
+    own = {"data.source": "folder", "data.path": "/home/me/My photos"}
+    for words, begin in (
+        (as_settings(own), "digits-My-photos-2"),
+        (["--preset", "cifar10_fast"], "digits-cifar10_fast-2"),
+        ([], "digits-2"),
+    ):
+        args = conr_ray.tune._parser().parse_args([*space, *words])
+        assert conr_ray.tune._directory(args, conr_ray.tune._space(args)[0]).name.startswith(begin)
 
 
 def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def model_card(
         "## Training",
         f"- {config['epochs']} epochs, seed {run.config.seed}, {config['backbone']['name']}, "
         f"embeddings of {config['embedding_dim']} numbers",
+        *_start(run.config),
         f"- Precision in training: {run.config.optim.precision}; exported in fp32",
         f"- conr_ray {config['conr_ray']}, torch {config['torch']}",
         "## Outputs",
@@ -58,6 +59,13 @@ def model_card(
         parts.append(f"`{FORMATS[name].file}`, in this folder:")
         parts.append(f"```python\n{snippet(name, dict(config))}```")
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts)) + "\n"
+
+
+def _start(config: RunConfig) -> list[str]:
+    """Whose weights the run started from, if any."""
+    if (source := config.model.init) is None:
+        return []
+    return [f"- Started from the weights of {printable(source.rstrip('/').rpartition('/')[2])}"]
 
 
 def data_name(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import torch
 
 import conr_ray.recluster
 from conr_ray import TrainedRun
-from conr_ray.config import load_preset
+from conr_ray.config import load_preset, override
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import RunFailed, UserError
@@ -126,6 +127,10 @@ def test_the_card_and_the_config_tell_what_the_run_is(
     assert "The run is a search's best trial in nmi, which used labels." in told
     told = model_card(run, config, ["onnx"], ("silhouette",))
     assert "in silhouette, which used no labels." in told
+    init = override(run.config, {"model.init": "s3://key:secret@bucket/w.pth"})
+    told = model_card(dataclasses.replace(run, config=init), config, ["onnx"], ())
+    assert "- Started from the weights of w.pth\n" in told and "secret" not in told
+    assert "Started" not in card
     card = (exported["simsiam"][2] / "README.md").read_text()
     assert "simsiam.parquet: 128 vectors of 12" in card
     assert "No figure here saw a label." in card and "| acc |" not in card

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import pytest
 from PIL import Image
 
 import conr_ray.predict
-import conr_ray.recluster
 import conr_ray.report
 from conr_ray import TrainedRun
 from conr_ray.data.sources.encoded import conformed
 from conr_ray.data.store import open_data
 from conr_ray.errors import RunFailed, UserError
+from tests.data.conftest import OfficialFiles
 from tests.prediction.conftest import (
     NUM_IMAGES,
     about,
@@ -131,6 +130,26 @@ def test_a_data_set_has_the_clusters_of_the_run(tmp_path: Path) -> None:
     # Fewer are others.
     with pytest.raises(UserError, match="predictions of another images"):
         conr_ray.predict.main([*arguments, "--set", "data.limit=100"])
+
+
+def test_a_data_set_in_torchvisions_own_files_has_the_clusters_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 1, 28, 28), np.uint8)
+    OfficialFiles(tmp_path, monkeypatch).mnist(
+        "FashionMNIST", pixels, [i % 10 for i in range(NUM_IMAGES)], test=30
+    )
+    of_torchvision = {"source": "torchvision", "name": "fashion_mnist", "download": True}
+    fields = {f"data__{name}": value for name, value in of_torchvision.items()}
+    run = train(tmp_path / "run", data__path=str(tmp_path), **fields)
+    words = ["--run", run, "--dataset", "fashion_mnist", "--set", f"data.path={tmp_path}"]
+    conr_ray.predict.main([*words, "--out", f"{tmp_path}/out", "--local"])
+    _same_as_the_run(run, tmp_path / "out", "row")
+    # The test split alone.
+    words += ["--set", "data.splits=[test]", "--out", f"{tmp_path}/test", "--local"]
+    conr_ray.predict.main(words)
+    told = [row["cluster"] for row in rows_of(tmp_path / "out")]
+    assert [row["cluster"] for row in rows_of(tmp_path / "test")] == told[-30:]
 
 
 def test_fashion_images_have_the_clusters_of_the_run(shared_data: Path, tmp_path: Path) -> None:
@@ -253,32 +272,6 @@ def test_the_output_of_another_run_state_or_process_is_refused(
     after = rows_of(out)
     assert [row["previous_cluster"] for row in after] == [row["cluster"] for row in before]
     assert about(out)["epochs"] == 4 and "first_part" not in about(out)
-
-
-def test_reclustered_clusters_are_applied_and_kept_apart(
-    folder_run: tuple[str, Path], tmp_path: Path
-) -> None:
-    run, images, out = f"{tmp_path}/run", str(folder_run[1]), tmp_path / "out"
-    shutil.copytree(folder_run[0], run)
-    remedy = f"make them with python -m conr_ray.recluster --run {run} --clusters 4"
-    with pytest.raises(UserError, match=re.escape(f"recluster/4 holds no clusters: {remedy}")):
-        predict(run, images, out, "--clusters", "4")
-    assert not out.exists()
-    conr_ray.recluster.main(["--run", run, "--clusters", "4"])
-    predict(run, images, out, "--clusters", "4")
-    told = pq.read_table(f"{run}/recluster/4/assignments.parquet").to_pylist()
-    found = {row["path"]: row["cluster"] for row in rows_of(out)}
-    assert found == {row["path"]: row["cluster"] for row in told}
-    assert set(found.values()) == set(range(4)) and about(out)["num_clusters"] == 4
-    for options, message in (
-        ((), "among 4 reclustered clusters (--clusters), not the run's own clusters: choose"),
-        (("--all",), "among 4 reclustered clusters (--clusters), not the run's own clusters"),
-    ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            predict(run, images, out, *options)
-    predict(run, images, tmp_path / "own")
-    with pytest.raises(UserError, match=r"among the run's own clusters, not 4 reclustered"):
-        predict(run, images, tmp_path / "own", "--clusters", "4")
 
 
 def test_a_folder_of_parquet_files_is_read_and_broken_ones_are_told(

@@ -26,7 +26,7 @@ SEEDS: dict[str, Any] = {"seed": {"choice": [0, 1, 2]}}
 
 
 def make_search(
-    folder: Path,
+    folder: Path | str,
     states: Sequence[str] = ("complete",) * 6,
     *,
     metric: str | list[str] = "nmi",
@@ -36,7 +36,10 @@ def make_search(
     start: int = 12,
     **changes: Any,
 ) -> SearchDirectory:
-    """A search with a trial for each state: complete, stopped, failed or running."""
+    """A search with a trial for each state: complete, stopped, failed or running.
+
+    `folder` may be a URI.
+    """
     tree = {
         "preset": "digits",
         "metric": metric,
@@ -61,7 +64,7 @@ def make_search(
         point = space(trial)
         name = f"{number:04d}-made"
         trial.set_user_attr(TRIAL_ID, name)
-        run = RunDirectory(folder / "trials" / name)
+        run = RunDirectory(f"{folder}/trials/{name}")
         config = space.config(point)
         run.write_text("config.yaml", config.to_yaml())
         begin = config.group_start_epoch

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from conr_ray.engine.initial_weights import weights_digest
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks, trunk_name
 from conr_ray.errors import UserError
 from conr_ray.scaling.actor_locks import ActorLocks
@@ -116,6 +118,22 @@ def test_of_a_store_that_searches_share_only_awaited_trunks_are_shown(display: A
     assert "another" not in shown(live)
     live.on_trial_result(1, [], trial, {"epochs": 21, "nmi": 0.5})
     assert "trunk" not in shown(live)
+
+
+def test_a_trunk_of_initial_weights_is_shown_while_they_are_there(
+    display: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.pt"
+    torch.save({"0.weight": torch.ones(2)}, file)
+    live, trunks, _ = display({"model.init": {"choice": [None, str(file), f"{file}2"]}})
+    point = {"model.init": str(file)}
+    config = live._space.config(point)
+    name = trunk_name(config, "images", weights_digest(str(file)))
+    trunks.directory(name).write_metrics([{"epoch": epoch} for epoch in range(5)])
+    started(live, "gone", {"model.init": f"{file}2"})
+    assert "trunk" not in shown(live)
+    started(live, "one", point)
+    assert f"trunk {name}: 5 of {config.group_start_epoch} epochs" in shown(live)
 
 
 def test_trials_without_a_group_stage_wait_for_no_trunk(display: Any) -> None:
