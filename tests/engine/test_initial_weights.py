@@ -307,6 +307,10 @@ def _start_together(config: RunConfig, folder: Path, places: list[Path]) -> Any:
         return str(error)
 
 
+def _fork_together(config: RunConfig, folder: Path) -> Any:
+    return without_times(fork(config, store_in(folder, 2), folder / "fork"))
+
+
 @pytest.mark.slow
 def test_two_workers_start_from_the_same_weights(old: Path, tmp_path: Path) -> None:
     config = tiny_config(model__init=str(old))
@@ -316,6 +320,8 @@ def test_two_workers_start_from_the_same_weights(old: Path, tmp_path: Path) -> N
     for row, other in zip(rows[0], alone, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
     assert (tmp_path / "pair/initial_weights.json").exists()
+    forked = run_workers(_fork_together, 2, config, tmp_path)
+    assert forked == rows and origin_of(tmp_path / "fork").built_epochs == 2
     # On another node there may be no such file, or another.
     places = [tmp_path / name for name in ("here", "there")]
     for place in places:
