@@ -107,10 +107,9 @@ def strays(attacked: Attacked, place: Place) -> list[str]:
     unfinished = [n for n in names if n.endswith(".part") or "/.room" in n or "/.seen" in n]
     temporary = [str(path) for path in (attacked.scratch / "tmp").glob("conr_ray*/scratch/*")]
     temporary += [str(path) for path in (attacked.scratch / "tmp").glob("conr_ray_*")]
-    # Those of Ray's dashboard are in temporary folders of Python's own, which die with a process.
-    sockets = [path for path in attacked.scratch.rglob("*") if path.is_socket()]
-    sockets = [path for path in sockets if not path.parent.name.startswith("pymp-")]
-    return [*unfinished, *temporary, *map(str, sockets)]
+    temporary += [str(path) for path in attacked.scratch.glob("conr_ray*/ray/temporary_*")]
+    sockets = [str(path) for path in attacked.scratch.rglob("*") if path.is_socket()]
+    return [*unfinished, *temporary, *sockets]
 
 
 def attack(seed: int, num_blows: int, scratch: Path) -> list[str]:
