@@ -119,7 +119,8 @@ class PowerLoss:
         not synced.
         """
         before = self._content()
-        place = self._folders.get(self._folder.parent.stat().st_ino, {})
+        parent = self._folder.parent
+        place = self._folders.get(parent.stat().st_ino, {}) if parent.exists() else {}
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._folder.name in place:
             self._rebuild(self._folder, place[self._folder.name])
