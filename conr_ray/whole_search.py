@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from conr_ray.engine.data_checks import Counted, check_data
@@ -66,14 +67,17 @@ class WholeSearch:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for setting, count, least in (
-            ("trials", self.num_trials, 2 if self.space.exchanges else 1),
-            ("max_concurrent", self.max_concurrent, 1),
-            ("max_retries", self.max_retries, 0),
-            ("hang_limit", self.hang_limit, 0),
+        for setting, count, least, kind in (
+            ("trials", self.trials, 2 if self.space.exchanges else 1, Integral),
+            ("workers", self.workers, 1, Integral),
+            ("max_concurrent", self.max_concurrent, 1, Integral),
+            ("max_retries", self.max_retries, 0, Integral),
+            ("hang_limit", self.hang_limit, 0, Real),
         ):
-            if count is not None and not count >= least:
-                raise BadSetting(f"{setting}={count}: give {least} or more")
+            if count is None or (isinstance(count, kind) and count >= least):
+                continue
+            whole = "a whole number, " if kind is Integral and not isinstance(count, kind) else ""
+            raise BadSetting(f"{setting}={count}: give {whole}{least} or more")
 
     @property
     def num_trials(self) -> int:
