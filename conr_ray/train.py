@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     absolute_data_path,
     add_cluster_options,
-    check_run,
     cluster_options,
     directory_uri,
     folder_option,
@@ -51,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.data.store import open_data
+    from conr_ray.engine.data_checks import check_data
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.scaling.actor_locks import ActorLocks
@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     directory = RunDirectory(directory_uri(args, args.preset or Path(args.config).stem))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
-    check_run(config, open_data(config.data), workers)
+    check_data(config, open_data(config.data), workers)
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local cannot lock --trunks in a bucket: leave out --local")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
