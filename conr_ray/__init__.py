@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from conr_ray.estimator import Clusterer
     from conr_ray.method.clustering.metrics import clustering_accuracy
     from conr_ray.method.neighbors.reranking import contextual_neighbors
+    from conr_ray.python_search import search
+    from conr_ray.search_result import SearchResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "Placement",
     "RunConfig",
     "RunDirectory",
+    "SearchResult",
     "TrainedRun",
     "UserError",
     "clustering_accuracy",
     "contextual_neighbors",
     "load_preset",
+    "search",
 ]
 
 _MODULES = {
@@ -35,11 +39,13 @@ _MODULES = {
     "Placement": "engine.trained_run",
     "RunConfig": "config",
     "RunDirectory": "engine.run_directory",
+    "SearchResult": "search_result",
     "TrainedRun": "engine.trained_run",
     "UserError": "errors",
     "clustering_accuracy": "method.clustering.metrics",
     "contextual_neighbors": "method.neighbors.reranking",
     "load_preset": "config",
+    "search": "python_search",
 }
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from rich.console import Console
 
 from conr_ray.engine.stopping import signals_handled, stop_request
 from conr_ray.errors import (
-    BadWorkers,
+    BadSetting,
     FolderTaken,
     NotShared,
     RunFailed,
@@ -40,7 +40,6 @@ from conr_ray.storage.private_folder import ensure_home, private_folder
 
 if TYPE_CHECKING:
     from conr_ray.config import RunConfig
-    from conr_ray.engine.data_checks import Counted
     from conr_ray.scaling.resources import ClusterOptions
     from conr_ray.scaling.watch import Limits
     from conr_ray.storage.files import Folder
@@ -72,7 +71,7 @@ def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--storage",
-        default=os.environ.get("CONR_RAY_STORAGE", "runs"),
+        default=default_storage(),
         metavar="DIR",
         help="folder for results, or s3://bucket/folder (default: $CONR_RAY_STORAGE, else runs)",
     )
@@ -172,29 +171,42 @@ def sent_to_head(module: str, arguments: Sequence[str], args: argparse.Namespace
     return True
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """Standard output; 160 columns wide if it is not a terminal. Nothing in a path is markup."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False, quiet=quiet)
     if not console.is_terminal:
         console.width = 160
     return console
 
 
 def directory_uri(args: argparse.Namespace, subject: str) -> str:
-    """The absolute folder given by --storage and --name; by default named after `subject`.
+    """The absolute folder given by --storage and --name; by default named after `subject`."""
+    if args.resume and not args.name:
+        raise UserError("--resume needs --name, the run or search to resume")
+    name = args.name or new_name(subject)
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--name {name}: give a single folder name, without / or leading dot")
+    return f"{absolute(args.storage).rstrip('/')}/{name}"
+
+
+def default_storage() -> str:
+    """The folder for results where none is given."""
+    return os.environ.get("CONR_RAY_STORAGE", "runs")
+
+
+def new_name(subject: str) -> str:
+    """A name for a run or search; of two that begin in the same second, each has its own.
 
     `subject` may be any text: only letters of ASCII, digits and a few marks are taken from it.
     """
-    if args.resume and not args.name:
-        raise UserError("--resume needs --name, the run or search to resume")
-    # Of two commands that begin in the same second, each has a folder of its own.
-    name = (
-        args.name or f"{_as_name(subject)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    )
-    if "/" in name or name.startswith("."):
-        raise UserError(f"--name {name}: give a single folder name, without / or leading dot")
-    storage = args.storage.rstrip("/")
-    return f"{storage if '://' in storage else Path(storage).expanduser().absolute()}/{name}"
+    plain = unicodedata.normalize("NFKD", subject).encode("ascii", "ignore").decode()
+    subject = re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST_SUBJECT].strip("-.") or "data"
+    return f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def absolute(folder: str) -> str:
+    """A folder's absolute path, the same in every process; URIs are so already."""
+    return folder if "://" in folder else str(Path(folder).expanduser().absolute())
 
 
 def subject_of(config: RunConfig, preset: str) -> str:
@@ -206,18 +218,16 @@ def subject_of(config: RunConfig, preset: str) -> str:
     return preset if same else own.title
 
 
-def _as_name(subject: str) -> str:
-    plain = unicodedata.normalize("NFKD", subject).encode("ascii", "ignore").decode()
-    return re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST_SUBJECT].strip("-.") or "data"
+def absolute_paths(config: RunConfig, searched: Collection[str] = ()) -> dict[str, str]:
+    """Overrides that make paths absolute, so that they are the same in every process.
 
-
-def absolute_paths(config: RunConfig) -> dict[str, str]:
-    """Overrides that make paths absolute, so that they are the same in every process."""
+    Fields that are `searched` stay.
+    """
     paths = {"data.path": config.data.path, "model.init": config.model.init}
     return {
-        field: str(Path(path).expanduser().absolute())
+        field: absolute(path)
         for field, path in paths.items()
-        if path is not None and "://" not in path
+        if path is not None and field not in searched
     }
 
 
@@ -246,31 +256,25 @@ def where_result_is(run: Folder) -> list[str]:
     return [*lines, f"new samples: {command} --images FOLDER_OR_PARQUET --out predictions"]
 
 
-def check_run(config: RunConfig, data: Counted, workers: int) -> None:
-    """Raise UserError if `config` cannot run on `data` with `workers`, the value of --workers."""
-    from conr_ray.engine.data_checks import check_data
-
-    try:
-        check_data(config, data, workers)
-    except BadWorkers as error:
-        raise UserError(f"--workers {error}") from None
-
-
 @contextmanager
 def folder_option(option: str) -> Iterator[None]:
     """Add `option`, which sets the folder, and the remedy to errors about that folder.
 
-    Also works as a decorator.
+    Errors about the value of another option name that one. Also works as a decorator.
     """
     try:
         yield
-    except (FolderTaken, StorageError) as error:
+    except (BadSetting, FolderTaken, StorageError) as error:
         raise with_remedy(error, option) from None
 
 
 def with_remedy(error: Exception, option: str) -> Exception:
     """An error about the folder set by `option`, with the remedy; other errors unchanged."""
+    if isinstance(error, StorageError) and error.setting is not None:
+        option = f"--{error.setting}"
     match error:
+        case BadSetting():
+            return UserError(error.as_option)
         case FolderTaken():
             resume = "add --resume, or " if error.same_run else ""
             return UserError(f"{error}: {resume}choose another --name")

@@ -1,8 +1,8 @@
 """Errors for users: every message is one line that names the cause and the remedy.
 
 Names of files and columns, and what libraries say of them, come from outside: the errors show them
-as `printable` does. If the remedy is a command-line option, the error has its own class, and the
-command adds the option to the message.
+as `printable` does. If the remedy is a setting, which a command and Python write in two ways, the
+error has its own class, and the command or function adds the setting to the message.
 """
 
 # Not printable for Python, but part of words and harmless: spaces of several widths, and joiners.
@@ -33,7 +33,13 @@ class UserError(ValueError):
 
 
 class StorageError(UserError):
-    """A folder or bucket that cannot be opened, read or written."""
+    """A folder or bucket that cannot be opened, read or written.
+
+    Attributes:
+        setting: name of the setting that gave the folder, if that is known.
+    """
+
+    setting: str | None = None
 
 
 class NotShared(StorageError):
@@ -52,8 +58,14 @@ class FolderTaken(UserError):
         self.same_run = same_run
 
 
-class BadWorkers(UserError):
-    """A number of workers that cannot share a batch; the message begins with the number."""
+class BadSetting(UserError):
+    """A value that a setting cannot have; the message begins with `setting=value`."""
+
+    @property
+    def as_option(self) -> str:
+        """The message with the setting as commands write it."""
+        setting, _, rest = str(self).partition("=")
+        return f"--{setting.replace('_', '-')} {rest}"
 
 
 class RunFailed(RuntimeError):

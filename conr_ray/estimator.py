@@ -20,7 +20,7 @@ from sklearn.base import (
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from conr_ray.config import RunConfig
+from conr_ray.config import RunConfig, override
 from conr_ray.data.arrays import as_labels, as_table, data_set
 from conr_ray.data.inputs import inputs_from_state
 from conr_ray.data.store import DataSet, open_data
@@ -41,7 +41,7 @@ from conr_ray.estimating.samples import (
     rows_in_files,
     source_of,
 )
-from conr_ray.estimating.settings import LEAST_ROWS, batch_fitted, config_for, field_of
+from conr_ray.estimating.settings import LEAST_ROWS, config_for, field_of, for_few
 from conr_ray.method.keyed_random import fold
 from conr_ray.scaling.resources import ClusterOptions, local_resources
 from conr_ray.storage.files import Folder
@@ -54,6 +54,22 @@ _CLUSTERER = "clusterer.json"
 _SAMPLES = "samples.parquet"
 # Beside the identity of the folder, whose name begins with a dot.
 _NOT_OF_THE_RESULT = ("run.lock", _SAMPLES, f"{PLACE}/embeddings-")
+
+
+def write_settings(
+    directory: Folder, preset: str, fields: Mapping[str, Any], brightest: int | None
+) -> None:
+    """Write what a run's own files do not tell a clusterer that is loaded from its folder.
+
+    Args:
+        directory: of the run.
+        preset: the preset that it began with.
+        fields: its other fields, by keyword.
+        brightest: value of the brightest pixel that its samples may have, 255 for bytes; None if
+            that is unknown.
+    """
+    known = {"preset": preset, "fields": dict(fields), "brightest": brightest}
+    directory.write_text(_CLUSTERER, json.dumps(known) + "\n")
 
 
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -127,7 +143,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         """Train on X; classes y, if given, only add metrics to `history_`."""
         fields = {field_of(keyword): value for keyword, value in self._fields.items()}
         config, data, brightest = self._prepared(X, y, fields)
-        config = batch_fitted(config, data.num_rows, fields)
+        config = override(config, for_few(config, data.num_rows, fields))
         if self.folder is None:
             with scratch_folder("clusterer") as folder:
                 self._train(config, data, RunDirectory(folder), brightest)
@@ -275,8 +291,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                     train(config, data, directory, Observers([wandb, progress]), device)
             finally:
                 torch.set_num_threads(threads)
-            known = {"preset": self.preset, "fields": self._fields, "brightest": brightest}
-            directory.write_text(_CLUSTERER, json.dumps(known) + "\n")
+            write_settings(directory, self.preset, self._fields, brightest)
             self._finish(directory, brightest)
         self._examples = typical(data, self.labels_, self.boundary_ratios_)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     absolute_paths,
     add_cluster_options,
-    check_run,
     cluster_options,
     directory_uri,
     folder_option,
@@ -52,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.data.store import open_data
+    from conr_ray.engine.data_checks import check_data
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.scaling.actor_locks import ActorLocks
@@ -66,7 +66,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
     data = open_data(config.data)
-    check_run(config, data, workers)
+    check_data(config, data, workers)
     if config.model.init is not None and directory.newest_checkpoint() == (0, 0):
         from conr_ray.engine.initial_weights import check_initial_weights
 

@@ -472,7 +472,7 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
             "--space {space} --trunks {space}",
             "--trunks: {space}: {space} is not a writable folder",
         ),
-        ("--space {space} --workers 0", "--workers 0 is not between 1 and 64, half of optim.batc"),
+        ("--space {space} --workers 0", "--workers 0: give 1 or more"),
         ("--space {space} --workers 65", "--workers 65 is not between 1 and 64, half of optim.ba"),
         ("--space {space} --resume", "--resume needs --name, the run or search to resume"),
         ("--space {space} --name a/b", "--name a/b: give a single folder name, without / or"),

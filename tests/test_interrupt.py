@@ -186,7 +186,7 @@ def test_a_search_of_own_data_is_called_after_its_space_and_them(tmp_path: Path)
         ([], "digits-2"),
     ):
         args = conr_ray.tune._parser().parse_args([*space, *words])
-        assert conr_ray.tune._directory(args, conr_ray.tune._space(args)[0]).name.startswith(begin)
+        assert conr_ray.tune._asked(args).directory.name.startswith(begin)
 
 
 def test_the_command_and_the_library_train_alike(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from conr_ray.config import RunConfig
-from conr_ray.errors import BadWorkers, UserError
+from conr_ray.errors import BadSetting, UserError
 
 
 class Counted(Protocol):
@@ -33,7 +33,7 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
 
     Raises:
         UserError: too few samples for the batch or the clusters, or no number of clusters.
-        BadWorkers: a worker would get fewer than 2 samples of a batch, or a part of a group that
+        BadSetting: a worker would get fewer than 2 samples of a batch, or a part of a group that
             is normalised together.
     """
     num_clusters = config.clustering.num_clusters or data.num_classes
@@ -51,15 +51,15 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
                 f"{data.what}"
             )
     if not 1 <= workers <= config.optim.batch_size // 2:
-        raise BadWorkers(
-            f"{workers} is not between 1 and {config.optim.batch_size // 2}, half of "
+        raise BadSetting(
+            f"workers={workers} is not between 1 and {config.optim.batch_size // 2}, half of "
             f"optim.batch_size: a worker needs 2 {data.what} of each batch"
         )
     rows = config.norm_rows
     if rows is not None and (groups := config.optim.batch_size // rows) % workers:
         *fewer, most = (str(count) for count in range(1, groups + 1) if groups % count == 0)
-        raise BadWorkers(
-            f"{workers} would split rows that model.norm_batch={rows} takes together: use "
+        raise BadSetting(
+            f"workers={workers} would split rows that model.norm_batch={rows} takes together: use "
             f"{', '.join(fewer)} or {most}, or leave model.norm_batch unset"
         )
     return num_clusters

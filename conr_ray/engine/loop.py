@@ -6,6 +6,7 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.stopping import stop_request
-from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
+from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, StorageError, UserError
 from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.phases import phase
@@ -73,11 +74,15 @@ def train(
 
 
 def record_failure(directory: RunDirectory, error: BaseException) -> None:
-    """Record why a run has ended, once, unless it is an error of the code."""
+    """Record why a run has ended, once, unless it is an error of the code.
+
+    Where the storage fails, the error itself is what tells it.
+    """
     if not isinstance(error, UserError | RunFailed | RunStopped):
         return
     if rank() == 0 or isinstance(error, OutOfMemory):
-        directory.record_failure(error)
+        with suppress(StorageError):
+            directory.record_failure(error)
 
 
 def _train(run: Run, observer: Observer) -> list[MetricRow]:

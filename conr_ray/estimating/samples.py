@@ -59,8 +59,8 @@ def image_rows(samples: Any, brightest: int | None) -> tuple[NDArray[np.uint8], 
     return as_images(images, brightest), brightest
 
 
-def finite(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Vectors (n, d) as float32.
+def finite(vectors: NDArray[Any], argument: str = "X") -> NDArray[np.float32]:
+    """Vectors (n, d), given as `argument`, as float32.
 
     Raises:
         UserError: one of them has NaN or inf, or a number beyond float32.
@@ -70,12 +70,12 @@ def finite(vectors: NDArray[Any]) -> NDArray[np.float32]:
     if not np.isfinite(rows).all():
         row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
         what = "NaN" if np.isnan(rows[row]).any() else "inf"
-        raise UserError(f"X: row {row} holds {what} as float32: leave it out or repair it")
+        raise UserError(f"{argument}: row {row} holds {what} as float32: leave it out or repair it")
     return rows
 
 
-def source_of(path: str) -> dict[str, Any]:
-    """The fields of `data` that read the folder or Parquet file `path`.
+def source_of(path: str, argument: str = "X") -> dict[str, Any]:
+    """The fields of `data` that read the folder or Parquet file `path`, given as `argument`.
 
     A Parquet file with a column of lists of floats called `embedding` holds vectors.
 
@@ -91,7 +91,9 @@ def source_of(path: str) -> dict[str, Any]:
         with location.filesystem.open_input_file(location.path) as file:
             names = pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"X={path}: {one_line(error)}: name a Parquet file or a folder") from None
+        raise UserError(
+            f"{argument}={path}: {one_line(error)}: name a Parquet file or a folder"
+        ) from None
     column = DataConfig.default_of("vector_column")
     source = "vectors" if column in names else "parquet"
     return {"data.source": source, "data.path": text}

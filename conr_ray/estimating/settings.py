@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from conr_ray.config import RunConfig, check_field, load_preset, override
+from conr_ray.config import RunConfig, check_field, load_preset
 from conr_ray.errors import UserError
 
 # Side of views and of stored images where the preset's is for the 8 pixels of digits.
@@ -34,7 +34,7 @@ def config_for(
     source: Mapping[str, Any],
     shape: tuple[int, ...] | None,
 ) -> RunConfig:
-    """The config of a run on these samples; `batch_fitted` completes it.
+    """The config of a run on these samples; `for_few` completes it.
 
     Args:
         preset: name of the preset to begin with.
@@ -50,12 +50,27 @@ def config_for(
         raise UserError("num_clusters=None: give the number of clusters, 2 or more")
     if "data.limit" in fields:
         raise UserError("data.limit: a clusterer is of all samples: give it fewer")
-    rules = {
-        **{"data.name": None, "data.download": False, "data.splits": None, "data.classes": None},
-        "clustering.num_clusters": num_clusters,
-        "tracking.wandb": "off",
-        **source,
+    own = {"clustering.num_clusters": num_clusters, "tracking.wandb": "off"}
+    return load_preset(preset, {**for_samples(preset, source, shape), **own, **fields})
+
+
+def for_samples(
+    preset: str, source: Mapping[str, Any], shape: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """The fields, dotted, in which a run on these samples differs from its preset.
+
+    The arguments are those of `config_for`.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    rules: dict[str, Any] = {
+        "data.name": None,
+        "data.download": False,
+        "data.splits": None,
+        "data.classes": None,
     }
+    rules |= source
     base = load_preset(preset)
     if source["data.source"] == "vectors":
         rules |= {"model.backbone": "mlp", "model.widths": (256, 256)}
@@ -65,26 +80,27 @@ def config_for(
         rules |= {"views.size": side, "data.stored_size": base.data.stored_size or side}
     elif preset == _DIGITS:
         rules |= {"views.size": min(*shape[1:], _SIDE)}
-    return load_preset(preset, {**rules, **fields})
+    return rules
 
 
-def batch_fitted(config: RunConfig, num_rows: int, fields: Mapping[str, Any]) -> RunConfig:
-    """`config` with a batch, and neighbourhoods, that few samples can fill.
+def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[str, int]:
+    """The fields of `config` that few samples need: a batch, and neighbourhoods, that they fill.
 
-    A batch is at most half of them, or all if they are fewer than 16; what the user set stays.
+    A batch is at most half of them, or all if they are fewer than 16; `fields` stay as they are.
 
     Raises:
         UserError: there are fewer than `LEAST_ROWS` samples.
     """
     if num_rows < LEAST_ROWS:
         raise UserError(f"{num_rows} samples: give {LEAST_ROWS} or more")
-    batch = min(config.optim.batch_size, max(num_rows // 2, min(num_rows, _LEAST_BATCH)))
-    batch = int(fields.get("optim.batch_size", batch))
-    near, pool = config.neighborhood, batch + config.bank.size
-    fitting: dict[str, Any] = {
+    batch, near = config.optim.batch_size, config.neighborhood
+    if "optim.batch_size" not in fields:
+        batch = min(batch, max(num_rows // 2, min(num_rows, _LEAST_BATCH)))
+    pool = batch + config.bank.size
+    fitting = {
         "optim.batch_size": batch,
         "neighborhood.k1": min(near.k1, pool),
         "neighborhood.k2": min(near.k2, pool),
         "neighborhood.k": min(near.k, pool),
     }
-    return override(config, {k: v for k, v in fitting.items() if k not in fields})
+    return {name: value for name, value in fitting.items() if name not in fields}

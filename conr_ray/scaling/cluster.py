@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ray.exceptions import AuthenticationError
 import conr_ray
 from conr_ray.errors import UserError, last_line
 from conr_ray.remedies import described
-from conr_ray.scaling.ray_sessions import tidy_sessions
+from conr_ray.scaling.ray_sessions import new_temporary_folder, tidy_sessions
 from conr_ray.scaling.resources import (
     ClusterOptions,
     Nodes,
@@ -126,7 +127,7 @@ def start(resources: WorkerResources, *, dashboard: bool) -> None:
     atexit.unregister(_end)
     atexit.register(_end, folder)
     try:
-        with _own_address():
+        with _environment_of_ray(new_temporary_folder(folder)):
             ray.init(
                 address="local",
                 num_cpus=local_cores(resources),
@@ -256,19 +257,28 @@ def _nodes(more_to_come: bool) -> Nodes:
 
 
 @contextmanager
-def _own_address() -> Iterator[None]:
-    """Tell all processes that Ray starts here which cluster they belong to.
+def _environment_of_ray(temporary: Path) -> Iterator[None]:
+    """Tell all processes that Ray starts here which cluster they belong to, and where to write.
 
     Ray Train queries the state of its actors from within them; with several clusters on a machine
-    it would not know which one to ask, and would not free the cores of dead trials.
+    it would not know which one to ask, and would not free the cores of dead trials. Temporary
+    files of processes that are killed stay, so that their folder is one that is tidied.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
-    names = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    names = {
+        "RAY_GCS_SERVER_PORT": port,
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "TMPDIR": str(temporary),
+    }
+    # Python looks for its folder once: this process keeps its own.
+    tempfile.gettempdir()
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(names)
     try:
         yield
     finally:
         for name in names:
             del os.environ[name]
+        os.environ.update(before)

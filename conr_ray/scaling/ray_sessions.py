@@ -1,4 +1,4 @@
-"""What Ray leaves of sessions that have ended: their sockets, and logs that nobody needs."""
+"""What Ray leaves of sessions that have ended: sockets, temporary files, logs that nobody needs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,54 @@ import ray
 _KEPT = 5
 
 
-def tidy_sessions(folder: Path) -> None:
-    """Delete the sockets of sessions in Ray's temporary folder that have ended, and old ones whole.
+def new_temporary_folder(folder: Path) -> Path:
+    """A folder in Ray's for the temporary files of all processes that this one has Ray start."""
+    temporary = folder / f"temporary_{os.getpid()}"
+    temporary.mkdir(parents=True, exist_ok=True)
+    return temporary
 
-    Ray itself never deletes any.
+
+def tidy_sessions(folder: Path) -> None:
+    """Delete sockets and temporary files of sessions in Ray's folder that have ended.
+
+    Of old ones everything is deleted. Ray itself never deletes any.
     """
-    sessions = [path for path in folder.glob("session_2*") if not path.is_symlink()]
-    ended = sorted(filter(_has_ended, sessions))
+    sessions = sorted(path for path in folder.glob("session_2*") if not path.is_symlink())
+    ended = [session for session in sessions if _has_ended(session)]
     for session in ended:
         shutil.rmtree(session / "sockets", ignore_errors=True)
+    at_work = {_driver(session) for session in sessions if session not in ended}
+    for temporary in folder.glob("temporary_*"):
+        driver = _driver(temporary)
+        if driver is not None and driver not in at_work and not _lives(driver):
+            shutil.rmtree(temporary, ignore_errors=True)
     for session in ended[:-_KEPT]:
         shutil.rmtree(session, ignore_errors=True)
 
 
 def _has_ended(session: Path) -> bool:
-    """Whether the session's driver, whose id ends its name, is gone, and nobody answers there."""
-    number = session.name.rpartition("_")[2]
-    if not number.isdecimal():
-        return False
-    if int(number) == os.getpid():
-        return not ray.is_initialized()
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(int(number), 0)
+    """Whether the session's driver is gone, and nobody answers there."""
+    driver = _driver(session)
+    if driver is None or _lives(driver):
         return False
     # Processes in another container have other ids.
-    return not any(map(_answers, (session / "sockets").glob("*")))
+    return driver == os.getpid() or not any(map(_answers, (session / "sockets").glob("*")))
+
+
+def _driver(path: Path) -> int | None:
+    """The id of a process that ends the name of a session or temporary folder."""
+    number = path.name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else None
+
+
+def _lives(driver: int) -> bool:
+    """Whether a driver lives; of this process, whether its Ray does."""
+    if driver == os.getpid():
+        return ray.is_initialized()
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(driver, 0)
+        return True
+    return False
 
 
 def _answers(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Read a search space from its YAML file and check it before anything runs.
+"""Read a search space, a YAML file or a mapping, and check it before anything runs.
 
 A choice or bound may be written `$preset`, the preset's value of the field, so that one file fits
 every preset.
@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from yaml.representer import RepresenterError
 
 from conr_ray.config import (
     RunConfig,
     as_scalar,
     check_field,
     check_value,
+    dump_yaml,
     from_scalar,
     get_field,
     load_preset,
+    parse_yaml,
     read_yaml,
 )
-from conr_ray.errors import UserError
+from conr_ray.errors import BadSetting, UserError
 from conr_ray.fields import short, shown
 from conr_ray.metric_names import (
     COST_METRICS,
@@ -45,37 +48,62 @@ _MOST_EXCHANGES = 10_000
 
 
 def load_space(
-    path: str | Path, fixed: Mapping[str, Any] | None = None, preset: str | None = None
+    space: str | Path | Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    defaults: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> SearchSpace:
-    """The search in the YAML file `path`, checked.
+    """A search space, checked.
 
     Args:
-        path: the file.
-        fixed: added to the file's fixed fields. For a searched field with `$preset`, the value
+        space: a YAML file, or a mapping of the same form.
+        fixed: added to the space's fixed fields. For a searched field with `$preset`, the value
             that replaces it.
-        preset: the preset to vary, instead of the file's.
+        preset: the preset to vary, instead of the space's.
+        defaults: for the name of the preset, fields that are fixed too, where the space neither
+            fixes nor searches them.
 
     Raises:
-        UserError: the file cannot be read, a field is unknown, both searched and fixed or has an
+        UserError: the space cannot be read, a field is unknown, both searched and fixed or has an
             empty range, or a point of the space is not a valid run.
     """
-    tree = read_yaml(path, "space", "see search_spaces/")
+    source = "space" if isinstance(space, Mapping) else f"space {space}"
+    tree = _read(space)
     if not isinstance(tree, Mapping):
-        raise UserError(f"space {path}: a space is a mapping with preset and search")
+        raise UserError(f"{source}: a space is a mapping with preset and search")
     tree = typed_space(tree)
-    own = tree.get("fixed") or {}
+    own, searched = tree.get("fixed") or {}, tree.get("search")
     if not isinstance(own, Mapping):
-        raise UserError(f"space {path}: fixed={shown(own)} is not a mapping of fields to values")
-    tree["fixed"] = {**own, **(fixed or {})}
+        raise UserError(f"{source}: fixed={shown(own)} is not a mapping of fields to values")
     if preset is not None:
         tree["preset"] = preset
+    below: Mapping[str, Any] = {}
+    if defaults is not None and isinstance(tree.get("preset"), str):
+        below = defaults(tree["preset"])
+    if isinstance(searched, Mapping):
+        below = {name: value for name, value in below.items() if name not in searched}
+    tree["fixed"] = {**below, **own, **(fixed or {})}
     tree = _with_preset_values(tree)
     try:
-        space = SearchSpace.model_validate(tree)
+        read = SearchSpace.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"space {path}: {_reason(error)}") from None
-    _check(space)
-    return space
+        raise UserError(f"{source}: {_reason(error)}") from None
+    _check(read)
+    return read
+
+
+def _read(space: str | Path | Mapping[str, Any]) -> Any:
+    """The tree of a space; that of a mapping is what a file of it would hold."""
+    if not isinstance(space, Mapping):
+        return read_yaml(space, "space", "see search_spaces/")
+    try:
+        return parse_yaml(dump_yaml(dict(space)), "space")
+    except RepresenterError as error:
+        _, value = error.args
+        raise UserError(
+            f"space: {shown(value)} is of type {type(value).__name__}: give numbers, words, lists "
+            "and dicts of Python"
+        ) from None
 
 
 def _reason(error: ValidationError) -> str:
@@ -293,6 +321,7 @@ def check_points(
 
     Raises:
         UserError: a point is not a valid run, or `check` raised it.
+        BadSetting: as `check` raises it, which is not the space's fault.
     """
     numbers = random.Random(0)
     shares: list[Callable[[], float]] = [lambda: 0.0, lambda: 1.0]
@@ -300,5 +329,7 @@ def check_points(
     for share in shares:
         try:
             check(space.config(space(ShareDrawer(share))))
+        except BadSetting:
+            raise
         except UserError as error:
             raise UserError(f"the space has points that cannot run: {error}") from None

@@ -19,6 +19,8 @@ from conr_ray.storage import disk
 
 # Tells a local folder from another one that is later found in its place.
 _IDENTITY = ".folder-id"
+# An object that is replaced while it is read is read again, so often.
+_MOST_READS = 20
 
 
 class Folder:
@@ -92,13 +94,22 @@ class Folder:
 
     def read_bytes(self, name: str) -> bytes | None:
         """The content of a file, or None if it does not exist."""
+        path = f"{self._root}/{name}"
         try:
-            with self._files.open_input_stream(f"{self._root}/{name}") as stream:
-                return bytes(stream.read())
+            for _ in range(_MOST_READS):
+                with self._files.open_input_stream(path) as stream:
+                    data, read = bytes(stream.read()), stream.metadata()
+                if self.is_local:
+                    return data
+                # Of an object that is replaced meanwhile, the length is the old one's.
+                with self._files.open_input_stream(path) as stream:
+                    if stream.metadata() == read:
+                        return data
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StorageError(f"{self.uri}/{name} cannot be read: {error}") from None
+        raise StorageError(f"{self.uri}/{name} cannot be read: it changes all the time")
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, or None if it does not exist.

@@ -84,7 +84,7 @@ class Bucket:
     def __init__(self, scratch: Path) -> None:
         self.folder: Path | None = None
         self._port = 0
-        self._start()
+        self.come_back()
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
             "AWS_ACCESS_KEY_ID": "testing",
@@ -100,17 +100,22 @@ class Bucket:
     def failures(self) -> list[Failure]:
         return [self.drop_bucket]
 
-    def _start(self) -> None:
+    def drop_bucket(self, numbers: random.Random) -> None:
+        """Refuse connections for a while."""
+        self.go_away()
+        time.sleep(numbers.uniform(*AWAY_S))
+        self.come_back()
+
+    def go_away(self) -> None:
+        """Refuse connections."""
+        self._server.stop()
+
+    def come_back(self) -> None:
+        """Take connections again, with all that was kept."""
         # What it keeps is kept by this process, also while it is away.
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
         self._server.start()
         self._port = self._server.get_host_and_port()[1]
-
-    def drop_bucket(self, numbers: random.Random) -> None:
-        """Refuse connections for a while."""
-        self._server.stop()
-        time.sleep(numbers.uniform(*AWAY_S))
-        self._start()
 
     def close(self) -> None:
         self._server.stop()

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.searching.search_directory import SearchDirectory
+from conr_ray.searching.trial_attributes import FAILURE
 from conr_ray.storage.files import Folder
 from tests.chaos.adversary import Adversary
 from tests.chaos.attacked import EPOCHS, FIXED, K1, POINTS, Attacked
@@ -78,7 +79,8 @@ def check(attacked: Attacked, place: Place, workers: int) -> None:
     directory = SearchDirectory(Folder(attacked.uri))
     study = directory.read_study()
     assert study is not None
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * len(POINTS)
+    states = [(t.state, t.user_attrs.get(FAILURE)) for t in study.trials]
+    assert states == [(TrialState.COMPLETE, None)] * len(POINTS)
     trials = rows_of(attacked.uri)
     assert sorted(t.user_attrs["trial_id"] for t in study.trials) == sorted(trials)
     assert dict(trials.values()) == undisturbed(workers)
@@ -107,10 +109,9 @@ def strays(attacked: Attacked, place: Place) -> list[str]:
     unfinished = [n for n in names if n.endswith(".part") or "/.room" in n or "/.seen" in n]
     temporary = [str(path) for path in (attacked.scratch / "tmp").glob("conr_ray*/scratch/*")]
     temporary += [str(path) for path in (attacked.scratch / "tmp").glob("conr_ray_*")]
-    # Those of Ray's dashboard are in temporary folders of Python's own, which die with a process.
-    sockets = [path for path in attacked.scratch.rglob("*") if path.is_socket()]
-    sockets = [path for path in sockets if not path.parent.name.startswith("pymp-")]
-    return [*unfinished, *temporary, *map(str, sockets)]
+    temporary += [str(path) for path in attacked.scratch.glob("conr_ray*/ray/temporary_*")]
+    sockets = [str(path) for path in attacked.scratch.rglob("*") if path.is_socket()]
+    return [*unfinished, *temporary, *sockets]
 
 
 def attack(seed: int, num_blows: int, scratch: Path) -> list[str]:
@@ -127,6 +128,7 @@ def attack(seed: int, num_blows: int, scratch: Path) -> list[str]:
     except BaseException as error:
         error.add_note(f"seed {seed}, {kind.__name__}, {workers} workers: {adversary.done}")
         error.add_note(f"commands ended: {attacked.ends}")
+        error.add_note("".join(path.read_text(errors="replace") for path in attacked.outputs))
         raise
     finally:
         attacked.lose_machine()

@@ -13,7 +13,7 @@ from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import StorageError
 from conr_ray.storage import disk
-from tests.storage.faulty import FAULTS, FaultyDisk, Killed, away, failing_by
+from tests.storage.faulty import FAULTS, FaultyDisk, Killed, PowerLoss, away, failing_by
 from tests.tiny_runs import run_here, tiny_config, without_times
 
 CONFIG = tiny_config(
@@ -61,7 +61,8 @@ def check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, rows, _ = undisturbed
-    faulty = FaultyDisk(fails_at, FAULTS[kind](folder))
+    fault = FAULTS[kind](folder)
+    faulty = FaultyDisk(fails_at, fault)
     with monkeypatch.context() as patch:
         patch.setattr(disk, "os", faulty)
         try:
@@ -74,6 +75,9 @@ def check(
         # Nothing was written in its place.
         assert not folder.exists(), fails_at
         away(folder).rename(folder)
+    if isinstance(fault, PowerLoss):
+        # Lost is at most what one change was about to do.
+        assert len(fault.restore()) <= 1, fails_at
     assert attempt(folder) == rows, fails_at
     assert files_of(folder) == files_of(whole), fails_at
     for name in ("assignments.parquet", "config.yaml"):

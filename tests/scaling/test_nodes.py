@@ -53,15 +53,15 @@ GROWS: dict[str, Any] = {
 
 
 class Nodes:
-    """A Ray cluster of hosts."""
+    """A Ray cluster of hosts, whose addresses end with numbers from `first` on."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+    def __init__(self, sandbox: Sandbox, first: int = 10) -> None:
+        self._sandbox, self._first = sandbox, first
         self.hosts: list[Host] = []
 
     def add(self, num_cpus: int, cluster_file: Path | None = None) -> Host:
         """A node with so many cores; the first one is the head, which can have a cluster file."""
-        number = len(self.hosts) + 10
+        number = len(self.hosts) + self._first
         variables = {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
@@ -91,6 +91,10 @@ class Nodes:
             "PYTHONPATH": str(ROOT),
         }
         return self._sandbox.add_host(["10.77.0.200"], "", variables)
+
+    def another(self) -> Nodes:
+        """A cluster beside this one, without nodes yet."""
+        return Nodes(self._sandbox, self._first + 40)
 
     def train(self, folder: Path, name: str, settings: dict[str, Any], workers: int = 2) -> str:
         """The command of a run that writes to `folder`/`name`."""
@@ -312,6 +316,36 @@ def test_a_search_loses_nothing_with_a_node(nodes: Nodes, tmp_path: Path) -> Non
     assert process.wait(timeout=HANG_S) == 0, (tmp_path / "tune.log").read_text()
     table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
     assert [row["state"] for row in table] == ["complete"] * 4
+    for folder in trials.glob("*"):
+        rows = RunDirectory(folder).metric_rows()
+        assert [row["epoch"] for row in rows] == list(range(30))
+
+
+@pytest.mark.long
+def test_a_search_whose_head_is_lost_goes_on_on_another_cluster(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    nodes.add(0)
+    nodes.add(1)
+    space = {"preset": "digits", "metric": "nmi", "trials": 2, "scheduler": None}
+    space |= {"fixed": {**RUN, "schedule.epochs": 30, "schedule.group_start": 15}}
+    space["search"] = {"neighborhood.k1": {"int": [5, 20]}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(space))
+    tune = f"python -m conr_ray.tune --address auto --space {tmp_path}/mine.yaml"
+    tune += f" --storage {tmp_path}/runs --name one"
+    nodes.hosts[0].start(tune, tmp_path / "tune.log")
+    trials = tmp_path / "runs" / "one" / "trials"
+
+    def trained() -> int:
+        return sum(len(RunDirectory(folder).metric_rows()) for folder in trials.glob("*"))
+
+    until(lambda: trained() > 10)
+    nodes.hosts[0].end()
+    successor = nodes.another().add(1)
+    done = successor.run(f"{tune} --resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pq.read_table(tmp_path / "runs" / "one" / "trials.parquet").to_pylist()
+    assert [row["state"] for row in table] == ["complete"] * 2
     for folder in trials.glob("*"):
         rows = RunDirectory(folder).metric_rows()
         assert [row["epoch"] for row in rows] == list(range(30))

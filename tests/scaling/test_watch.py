@@ -7,15 +7,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.method.place import UPLOAD, place
+from conr_ray.scaling.abandoned import free_abandoned
 from conr_ray.scaling.cluster import start
 from conr_ray.scaling.pulse import Beat
 from conr_ray.scaling.resources import WorkerResources
@@ -243,3 +246,24 @@ def test_a_look_does_not_wait(tmp_path: Path) -> None:
     for _ in range(100):
         watch.look()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_cores_that_a_dead_actor_has_taken_are_free_again() -> None:
+    class Controller:
+        def take(self, num_cores: int) -> None:
+            ray.get(placement_group([{"CPU": 1}] * num_cores).ready())
+
+    actor: Any = ray.remote(num_cpus=0)(Controller)
+    dead, alive = actor.remote(), actor.remote()
+    ray.get([dead.take.remote(1), alive.take.remote(1)])
+    own = placement_group([{"CPU": 1}])
+    assert free_abandoned() == 0
+    ray.kill(dead)
+    until(free_abandoned, pause_s=0.2)
+    # Who waits for the core gets it.
+    ray.get(own.ready())
+    assert free_abandoned() == 0
+    remove_placement_group(own)
+    ray.kill(alive)
+    until(free_abandoned, pause_s=0.2)

@@ -35,7 +35,7 @@ from conr_ray.storage.files import Folder
 from conr_ray.tracking.wandb_settings import WandbSettings
 from tests.reporting.made_searches import made_rows
 from tests.search.test_space import K1, space_of
-from tests.storage.faulty import FAULTS, FaultyDisk, Killed, away
+from tests.storage.faulty import FAULTS, FaultyDisk, Killed, PowerLoss, away
 
 EPOCHS_EACH, FAILING_K1 = 4, 9
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def _trained(runner: TrialRunner, given: dict[str, Any]) -> list[dict[str, Any]]
         directory.write_metrics(rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "os", os)
+        patch.setattr(disk, "os", getattr(disk.os, "healthy", os))
         disk.patiently(write, directory.uri, (StorageError,))
     return [] if k1 == FAILING_K1 else rows[leg["begin"] if leg else 0 :]
 
@@ -144,8 +144,9 @@ class Searches:
             assert not folder.exists(), "something was written in its place"
             away(folder).rename(folder)
 
+        fault = FAULTS[kind](folder)
         with pytest.MonkeyPatch.context() as patch:
-            faulty = FaultyDisk(fails_at, FAULTS[kind](folder), lasts)
+            faulty = FaultyDisk(fails_at, fault, lasts)
             patch.setattr(disk, "os", faulty)
             sleep = wait if kind == "gone" else lambda _: None
             patch.setattr(disk, "time", SimpleNamespace(sleep=sleep))
@@ -156,6 +157,9 @@ class Searches:
             assert faulty.count >= fails_at, (kind, fails_at)
         if away(folder).exists():
             wait(0.0)
+        if isinstance(fault, PowerLoss):
+            # Lost is at most what one change was about to do.
+            assert len(fault.restore()) <= 1, (kind, fails_at)
         attempt(folder, self.space)
         assert Outcome.of(folder) == self.undisturbed, (kind, fails_at)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,26 @@ class FaultyDisk:
             if self.dead:
                 raise Killed
             if self.count not in self._failing:
-                return real(*args, **options)
+                return self._watched(name, real(*args, **options), args)
             assert self._fault is not None
             if name == "write":
                 written = real(args[0], args[1][: len(args[1]) // 2])
                 self._fault(self)
                 return written
             self._fault(self)
-            return real(*args, **options)
+            return self._watched(name, real(*args, **options), args)
 
         return call
+
+    @property
+    def healthy(self) -> FaultyDisk:
+        """The same disk, for a process whose operations do not fail."""
+        return FaultyDisk(fault=self._fault)
+
+    def _watched(self, name: str, result: Any, args: tuple[Any, ...]) -> Any:
+        if isinstance(self._fault, PowerLoss):
+            self._fault.saw(name, result, args)
+        return result
 
 
 def failing_by(code: int) -> Callable[[FaultyDisk], None]:
@@ -68,6 +79,67 @@ def killed(disk: FaultyDisk) -> None:
     """The process is killed."""
     disk.dead = True
     raise Killed
+
+
+class PowerLoss:
+    """The machine loses power: of a folder, what was not synced is gone when it is back.
+
+    That is the most that a disk may lose. A file whose folder was synced, but not itself, is empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # By inode: content of files, and names and inodes in folders, when they were synced.
+        self._files: dict[int, bytes] = {}
+        self._folders: dict[int, dict[str, int]] = {}
+
+    def __call__(self, disk: FaultyDisk) -> None:
+        killed(disk)
+
+    def saw(self, name: str, result: Any, args: tuple[Any, ...]) -> None:
+        """Note what lasts after an operation that went well."""
+        # The inode of what is new may have been another file's.
+        if name == "open" and args[1] & os.O_CREAT and not os.fstat(result).st_size:
+            self._files[os.fstat(result).st_ino] = b""
+            self._folders.pop(os.fstat(result).st_ino, None)
+        elif name == "mkdir":
+            self._folders[Path(args[0]).stat().st_ino] = {}
+        elif name == "fsync":
+            path = Path(f"/proc/self/fd/{args[0]}").resolve()
+            number = path.stat().st_ino
+            if path.is_dir():
+                self._folders[number] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            else:
+                self._files[number] = path.read_bytes()
+
+    def restore(self) -> set[Path]:
+        """Have the folder be what lasted; the folders in it whose files are others than before.
+
+        Left out are files that were being written, and the journal's list of checksums, which is
+        not synced.
+        """
+        before = self._content()
+        parent = self._folder.parent
+        place = self._folders.get(parent.stat().st_ino, {}) if parent.exists() else {}
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.name in place:
+            self._rebuild(self._folder, place[self._folder.name])
+        changed = before.items() ^ self._content().items()
+        return {path.parent for path, _ in changed if not path.match("*.sums")}
+
+    def _content(self) -> dict[Path, bytes]:
+        paths = (path.relative_to(self._folder) for path in self._folder.rglob("*"))
+        whole = [path for path in paths if ".part" not in str(path)]
+        files = ((path, self._folder / path) for path in whole)
+        return {path: file.read_bytes() for path, file in files if file.is_file()}
+
+    def _rebuild(self, path: Path, number: int) -> None:
+        if number not in self._folders:
+            path.write_bytes(self._files.get(number, b""))
+            return
+        path.mkdir()
+        for name, inside in self._folders[number].items():
+            self._rebuild(path / name, inside)
 
 
 def written_in_part(_: FaultyDisk) -> None:
@@ -95,6 +167,7 @@ FAULTS: dict[str, Callable[[Path], Callable[[FaultyDisk], None]]] = {
     "error": lambda _: failing_by(errno.EIO),
     "read-only": lambda _: failing_by(errno.EROFS),
     "killed": lambda _: killed,
+    "power lost": PowerLoss,
     "gone": gone,
     "written in part": lambda _: written_in_part,
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -150,3 +153,29 @@ def test_a_folder_that_is_gone_or_replaced_is_not_written_to(tmp_path: Path) -> 
 def test_a_uri_that_names_no_storage_is_told() -> None:
     with pytest.raises(StorageError, match=r"^foo://bucket cannot be opened: "):
         Folder("foo://bucket")
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(
+    s3_bucket: str,
+) -> None:
+    folder, written = (
+        Folder(s3_bucket),
+        [letter * (500 * number) for number, letter in enumerate("abcdef", 1)],
+    )
+    folder.write_text("file", written[0])
+    done = threading.Event()
+
+    def write() -> None:
+        for text in itertools.cycle(written):
+            folder.write_text("file", text)
+            if done.wait(0.01):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            found = {folder.read_text("file") for _ in range(50)}
+        finally:
+            done.set()
+        writing.result()
+    assert len(found) > 1 and found <= set(written)
