@@ -1,0 +1,100 @@
+"""`Clusterer(workers=...)`: the command's figures, on a Ray of its own or of whoever calls it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+
+import conr_ray.train
+from conr_ray import Clusterer, UserError
+from conr_ray.engine.run_directory import RunDirectory
+from tests.tiny_runs import TINY, as_settings, without_times
+
+SMALL = {**TINY, "data.limit": None, "schedule.epochs": 2, "schedule.group_start": 1}
+FIELDS: dict[str, Any] = {
+    name.replace(".", "__"): value for name, value in SMALL.items() if value is not None
+}
+
+
+@pytest.fixture
+def rays_end() -> Iterator[None]:
+    """No process outlives the test, however it ends."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    ray.shutdown()
+    left = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive
+
+
+def _rows(history: Any) -> list[dict[str, Any]]:
+    found = [{k: v for k, v in row.items() if v == v} for row in history.to_dict("records")]
+    return without_times(found)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rays_end")
+def test_two_workers_give_the_figures_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    job = ray.get_runtime_context().get_job_id()
+    words = ["--preset", "digits", *as_settings({**SMALL, "data.limit": "null"})]
+    conr_ray.train.main([*words, "--workers", "2", "--storage", str(tmp_path), "--name", "command"])
+    digits = load_digits()
+    clusterer = Clusterer(workers=2, verbose=False, **FIELDS)
+    capsys.readouterr()
+    fitted = clone(clusterer).fit(digits.images, digits.target)
+    assert capsys.readouterr().out == ""
+    command = RunDirectory(tmp_path / "command")
+    assert _rows(fitted.history_) == without_times(command.metric_rows())
+    table = command.read_table("assignments.parquet")
+    assert table is not None
+    np.testing.assert_array_equal(fitted.labels_, table["cluster"].to_numpy())
+    np.testing.assert_array_equal(fitted.boundary_ratios_, table["boundary_ratio"].to_numpy())
+    np.testing.assert_array_equal(fitted.predict(digits.images), fitted.labels_)
+    # The Ray of the caller is as it was.
+    assert ray.is_initialized() and ray.get_runtime_context().get_job_id() == job
+    with pytest.raises(UserError, match=r"^workers=33 is not between 1 and 32"):
+        Clusterer(workers=33, verbose=False, **FIELDS).fit(digits.images)
+    with pytest.raises(UserError, match=r"^workers=3 needs 3 x \(1 CPU\)"):
+        Clusterer(workers=3, verbose=False, **FIELDS).fit(digits.images)
+    with pytest.raises(UserError, match="choose another folder"):
+        Clusterer(folder=command.uri, workers=2, verbose=False, **FIELDS).fit(digits.images)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("rays_end")
+def test_a_ray_of_its_own_ends_with_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = load_digits().images[:100]
+    clusterer = Clusterer(workers=1, folder=str(tmp_path / "kept"), **FIELDS)
+    copy = pickle.loads(pickle.dumps(clusterer))
+    assert copy.get_params() == clusterer.get_params() and copy.workers == 1
+    for epochs in (2, 3):
+        # A kept run goes on.
+        copy.set_params(schedule__epochs=epochs).fit(images)
+        assert not ray.is_initialized()
+        assert f"epoch {epochs}/{epochs}" in capsys.readouterr().out
+        assert len(copy.labels_) == 100 and len(copy.history_) == epochs
+
+
+def test_an_address_that_cannot_be_joined_is_a_line() -> None:
+    images = load_digits().images[:100]
+    with pytest.raises(UserError, match=r"^address=ray://.*: run it on one with address='auto'$"):
+        Clusterer(address="ray://127.0.0.1:9", verbose=False, **FIELDS).fit(images)
+    with pytest.raises(UserError, match=r"^address=127\.0\.0\.1:9: no Ray cluster there"):
+        Clusterer(2, workers=2, address="127.0.0.1:9", verbose=False, **FIELDS).fit(images)
+    assert not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
