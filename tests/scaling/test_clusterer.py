@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ import conr_ray.train
 from conr_ray import Clusterer, UserError
 from conr_ray.engine.run_directory import RunDirectory
 from tests.tiny_runs import TINY, as_settings, without_times
+from tests.waiting import HANG_S, until
 
 SMALL = {**TINY, "data.limit": None, "schedule.epochs": 2, "schedule.group_start": 1}
 FIELDS: dict[str, Any] = {
@@ -89,6 +94,38 @@ def test_a_ray_of_its_own_ends_with_the_fit(
         assert not ray.is_initialized()
         assert f"epoch {epochs}/{epochs}" in capsys.readouterr().out
         assert len(copy.labels_) == 100 and len(copy.history_) == epochs
+
+
+STOPPED = """
+import sys
+from sklearn.datasets import load_digits
+from conr_ray import Clusterer
+Clusterer(workers=1, folder=sys.argv[1], verbose=False, checkpoint__every=1000, **{fields}).fit(
+    load_digits().images[:100]
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_ctrl_c_ends_the_workers_and_the_next_fit_goes_on(tmp_path: Path) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != "checkpoint__every"}
+    fields["schedule__epochs"] = 300
+    run = RunDirectory(tmp_path / "kept")
+    script = STOPPED.format(fields=fields)
+    command = [sys.executable, "-c", script, run.uri]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(run.metric_rows()) > 3, pause_s=0.1)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=HANG_S)[1]
+    assert process.returncode != 0
+    assert re.search(r"KeyboardInterrupt: stopped in epoch \d+ after step \d+", told)
+    [(epoch, _)] = run.checkpoints()
+    assert 3 < epoch < 300
+    before = run.metric_rows()[:epoch]
+    subprocess.run(command, check=True, timeout=HANG_S)
+    assert len(rows := run.metric_rows()) == 300
+    assert rows[:epoch] == before
 
 
 def test_an_address_that_cannot_be_joined_is_a_line() -> None:
