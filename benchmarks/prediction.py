@@ -12,6 +12,7 @@ images: its weights do not matter for the rate.
 With --memory it tells the peak memory of the command, and of it with all processes that it starts,
 at --count images and at ten times as many, which are links to the same files, with a tiny network.
 Memory that processes share is counted once. With --ray one actor predicts, else the command itself.
+All is listed before the first part, so that --parts shortens this without leaving the list out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import io
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -179,14 +181,20 @@ def rates(run: TrainedRun, images: Path, count: int, rounds: int) -> None:
         print(f"| {name} | {count / time_s:,.0f} | {best / time_s:.2f} x | {share} |")
 
 
-def peak_bytes(command: list[str]) -> tuple[int, int]:
-    """The most memory of a command, and of it and its children together, sampled."""
+def peak_bytes(command: list[str], enough: Callable[[], bool]) -> tuple[int, int]:
+    """The most memory of a command, and of it and its children together, sampled.
+
+    It is interrupted once there is `enough`.
+    """
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **_PATH})
     alone, together, ended = 0, 0, threading.Event()
 
     def watch() -> None:
         nonlocal alone, together
         while not ended.wait(0.5):
+            if enough():
+                process.send_signal(signal.SIGINT)
+                return
             try:
                 family = [process, *process.children(recursive=True)]
                 each = [member.memory_full_info().pss for member in family]
@@ -199,7 +207,7 @@ def peak_bytes(command: list[str]) -> tuple[int, int]:
     status = process.wait()
     ended.set()
     watcher.join()
-    if status:
+    if status not in (0, 128 + signal.SIGINT):
         raise SystemExit(f"predict has ended with status {status}")
     return alone, together
 
@@ -207,7 +215,9 @@ def peak_bytes(command: list[str]) -> tuple[int, int]:
 _PATH = {"PYTHONPATH": str(ROOT)}
 
 
-def memory(run: str, images: Path, count: int, folder: Path, where: list[str]) -> None:
+def memory(
+    run: str, images: Path, count: int, folder: Path, where: list[str], parts: int | None
+) -> None:
     """Print the peak memory at `count` images and ten times as many."""
     many = folder / f"links-{count}"
     for copy in range(10):
@@ -221,8 +231,12 @@ def memory(run: str, images: Path, count: int, folder: Path, where: list[str]) -
     for number, place in ((count, images), (10 * count, many)):
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
+
+        def enough(out: Path = out) -> bool:
+            return parts is not None and len(list(out.rglob("part-*.parquet"))) >= parts
+
         words = ["--run", run, "--images", str(place), "--out", str(out), *where]
-        peaks = peak_bytes([sys.executable, "-m", "conr_ray.predict", *words])
+        peaks = peak_bytes([sys.executable, "-m", "conr_ray.predict", *words], enough)
         first = first or peaks
         cells = [
             f"{now / 2**20:,.0f} | {now / then:.2f} x"
@@ -240,6 +254,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch in each way")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of rates")
     parser.add_argument("--ray", action="store_true", help="with --memory: predict on Ray")
+    parser.add_argument(
+        "--parts", type=int, help="with --memory: stop after so many parts of 8,192 images"
+    )
     parser.add_argument("--folder", type=Path, help="for files (default: one that is removed)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -250,7 +267,7 @@ def main() -> None:
         run = make_run(args.data.absolute(), folder / f"run-{args.memory}", tiny=args.memory)
         if args.memory:
             where = ["--workers", "1"] if args.ray else ["--local"]
-            memory(run, images, args.count, folder, where)
+            memory(run, images, args.count, folder, where, args.parts)
         else:
             rates(TrainedRun.load(run), images, args.count, args.rounds)
 

@@ -15,7 +15,7 @@ from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import signals_handled
-from conr_ray.errors import BadWorkers, FolderTaken, NotShared, RunStopped, UserError
+from conr_ray.errors import BadWorkers, FolderTaken, NotShared, RunStopped, StorageError, UserError
 from conr_ray.scaling.resources import ClusterOptions, local_resources
 from conr_ray.tracking.progress import RunProgress
 from conr_ray.tracking.wandb_observer import open_wandb
@@ -105,6 +105,8 @@ class Workers:
             raise NotShared(
                 f"folder: {error}: give folder='s3://bucket/folder', or one that all nodes mount"
             ) from None
+        except StorageError as error:
+            raise StorageError(f"folder: {error}") from None
         except RunStopped as stop:
             raise KeyboardInterrupt(str(stop)) from None
         finally:

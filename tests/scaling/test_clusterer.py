@@ -22,6 +22,9 @@ from sklearn.datasets import load_digits
 import conr_ray.train
 from conr_ray import Clusterer, UserError
 from conr_ray.engine.run_directory import RunDirectory
+from tests.clusters import namespaces
+from tests.clusters.namespaces import Sandbox
+from tests.scaling.test_nodes import Nodes
 from tests.tiny_runs import TINY, as_settings, without_times
 from tests.waiting import HANG_S, until
 
@@ -126,6 +129,39 @@ def test_ctrl_c_ends_the_workers_and_the_next_fit_goes_on(tmp_path: Path) -> Non
     subprocess.run(command, check=True, timeout=HANG_S)
     assert len(rows := run.metric_rows()) == 300
     assert rows[:epoch] == before
+
+
+ON_A_CLUSTER = """
+import sys
+from sklearn.datasets import load_digits
+from conr_ray import Clusterer
+on_ray = {{"workers": 2, "address": "auto", "folder": sys.argv[1]}}
+labels = Clusterer(verbose=False, **on_ray, **{fields}).fit_predict(load_digits().images[:100])
+print(len(labels), "labels")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
+def test_on_a_cluster_its_nodes_train_and_must_see_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ON_A_CLUSTER.format(fields=FIELDS))
+    with Sandbox(tmp_path) as sandbox:
+        nodes = Nodes(sandbox)
+        head, *_ = [nodes.add(num_cpus) for num_cpus in (0, 1, 1)]
+        # Each host has a /dev/shm of its own.
+        refused = head.run(f"python {tmp_path}/script.py /dev/shm/kept")
+        assert refused.returncode == 1
+        assert re.search(
+            r"NotShared: folder: node 10\.77\.0\.1\d, 10\.77\.0\.1\d does not see /dev/shm/kept: "
+            r"give folder='s3://bucket/folder', or one that all nodes mount$",
+            refused.stderr.strip(),
+        )
+        done = head.run(f"python {tmp_path}/script.py {tmp_path}/kept")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.strip().endswith("100 labels")
+    run = RunDirectory(tmp_path / "kept")
+    assert len(run.metric_rows()) == 2 and run.read_table("samples.parquet") is not None
 
 
 def test_an_address_that_cannot_be_joined_is_a_line() -> None:
