@@ -1,7 +1,7 @@
 """The rate of `predict` beside a plain PyTorch loop with a DataLoader, and its memory.
 
     python benchmarks/prediction.py --data ../shared/data/fashion_mnist.parquet
-    python benchmarks/prediction.py --data ../shared/data/fashion_mnist.parquet --memory
+    python benchmarks/prediction.py --data ../shared/data/fashion_mnist.parquet --memory [--ray]
 
 Both ways read the same folder of PNG files (kept in --folder), decode them by PIL, embed them with
 the same network of the preset fashion_mnist in the same number of threads, and write a Parquet file
@@ -9,8 +9,10 @@ of clusters. Each round runs the network alone, the loop with each number of Dat
 predict, in turn; rates are medians. The network has been trained for one short epoch on 512
 images: its weights do not matter for the rate.
 
-With --memory it tells the peak memory of the command at --count images and at ten times as many,
-which are links to the same files, with a tiny network.
+With --memory it tells the peak memory of the command, and of it with all processes that it starts,
+at --count images and at ten times as many, which are links to the same files, with a tiny network.
+Memory that processes share is counted once. With --ray one actor predicts, else the command itself.
+All is listed before the first part, so that --parts shortens this without leaving the list out.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import io
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,11 +45,13 @@ from torch.utils.data import DataLoader, Dataset
 from conr_ray import TrainedRun
 from conr_ray.config import RunConfig, load_preset
 from conr_ray.data.inputs import inputs_from_state
+from conr_ray.data.sources.files import locate
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.prediction.here import placed_here
+from conr_ray.prediction.listing import Listing
 from conr_ray.prediction.placing import Placing
 from conr_ray.prediction.predict import predict
 from conr_ray.prediction.progress import PredictionProgress
@@ -117,7 +122,7 @@ def _train(config: RunConfig, folder: Path) -> None:
 def by_predict(run: TrainedRun, images: Path) -> None:
     """As the command does with --local."""
     placing = Placing(run)
-    samples = FolderImages(placing.form, str(images))
+    samples = FolderImages(placing.form, Listing(locate(str(images))))
     with tempfile.TemporaryDirectory() as out:
         progress = PredictionProgress(samples.count(), Console(file=io.StringIO()))
         about = {"run": "", "what": "folder", "images": "", "state": "", "embeddings": False}
@@ -176,34 +181,43 @@ def rates(run: TrainedRun, images: Path, count: int, rounds: int) -> None:
         print(f"| {name} | {count / time_s:,.0f} | {best / time_s:.2f} x | {share} |")
 
 
-def peak_bytes(command: list[str]) -> int:
-    """The most memory of a command and its children, sampled."""
+def peak_bytes(command: list[str], enough: Callable[[], bool]) -> tuple[int, int]:
+    """The most memory of a command, and of it and its children together, sampled.
+
+    It is interrupted once there is `enough`.
+    """
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **_PATH})
-    peak, ended = 0, threading.Event()
+    alone, together, ended = 0, 0, threading.Event()
 
     def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
+        nonlocal alone, together
+        while not ended.wait(0.5):
+            if enough():
+                process.send_signal(signal.SIGINT)
+                return
             try:
                 family = [process, *process.children(recursive=True)]
-                peak = max(peak, sum(member.memory_info().rss for member in family))
+                each = [member.memory_full_info().pss for member in family]
             except psutil.Error:
                 continue
+            alone, together = max(alone, each[0]), max(together, sum(each))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     status = process.wait()
     ended.set()
     watcher.join()
-    if status:
+    if status not in (0, 128 + signal.SIGINT):
         raise SystemExit(f"predict has ended with status {status}")
-    return peak
+    return alone, together
 
 
 _PATH = {"PYTHONPATH": str(ROOT)}
 
 
-def memory(run: str, images: Path, count: int, folder: Path) -> None:
+def memory(
+    run: str, images: Path, count: int, folder: Path, where: list[str], parts: int | None
+) -> None:
     """Print the peak memory at `count` images and ten times as many."""
     many = folder / f"links-{count}"
     for copy in range(10):
@@ -212,15 +226,23 @@ def memory(run: str, images: Path, count: int, folder: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():
                 os.link(path, link)
-    peaks = {}
-    print("| images | peak memory, MiB | |\n| --- | --- | --- |")
+    first: tuple[int, int] | None = None
+    print("| images | the command, MiB | | all processes, MiB | |\n| --- | --- | --- | --- | --- |")
     for number, place in ((count, images), (10 * count, many)):
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        words = ["--run", run, "--images", str(place), "--out", str(out), "--local"]
-        peaks[number] = peak_bytes([sys.executable, "-m", "conr_ray.predict", *words])
-        ratio = peaks[number] / peaks[count]
-        print(f"| {number:,} | {peaks[number] / 2**20:,.0f} | {ratio:.2f} x |", flush=True)
+
+        def enough(out: Path = out) -> bool:
+            return parts is not None and len(list(out.rglob("part-*.parquet"))) >= parts
+
+        words = ["--run", run, "--images", str(place), "--out", str(out), *where]
+        peaks = peak_bytes([sys.executable, "-m", "conr_ray.predict", *words], enough)
+        first = first or peaks
+        cells = [
+            f"{now / 2**20:,.0f} | {now / then:.2f} x"
+            for now, then in zip(peaks, first, strict=True)
+        ]
+        print(f"| {number:,} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -231,6 +253,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch in each way")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of rates")
+    parser.add_argument("--ray", action="store_true", help="with --memory: predict on Ray")
+    parser.add_argument(
+        "--parts", type=int, help="with --memory: stop after so many parts of 8,192 images"
+    )
     parser.add_argument("--folder", type=Path, help="for files (default: one that is removed)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -240,7 +266,8 @@ def main() -> None:
         make_images(args.data, images, args.count)
         run = make_run(args.data.absolute(), folder / f"run-{args.memory}", tiny=args.memory)
         if args.memory:
-            memory(run, images, args.count, folder)
+            where = ["--workers", "1"] if args.ray else ["--local"]
+            memory(run, images, args.count, folder, where, args.parts)
         else:
             rates(TrainedRun.load(run), images, args.count, args.rounds)
 

@@ -218,16 +218,16 @@ def subject_of(config: RunConfig, preset: str) -> str:
     return preset if same else own.title
 
 
-def absolute_paths(config: RunConfig, searched: Collection[str] = ()) -> dict[str, str]:
+def absolute_paths(config: RunConfig, apart: Collection[str] = ()) -> dict[str, str]:
     """Overrides that make paths absolute, so that they are the same in every process.
 
-    Fields that are `searched` stay.
+    The fields `apart` stay.
     """
     paths = {"data.path": config.data.path, "model.init": config.model.init}
     return {
         field: absolute(path)
         for field, path in paths.items()
-        if path is not None and field not in searched
+        if path is not None and field not in apart
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,18 +21,16 @@ from sklearn.base import (
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from conr_ray.command_line import absolute_paths
 from conr_ray.config import RunConfig, override
-from conr_ray.data.arrays import as_labels, as_table, data_set
+from conr_ray.data.arrays import as_labels, data_set
 from conr_ray.data.inputs import inputs_from_state
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
-from conr_ray.engine.initial_weights import check_initial_weights
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
-from conr_ray.engine.loop import train
-from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import Placement, TrainedRun
-from conr_ray.errors import FolderTaken, UserError
+from conr_ray.errors import UserError
 from conr_ray.estimating.pictures import Example, as_html, typical
 from conr_ray.estimating.samples import (
     finite,
@@ -42,18 +41,14 @@ from conr_ray.estimating.samples import (
     source_of,
 )
 from conr_ray.estimating.settings import LEAST_ROWS, config_for, field_of, for_few
+from conr_ray.estimating.training import SAMPLES, Workers
 from conr_ray.method.keyed_random import fold
-from conr_ray.scaling.resources import ClusterOptions, local_resources
 from conr_ray.storage.files import Folder
 from conr_ray.storage.scratch import scratch_folder
-from conr_ray.tracking.progress import RunProgress
-from conr_ray.tracking.wandb_observer import open_wandb
-from conr_ray.tracking.wandb_reach import reached_settings
 
 _CLUSTERER = "clusterer.json"
-_SAMPLES = "samples.parquet"
 # Beside the identity of the folder, whose name begins with a dot.
-_NOT_OF_THE_RESULT = ("run.lock", _SAMPLES, f"{PLACE}/embeddings-")
+_NOT_OF_THE_RESULT = ("run.lock", SAMPLES, f"{PLACE}/embeddings-")
 
 
 def write_settings(
@@ -85,6 +80,11 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         folder: where the run is kept, local or s3://...; commands can go on with it. By default
             the result is in memory alone. If it holds this run, fitting goes on with it.
         verbose: show a progress bar.
+        workers: train on so many workers of Ray, as `python -m conr_ray.train --workers` does; by
+            default this process trains, without Ray.
+        address: of the Ray cluster with the workers, `auto` on one of its nodes; `folder` is then
+            one that all nodes see. By default the Ray of this process, or one that `fit` starts on
+            this machine and ends.
         **fields: fields of the config, their dots written as two underscores:
             `schedule__epochs=100`.
 
@@ -110,6 +110,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         preset: str = "digits",
         folder: str | None = None,
         verbose: bool = True,
+        workers: int | None = None,
+        address: str | None = None,
         **fields: Any,
     ) -> None:
         """Keep the settings."""
@@ -117,6 +119,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self.preset = preset
         self.folder = folder
         self.verbose = verbose
+        self.workers = workers
+        self.address = address
         self._fields: dict[str, Any] = {}
         for keyword in fields:
             field_of(keyword)
@@ -142,13 +146,22 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train on X; classes y, if given, only add metrics to `history_`."""
         fields = {field_of(keyword): value for keyword, value in self._fields.items()}
-        config, data, brightest = self._prepared(X, y, fields)
-        config = override(config, for_few(config, data.num_rows, fields))
-        if self.folder is None:
-            with scratch_folder("clusterer") as folder:
-                self._train(config, data, RunDirectory(folder), brightest)
-        else:
-            self._train(config, data, RunDirectory(self.folder), brightest)
+        workers = Workers(self.workers, self.address)
+        place = scratch_folder("clusterer") if self.folder is None else nullcontext(self.folder)
+        with place as folder:
+            directory = RunDirectory(folder)
+            # Where other processes, workers or commands, find samples in memory.
+            shared = workers.on_ray or self.folder is not None
+            table = f"{directory.uri}/{SAMPLES}" if shared else SAMPLES
+            config, data, brightest = self._prepared(X, y, fields, table)
+            few = for_few(config, data.num_rows, fields)
+            config = override(config, {**few, **absolute_paths(config, ("data.path",))})
+            console = Console(quiet=not self.verbose, markup=False, highlight=False)
+            with directory.held():
+                workers.train(config, data, directory, console)
+                write_settings(directory, self.preset, self._fields, brightest)
+                self._finish(directory, brightest)
+        self._examples = typical(data, self.labels_, self.boundary_ratios_)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> npt.NDArray[np.int64]:
@@ -220,8 +233,12 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         X: Any,
         y: Any,
         fields: Mapping[str, Any],
+        table: str,
     ) -> tuple[RunConfig, DataSet, int]:
-        """The config that fits X, X itself, and its brightest possible pixel."""
+        """The config that fits X, X itself, and its brightest possible pixel.
+
+        `table` is the Parquet file of samples in memory.
+        """
         if is_path(X):
             if y is not None:
                 raise UserError("y: folders and files have their own labels: leave it out")
@@ -239,7 +256,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             raise UserError(f"y has {len(labels)} classes, X {len(rows)} samples: give one each")
         source = {
             "data.source": "vectors" if rows.ndim == 2 else "parquet",
-            "data.path": f"{RunDirectory(self.folder).uri}/{_SAMPLES}" if self.folder else _SAMPLES,
+            "data.path": table,
         }
         config = config_for(self.preset, self.num_clusters, fields, source, rows.shape[1:])
         return config, data_set(rows, labels, class_names), brightest
@@ -263,37 +280,6 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         if self._brightest is None and brightest != 255:
             raise UserError("X: the run does not tell how to scale its pixels: give uint8")
         return rows
-
-    def _train(
-        self, config: RunConfig, data: DataSet, directory: RunDirectory, brightest: int
-    ) -> None:
-        resources = local_resources(ClusterOptions(), 1)
-        device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
-        settings, _ = reached_settings(config.tracking, directory.uri, of_search=False)
-        name = directory.uri.rpartition("/")[2]
-        wandb = open_wandb(settings.for_run(name, group=None, run_uri=directory.uri), config)
-        console = Console(quiet=not self.verbose, markup=False, highlight=False)
-        threads = torch.get_num_threads()
-        if directory.newest_checkpoint() == (0, 0):
-            check_initial_weights(config, data.row_shape)
-        with directory.held():
-            try:
-                directory.claim(config, resume=True)
-            except FolderTaken as error:
-                raise UserError(f"folder: {error}: choose another folder") from None
-            if self.folder is not None and config.data.path == f"{directory.uri}/{_SAMPLES}":
-                directory.write_table(_SAMPLES, as_table(data))
-            directory.tidy()
-            done, _ = directory.newest_checkpoint()
-            torch.set_num_threads(resources.cpus_per_worker)
-            try:
-                with RunProgress(config.schedule.epochs, done, console) as progress:
-                    train(config, data, directory, Observers([wandb, progress]), device)
-            finally:
-                torch.set_num_threads(threads)
-            write_settings(directory, self.preset, self._fields, brightest)
-            self._finish(directory, brightest)
-        self._examples = typical(data, self.labels_, self.boundary_ratios_)
 
     def _finish(
         self, directory: RunDirectory, brightest: int | None, num_clusters: int | None = None

@@ -38,25 +38,28 @@ def main(arguments: Sequence[str]) -> None:
     if sent_to_head("conr_ray.predict", arguments, args):
         return
     from conr_ray.engine.trained_run import TrainedRun
+    from conr_ray.prediction.patience import patient
     from conr_ray.prediction.placing import Placing, digest_of
     from conr_ray.prediction.predict import counted, predict
     from conr_ray.prediction.progress import PredictionProgress
 
     with folder_option("--run" if args.run else "--best-of"):
         directory = _run(args)
-        run = TrainedRun.load(directory, _device(args), args.clusters)
+        load = patient(TrainedRun.load, directory.is_local)
+        run = load(directory, _device(args), args.clusters)
         placing = Placing(run, args.embeddings)
+        state = patient(digest_of, directory.is_local)(directory, run)
     with _told_as_options(args):
         samples = _samples(args, placing)
         total = counted(samples, is_local="://" not in (args.images or ""))
     about = {
         "format": 1,
         "run": directory.uri,
-        "epochs": placing.run.state.epoch,
-        "state": digest_of(directory, placing.run),
-        "num_clusters": placing.run.num_clusters,
+        "epochs": run.state.epoch,
+        "state": state,
+        "num_clusters": run.num_clusters,
         "reclustered": args.clusters is not None,
-        "confident_ratio": placing.run.confident_ratio,
+        "confident_ratio": run.confident_ratio,
         "what": samples.what,
         "images": samples.place,
         "embeddings": args.embeddings,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conr_ray.engine.data_checks import Counted, check_data
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks
 from conr_ray.errors import BadSetting, StorageError, UserError
 from conr_ray.searching.known_data import with_metric
@@ -158,6 +159,10 @@ class WholeSearch:
 
         space, directory = self.space, self.directory
         trunks = self.open_trunks(ActorLocks())
+        if trunks is not None and self.trunks is not None:
+            # Trials wait for storage that is away, and would for one that cannot be.
+            with self._about_trunks():
+                RunDirectory(trunks.uri).check_room()
         tracking = space.config().tracking
         wandb, note = reached_settings(tracking, directory.uri, of_search=True)
         # A core for each worker, so that as many trials as possible run side by side.

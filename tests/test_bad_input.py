@@ -468,6 +468,7 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
         ("--space {space} --gpus-per-worker -1", "gpus_per_worker=-1: give 0 or more"),
         ("--space {space} --study nonsense://x", "the study database cannot be read: "),
         ("--space {space} --trunks ftp://x/y", "--trunks: ftp://x/y cannot be opened: "),
+        ("--space {space} --trunks /proc/x", "--trunks: /proc"),
         (
             "--space {space} --trunks {space}",
             "--trunks: {space}: {space} is not a writable folder",

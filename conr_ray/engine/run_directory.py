@@ -225,7 +225,9 @@ class RunDirectory(CheckpointFolder):
 
 def _as_begun(config: RunConfig, old: RunConfig) -> RunConfig:
     """`config` with what may differ each time that the run is resumed, as it was in `old`."""
-    kept = {"data.path": old.data.path, "optim.compile": old.optim.compile}
+    kept: dict[str, Any] = {"optim.compile": old.optim.compile}
+    if config.data.source == old.data.source:
+        kept["data.path"] = old.data.path
     if config.optim.precision == "auto":
         kept["optim.precision"] = old.optim.precision
     return override(config, kept)

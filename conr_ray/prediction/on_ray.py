@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 from ray.exceptions import RayError
 
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import RunFailed, last_line
+from conr_ray.prediction.patience import patient
 from conr_ray.prediction.placing import Placing
 from conr_ray.prediction.samples import NewSamples
 from conr_ray.scaling.resources import WorkerResources
@@ -32,7 +34,8 @@ class _Actor:
         self, uri: str, num_clusters: int | None, embeddings: bool, threads: int, on_gpu: bool
     ) -> None:
         torch.set_num_threads(threads)
-        run = TrainedRun.load(uri, "cuda" if on_gpu else "cpu", num_clusters)
+        load = patient(TrainedRun.load, "://" not in uri)
+        run = load(uri, "cuda" if on_gpu else "cpu", num_clusters)
         self._placing = Placing(run, embeddings)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -56,8 +59,9 @@ def placed_on_ray(
     Raises:
         RunFailed: a task failed, or its node too often.
     """
-    listed = list(pieces)
-    if not listed:
+    # A piece is a block, and a block is a task. Ray's store holds them, this process none.
+    blocks: list[Any] = [ray.put(piece) for piece in pieces]
+    if not blocks:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -66,10 +70,7 @@ def placed_on_ray(
         logging.getLogger(name).setLevel(logging.ERROR)
     cpus, on_gpu = resources.cpus_per_worker, resources.gpus_per_worker > 0
     of_actor: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if on_gpu else {}
-    # A table is a block, and a block is a task.
-    blocks = ray.data.from_arrow(listed)
-    del listed
-    read = blocks.map_batches(
+    read = ray.data.from_arrow_refs(blocks).map_batches(
         samples.read, batch_size=None, batch_format="pyarrow", num_cpus=_READING
     )
     placed = read.map_batches(

@@ -3,17 +3,19 @@
 prediction.json                  of which run, in which state, of what
 predictions/part-NNNNNN.parquet  a row for each sample
 errors.parquet                   samples that could not be read, with the reason; absent if none
-prediction.lock                  held by the process that predicts
+prediction.lock                  held by the process that predicts, if the folder is local
 
 Parts are written once they are whole. A later row of a sample takes the place of an earlier one,
 which is removed at the end of the prediction; so that a prediction that was killed at any time goes
-on with the parts that are there.
+on with the parts that are there. In a bucket, which has no locks, prediction.json tells who
+predicts: of two processes the later one takes over, and the earlier one ends before its next part.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,8 +30,7 @@ from numpy.typing import NDArray
 
 from conr_ray.data.sources.base import Int64Array
 from conr_ray.errors import UserError
-from conr_ray.prediction.patience import patient
-from conr_ray.storage.files import Folder
+from conr_ray.prediction.patience import PatientFolder
 from conr_ray.storage.locks import FileLocks
 
 FORMAT = 1
@@ -91,12 +92,13 @@ def _versions(table: pa.Table) -> Int64Array:
 class PredictionDirectory:
     """The files of a prediction, local or in a bucket; `keys` tell a sample from all others."""
 
-    files: Folder
+    files: PatientFolder
     keys: tuple[str, ...]
+    _holder: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from predicting into it; in a bucket, nothing does.
+        """Keep other processes from predicting into it, if it is local.
 
         Raises:
             UserError: another process does.
@@ -108,10 +110,12 @@ class PredictionDirectory:
             self.files.remove_parts(deep=True)
             yield
 
-    def claim(self, about: Mapping[str, Any], *, again: bool) -> None:
+    def claim(self, about: Mapping[str, Any], *, again: bool) -> tuple[int, bool]:
         """Begin, go on with, or add to the prediction that `about` tells of.
 
-        With `again` all samples are to be predicted, until that has been done once.
+        With `again` all samples are to be predicted, until that has been done once. Returns the
+        number of the first part to write, and whether it was taken over from a process that was
+        killed, or is at work in a bucket and may write one more part.
 
         Raises:
             UserError: the folder holds another prediction.
@@ -125,9 +129,14 @@ class PredictionDirectory:
         first = int((before or {}).get("first_part", 0))
         same = ("state", "embeddings")
         going_on = first and all((before or {}).get(name) == about[name] for name in same)
+        taken_over = "holder" in (before or {})
+        # The other process would give that part the next number.
+        after = max(self.part_numbers(), default=0) + 1 + taken_over
         if again and before is not None and not going_on:
-            first = self.next_part()
-        self._write_json({**about, "complete": False, "first_part": first})
+            first = after
+        held = {"complete": False, "first_part": first, "holder": self._holder}
+        self._write_json({**about, **held})
+        return after, taken_over
 
     def _check(self, before: Mapping[str, Any], about: Mapping[str, Any], *, again: bool) -> None:
         uri = self.files.uri
@@ -164,24 +173,25 @@ class PredictionDirectory:
         return self.files.read_json(_JSON) or {}
 
     def _write_json(self, about: Mapping[str, Any]) -> None:
-        self._write(_JSON, json.dumps(about, indent=2).encode() + b"\n")
-
-    def _write(self, name: str, data: Any) -> None:
-        patient(self.files.write_bytes, self.files.is_local)(name, data)
+        self.files.write_text(_JSON, json.dumps(about, indent=2) + "\n")
 
     def _write_table(self, name: str, table: pa.Table) -> None:
+        self._check_held()
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        self._write(name, buffer.getbuffer())
+        self.files.write_bytes(name, buffer.getbuffer())
+
+    def _check_held(self) -> None:
+        """Raise UserError if another process has taken over."""
+        if not self.files.is_local and self._about().get("holder") != self._holder:
+            raise UserError(
+                f"--out {self.files.uri}: another process has taken over and predicts into it"
+            )
 
     def part_numbers(self) -> list[int]:
         """Numbers of the parts, ascending."""
         names = self.files.file_names(_PARTS)
         return [int(n[5:-8]) for n in names if n.startswith("part-") and n.endswith(".parquet")]
-
-    def next_part(self) -> int:
-        """The number of a part after all others; 1 is the first."""
-        return max(self.part_numbers(), default=0) + 1
 
     def write_part(self, number: int, rows: pa.Table) -> None:
         """Write a part."""
@@ -193,7 +203,7 @@ class PredictionDirectory:
         Raises:
             UserError: it is damaged.
         """
-        data = patient(self.files.read_bytes, self.files.is_local)(_part(number))
+        data = self.files.read_bytes(_part(number))
         try:
             file = pq.ParquetFile(pa.BufferReader(data or b""), page_checksum_verification=True)
             known = set(file.schema_arrow.names)
@@ -234,6 +244,7 @@ class PredictionDirectory:
 
     def tidy(self, *, has_older: bool) -> None:
         """Remove rows that later ones have replaced, and those before all was predicted again."""
+        self._check_held()
         first = int(self._about().get("first_part", 0))
         for number in self.part_numbers():
             if number < first:
@@ -258,8 +269,9 @@ class PredictionDirectory:
             self._write_table(_ERRORS, errors.sort_by(by_key))
         elif self.files.has(_ERRORS):
             self.files.delete_file(_ERRORS)
-        about = self._about()
-        about.pop("first_part", None)
+        self._check_held()
+        of_work = ("first_part", "holder")
+        about = {name: value for name, value in self._about().items() if name not in of_work}
         self._write_json({**about, "complete": True})
 
     def rows(self) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ from conr_ray.data.sources.folder import as_text
 from conr_ray.data.sources.parquet import ParquetSource
 from conr_ray.data.sources.vectors import VectorsSource, vectors_in
 from conr_ray.errors import UserError, one_line
+from conr_ray.prediction.listing import Listing, is_parquet
 from conr_ray.prediction.patience import WAITS_S, is_final, patient
 from conr_ray.prediction.samples import Kind, NewSamples, SampleForm
 
@@ -24,12 +25,22 @@ from conr_ray.prediction.samples import Kind, NewSamples, SampleForm
 class ParquetRows(NewSamples):
     """The rows of a Parquet file, or of all those below a folder."""
 
-    def __init__(self, form: SampleForm, text: str, column: str) -> None:
-        """Those of the file, folder or URI `text`; `column` holds the samples."""
+    def __init__(
+        self, form: SampleForm, text: str, column: str, listing: Listing | None = None
+    ) -> None:
+        """Those of the file `text`, or of the files of a folder's `listing`.
+
+        `column` holds the samples.
+        """
         super().__init__(form)
         self._location, self._column_name = locate(text), column
-        self._is_file = not is_folder(text)
+        self._is_file, self._listing = listing is None, listing
+        self._sizes: dict[FoundFile, list[int]] = {}
         self.keys = ("row",) if self._is_file else ("file", "row")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is read of a piece needs no sizes of all files."""
+        return {**self.__dict__, "_sizes": {}}
 
     @property
     def what(self) -> str:
@@ -50,16 +61,23 @@ class ParquetRows(NewSamples):
         return count
 
     def _files(self) -> Iterator[FoundFile]:
-        if self._is_file:
-            info = self._location.filesystem.get_file_info(self._location.path)
+        if self._listing is None:
+            ask = patient(self._location.filesystem.get_file_info, self._location.is_local)
+            info = ask(self._location.path)
             yield FoundFile("", info.size or 0, info.mtime_ns or 0)
             return
-        found = (file for file in self._location.files_below([""]) if is_parquet(file.name))
+        found = (file for file in self._listing if is_parquet(file.name))
         yield from sorted(found, key=lambda file: file.name)
+
+    def _group_sizes(self, file: FoundFile) -> list[int]:
+        """Rows of each row group; of a file that has been opened before, what it had then."""
+        if (sizes := self._sizes.get(file)) is None:
+            sizes = self._sizes[file] = list(self._source(file).group_sizes())
+        return sizes
 
     def _num_rows(self, file: FoundFile) -> int:
         try:
-            return sum(self._source(file).group_sizes())
+            return sum(self._group_sizes(file))
         except UserError:
             if self._is_file:
                 raise
@@ -75,7 +93,7 @@ class ParquetRows(NewSamples):
         """A piece for each row group; one without a row for a file that cannot be opened."""
         for file in self._files():
             try:
-                sizes = self._source(file).group_sizes()
+                sizes = self._group_sizes(file)
             except UserError:
                 yield self._piece(file, pa.array([None], pa.int64()))
                 continue
@@ -165,11 +183,6 @@ def _opened(uri: str, kind: Kind, column: str, version: FoundFile) -> ParquetSou
         source = VectorsSource(DataConfig(source="vectors", path=uri, vector_column=column))
     source.check_column()
     return source
-
-
-def is_parquet(name: str) -> bool:
-    """Whether a file is Parquet by its ending."""
-    return name.endswith((".parquet", ".pq"))
 
 
 def is_folder(text: str) -> bool:

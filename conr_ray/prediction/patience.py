@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from conr_ray.errors import StorageError
+from conr_ray.storage.files import Folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,3 +44,30 @@ def patient(call: Callable[P, T], is_local: bool) -> Callable[P, T]:
         return call(*args, **kwargs)
 
     return repeated
+
+
+class PatientFolder(Folder):
+    """A folder whose store is asked again while it does not answer."""
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """As `Folder` does."""
+        return patient(super().read_bytes, self.is_local)(name)
+
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
+        """As `Folder` does."""
+        patient(super().write_bytes, self.is_local)(name, data)
+
+    def delete_file(self, name: str) -> None:
+        """As `Folder` does; a first attempt without an answer may have deleted it."""
+        delete, tried = super().delete_file, False
+
+        def gone() -> None:
+            nonlocal tried
+            if not tried or self.has(name):
+                tried = True
+                delete(name)
+
+        patient(gone, self.is_local)()
+
+    def _asked(self, what: Any) -> Any:
+        return patient(super()._asked, self.is_local)(what)

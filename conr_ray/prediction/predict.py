@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conr_ray.prediction.output import PredictionDirectory, Writer
-from conr_ray.prediction.patience import patient
+from conr_ray.prediction.patience import PatientFolder, patient
 from conr_ray.prediction.progress import PredictionProgress
 from conr_ray.prediction.samples import NewSamples
-from conr_ray.storage.files import Folder
 
 _PART_ROWS = 8192
 # A slow prediction loses no more than this when it is killed.
@@ -62,11 +61,11 @@ def predict(
     Raises:
         UserError: the folder holds another prediction, or another process predicts into it.
     """
-    directory = PredictionDirectory(Folder(out), samples.keys)
+    directory = PredictionDirectory(PatientFolder(out), samples.keys)
     with directory.held():
-        directory.claim(about, again=again)
+        first, taken_over = directory.claim(about, again=again)
         done = directory.done()
-        writer = Writer(directory, part_rows, directory.next_part())
+        writer = Writer(directory, part_rows, first)
 
         def left() -> Iterator[pa.Table]:
             for piece in samples.pieces():
@@ -83,7 +82,8 @@ def predict(
                 writer.flush()
                 written = time.monotonic()
         writer.flush()
-        directory.tidy(has_older=done.has_older or (writer.replaced > 0 and not again))
+        replaced = writer.replaced > 0 and not again
+        directory.tidy(has_older=done.has_older or replaced or taken_over)
         directory.finish(pa.concat_tables(writer.errors) if writer.errors else None)
         return _outcome(directory, writer)
 

@@ -18,7 +18,8 @@ from conr_ray.data.sources.folder import as_text, is_image, open_file
 from conr_ray.data.sources.vectors import vectors_in
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
-from conr_ray.prediction.parquet_rows import ParquetRows, is_folder, is_parquet
+from conr_ray.prediction.listing import Listing, is_parquet
+from conr_ray.prediction.parquet_rows import ParquetRows, is_folder
 from conr_ray.prediction.patience import patient
 from conr_ray.prediction.samples import NewSamples, SampleForm
 
@@ -28,10 +29,10 @@ class FolderImages(NewSamples):
 
     keys = ("path",)
 
-    def __init__(self, form: SampleForm, text: str) -> None:
-        """Those of the folder or URI `text`."""
+    def __init__(self, form: SampleForm, listing: Listing) -> None:
+        """Those of the files of `listing`."""
         super().__init__(form)
-        self._location = locate(text)
+        self._listing, self._location = listing, listing.location
 
     @property
     def what(self) -> str:
@@ -45,7 +46,7 @@ class FolderImages(NewSamples):
 
     def count(self) -> int:
         """How many files are images by their endings."""
-        count = sum(1 for _ in self._files())
+        count = sum(is_image(file.name) for file in self._listing)
         if not count:
             raise UserError(
                 f"data.path={self._location.text}: no images; name a folder with images, or a "
@@ -53,15 +54,10 @@ class FolderImages(NewSamples):
             )
         return count
 
-    def _files(self) -> Iterator[FoundFile]:
-        for file in self._location.files_below([""]):
-            hidden = file.name.startswith(".") or "/." in file.name
-            if is_image(file.name) and not hidden:
-                yield file
-
     def pieces(self) -> Iterator[pa.Table]:
         """`name` has the bytes of the path, which may be no text."""
-        for files in batched(self._files(), self.form.batch_rows):
+        images = (file for file in self._listing if is_image(file.name))
+        for files in batched(images, self.form.batch_rows):
             yield pa.table(
                 {
                     "path": [as_text(file.name) for file in files],
@@ -156,13 +152,13 @@ def new_samples(form: SampleForm, text: str, column: str) -> NewSamples:
     """
     if not is_folder(text):
         return ParquetRows(form, text, column)
-    files = locate(text).files_below([""])
-    first = next((f for f in files if is_image(f.name) or is_parquet(f.name)), None)
+    listing = Listing(locate(text))
+    first = next(iter(listing), None)
     if first is not None and is_parquet(first.name):
-        return ParquetRows(form, text, column)
+        return ParquetRows(form, text, column, listing)
     if form.kind == "vectors":
         raise UserError(
             f"data.path={text}: no Parquet files; the run takes vectors: name a Parquet file of "
             "them, and --column"
         )
-    return FolderImages(form, text)
+    return FolderImages(form, listing)

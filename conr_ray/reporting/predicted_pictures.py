@@ -14,6 +14,7 @@ from conr_ray.data.sources.files import Location, locate
 from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError
 from conr_ray.reporting.blocks import Picture
+from conr_ray.reporting.parquet_pictures import parquet_pictures
 from conr_ray.reporting.predictions_data import Predicted
 from conr_ray.reporting.sample_names import file_at, local_folder
 
@@ -22,7 +23,7 @@ _MOST_BYTES = 64 * 2**20
 
 
 class PredictedPictures:
-    """Reads pictures of a folder's images, local or in a bucket, or of a prepared data set.
+    """Reads pictures of a folder's images or of Parquet, local or in a bucket, or of a data set.
 
     What cannot be reached has no picture. After a bucket's first failure no more are read from it.
     """
@@ -33,6 +34,7 @@ class PredictedPictures:
         self._root, self._folder = images.rstrip("/"), None
         self._location: Location | None = None
         self._data: DataSet | None = None
+        self._parquet = images if what == "parquet" else None
         if what == "folder":
             self._folder = local_folder(images)
             if "://" in images:
@@ -49,6 +51,8 @@ class PredictedPictures:
     def read(self, images: Iterable[Predicted]) -> dict[Predicted, bytes]:
         """The pictures of those images that can be reached."""
         wanted = list(dict.fromkeys(images))
+        if self._parquet is not None:
+            return parquet_pictures(self._parquet, wanted)
         with ThreadPoolExecutor(8) as pool:
             found = dict(zip(wanted, pool.map(self._picture, wanted), strict=True))
         return {image: data for image, data in found.items() if data is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import UserError, last_line
 from conr_ray.searching.space import SearchSpace
 from conr_ray.searching.study_searcher import EPOCHS, LEG, POINT
-from conr_ray.searching.trial_attributes import FAILURE
+from conr_ray.searching.trial_attributes import FAILURE, TRIAL_ID
 from conr_ray.tracking.progress import duration
+
+logger = logging.getLogger(__name__)
 
 
 class LiveDisplay(Callback):
@@ -88,7 +91,11 @@ class LiveDisplay(Callback):
 
     def _end(self, trial: Any, error: bool = False) -> None:
         result = self._last.get(trial.trial_id, {FAILURE: "it reported nothing"})
-        failure = last_line(trial.get_error()) if error else result.get(FAILURE)
+        failure = result.get(FAILURE)
+        if error:
+            failure = last_line(trial.get_error())
+            # With its traceback, which nobody else keeps: into the file of what libraries say.
+            logger.error("trial %s: %s", trial.config[TRIAL_ID], trial.get_error())
         stopped = result.get(EPOCHS, 0) < self._stretch(trial.config)[1]
         state = "failed" if failure else "stopped" if stopped else "complete"
         self._note(trial, state)

@@ -128,7 +128,8 @@ def attack(seed: int, num_blows: int, scratch: Path) -> list[str]:
     except BaseException as error:
         error.add_note(f"seed {seed}, {kind.__name__}, {workers} workers: {adversary.done}")
         error.add_note(f"commands ended: {attacked.ends}")
-        error.add_note("".join(path.read_text(errors="replace") for path in attacked.outputs))
+        told = [*attacked.outputs, *scratch.glob("results/search/library.log")]
+        error.add_note("".join(path.read_text(errors="replace") for path in told))
         raise
     finally:
         attacked.lose_machine()

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import conr_ray.predict
-import conr_ray.prediction.predict
-from conr_ray.command_line import run_command
-from conr_ray.prediction.output import PredictionDirectory
-from conr_ray.prediction.samples import SampleForm
-from tests.gloo_workers import start_server
 from tests.prediction.conftest import about, predict, rows_of
-
-# Forked from the server of those workers, which has imported torch.
-_CONTEXT = multiprocessing.get_context("forkserver")
-
-
-def _predict_slowly(arguments: list[str]) -> None:
-    """The command with parts of 16 rows, each of which takes a while to be written."""
-    torch.set_num_threads(1)
-    assert conr_ray.prediction.predict.predict.__kwdefaults__ is not None
-    conr_ray.prediction.predict.predict.__kwdefaults__["part_rows"] = 16
-    SampleForm.batch_rows = property(lambda form: 8)  # type: ignore[assignment]
-    write = PredictionDirectory.write_part
-
-    def slowly(directory: PredictionDirectory, number: int, rows: Any) -> None:
-        time.sleep(0.1)
-        write(directory, number, rows)
-
-    PredictionDirectory.write_part = slowly  # type: ignore[method-assign]
-    sys.argv = ["predict", *arguments]
-    run_command(conr_ray.predict.main)
-
-
-def _start(run: str, images: Path, out: Path, *options: str) -> BaseProcess:
-    words = ["--run", run, "--images", str(images), "--out", str(out), "--local", *options]
-    start_server()
-    process = _CONTEXT.Process(target=_predict_slowly, args=(words,))
-    process.start()
-    return process
-
-
-def _parts(out: Path) -> set[Path]:
-    return set((out / "predictions").glob("part-*"))
+from tests.prediction.slowly import parts_of, start
 
 
 def _killed(times: int, run: str, images: Path, out: Path, *options: str) -> None:
@@ -61,9 +19,9 @@ def _killed(times: int, run: str, images: Path, out: Path, *options: str) -> Non
     draw = random.Random(times)
     kills = 0
     while kills < times:
-        parts = _parts(out)
-        process = _start(run, images, out, *options)
-        while _parts(out) == parts and process.is_alive():
+        parts = parts_of(out)
+        process = start(run, images, out, *options)
+        while parts_of(out) == parts and process.is_alive():
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.2))
         process.kill()
@@ -73,7 +31,7 @@ def _killed(times: int, run: str, images: Path, out: Path, *options: str) -> Non
             break
         kills += 1
     assert kills
-    process = _start(run, images, out, *options)
+    process = start(run, images, out, *options)
     process.join()
     assert process.exitcode == 0
 
@@ -115,8 +73,8 @@ def test_a_prediction_that_is_killed_ten_times_ends_with_the_same_rows(
 def test_ctrl_c_keeps_what_is_written_and_says_the_way_on(
     folder_run: tuple[str, Path], tmp_path: Path
 ) -> None:
-    process = _start(*folder_run, tmp_path)
-    while not _parts(tmp_path):
+    process = start(*folder_run, tmp_path)
+    while not parts_of(tmp_path):
         time.sleep(0.01)
         assert process.is_alive()
     assert process.pid is not None

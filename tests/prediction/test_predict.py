@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +292,15 @@ def test_a_folder_of_parquet_files_is_read_and_broken_ones_are_told(
     assert [(row["file"], row["row"]) for row in rows] == keys
     run = TrainedRun.load(folder_run[0])
     assert [row["cluster"] for row in rows] == run.assign(digits()[:80, None])[0].tolist()
+    # Its page shows them.
+    conr_ray.report.main([str(tmp_path / "out")])
+    page = (tmp_path / "out/report.html").read_text()
+    shown = re.findall(r'base64,([^"]+)" alt="[^"]* row (\d+) of (.)\.parquet"', page)
+    assert len(shown) > 50 and {file for _, _, file in shown} == {"a", "b"}
+    for picture, row, file in shown:
+        with Image.open(BytesIO(b64decode(picture))) as image:
+            wanted = digits()[int(row) + 70 * (file == "b")]
+            np.testing.assert_array_equal(np.asarray(image), wanted)
     errors = pq.read_table(tmp_path / "out/errors.parquet").to_pylist()
     places = [(error["file"], error["row"]) for error in errors]
     assert places == [("b.parquet", 10), ("b.parquet", 11), ("c.parquet", None)]
