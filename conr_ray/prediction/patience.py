@@ -50,8 +50,16 @@ class PatientFolder(Folder):
     """A folder whose store is asked again while it does not answer."""
 
     def read_bytes(self, name: str) -> bytes | None:
-        """As `Folder` does."""
-        return patient(super().read_bytes, self.is_local)(name)
+        """As `Folder` does; none is written empty, but an answer may be cut short."""
+        read = super().read_bytes
+
+        def whole() -> bytes | None:
+            data = read(name)
+            if data == b"" and not self.is_local:
+                raise StorageError(f"{self.uri}/{name} cannot be read: no content has arrived")
+            return data
+
+        return patient(whole, self.is_local)()
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """As `Folder` does."""

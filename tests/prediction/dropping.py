@@ -81,4 +81,8 @@ class DroppingProxy:
     def _drop(self, client: socket.socket) -> None:
         self.num_dropped += 1
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        # A thread that still waits for the client would keep it open. No end is sent, as it would
+        # be with SHUT_RDWR: the client sees a reset.
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RD)
         client.close()

@@ -47,7 +47,7 @@ def _port() -> int:
 @pytest.mark.parametrize(
     ("what", "every", "away_at"),
     [
-        ("images", 20, ()),
+        ("images", 10, ()),
         pytest.param("images", 7, (40, 120), marks=pytest.mark.long),
         pytest.param("x.parquet", 7, (40, 120), marks=pytest.mark.long),
     ],
