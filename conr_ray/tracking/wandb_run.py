@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
 from conr_ray.config import RunConfig, TrackingConfig
 from conr_ray.engine.metric_rows import MetricRow
@@ -67,7 +68,10 @@ def start_wandb(
         ),
     )
     try:
-        return start()
+        run = start()
+        # W&B tells its process of each import, and if that has died, the import fails.
+        unregister_all_post_import_hooks()
+        return run
     except Exception:
         # W&B's process keeps the run's id, which could not be logged offline instead.
         wandb.teardown()

@@ -332,3 +332,36 @@ def test_a_key_is_found_where_a_login_leaves_it(
     if url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
     assert wandb_mode(tiny_config().tracking)[0] == mode
+
+
+WITH_A_DEAD_SERVICE = """
+import sys
+from pathlib import Path
+import psutil
+from conr_ray.tracking.wandb_observer import open_wandb
+from tests.tiny_runs import run_here, tiny_config
+from tests.tracking.test_wandb_run import settings
+folder, config = Path(sys.argv[1]), tiny_config()
+observer = open_wandb(settings(folder), config)
+for process in psutil.Process().children(recursive=True):
+    process.kill()
+    process.wait()
+# One of the libraries that W&B counts.
+import fastai
+assert len(run_here(config, folder, observer)) == 4
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_offline")
+def test_a_run_outlives_the_process_of_wandb(tmp_path: Path) -> None:
+    (tmp_path / "fastai.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_DEAD_SERVICE, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": f"{Path.cwd()}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B failed, continuing without it") == 1
