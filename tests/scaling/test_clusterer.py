@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,21 +114,23 @@ Clusterer(workers=1, folder=sys.argv[1], verbose=False, checkpoint__every=1000, 
 @pytest.mark.long
 def test_ctrl_c_ends_the_workers_and_the_next_fit_goes_on(tmp_path: Path) -> None:
     fields = {name: value for name, value in FIELDS.items() if name != "checkpoint__every"}
-    fields["schedule__epochs"] = 300
+    fields["schedule__epochs"] = 600
     run = RunDirectory(tmp_path / "kept")
     script = STOPPED.format(fields=fields)
     command = [sys.executable, "-c", script, run.uri]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until(lambda: len(run.metric_rows()) > 3, pause_s=0.1)
+    # It takes a second until this process has heard that the worker can be stopped.
+    time.sleep(2)
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=HANG_S)[1]
     assert process.returncode != 0
     assert re.search(r"KeyboardInterrupt: stopped in epoch \d+ after step \d+", told)
     [(epoch, _)] = run.checkpoints()
-    assert 3 < epoch < 300
+    assert 3 < epoch < 600
     before = run.metric_rows()[:epoch]
     subprocess.run(command, check=True, timeout=HANG_S)
-    assert len(rows := run.metric_rows()) == 300
+    assert len(rows := run.metric_rows()) == 600
     assert rows[:epoch] == before
 
 
