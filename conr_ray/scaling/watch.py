@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from conr_ray.errors import RunFailed
 from conr_ray.method.place import NO_PHASE, UPLOAD
 from conr_ray.scaling.pulse import Aged, Beat, Keeper, Pulse
 
@@ -80,6 +81,9 @@ class Watch:
 
         Args:
             runs: those that are to be at work now.
+
+        Raises:
+            RunFailed: there is no Ray any more.
         """
         now = time.monotonic()
         if now - self._last_look < self.pulse.every_s:
@@ -99,6 +103,10 @@ class Watch:
                 self._tell(line)
             self._judge(latest, now, runs)
         except RayError as error:
+            if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+                raise RunFailed(
+                    "Ray has died, on this machine or on all nodes of its cluster: resume"
+                ) from None
             # Without its actor a run is trained as well.
             self._tell(f"workers are not watched any more: {type(error).__name__}")
             self._last_look = float("inf")

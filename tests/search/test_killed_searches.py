@@ -110,9 +110,13 @@ class Search:
                     process.send_signal(signal.SIGKILL)
             self._process.wait(timeout=HANG_S)
 
-    def finish(self) -> None:
+    def wait(self) -> int:
+        """The status that it ends with."""
         assert self._process is not None
-        assert self._process.wait(timeout=HANG_S) == 0
+        return self._process.wait(timeout=HANG_S)
+
+    def finish(self) -> None:
+        assert self.wait() == 0
 
 
 def check_ended_well(folder: Path, trials: int) -> None:
@@ -194,6 +198,24 @@ def test_no_trial_is_lost_or_counted_twice(
         search.end()
     check_ended_well(search.folder, trials)
     check_wandb(search.folder, trials)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_whose_ray_dies_ends_and_goes_on_where_it_was(
+    tmp_path: Path, workers: int
+) -> None:
+    search = Search(tmp_path, workers, trials=2)
+    search.start()
+    try:
+        assert search.train_for(10)
+        search.kill("raylet/raylet")
+        assert search.wait() == 1
+        search.start()
+        search.finish()
+    finally:
+        search.end()
+    check_ended_well(search.folder, 2)
 
 
 @pytest.mark.long
