@@ -201,11 +201,11 @@ def test_no_trial_is_lost_or_counted_twice(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "trials"), [(1, 12), (2, 3)])
 def test_a_search_whose_ray_dies_ends_and_goes_on_where_it_was(
-    tmp_path: Path, workers: int
+    tmp_path: Path, workers: int, trials: int
 ) -> None:
-    search = Search(tmp_path, workers, trials=2)
+    search = Search(tmp_path, workers, trials)
     search.start()
     try:
         assert search.train_for(10)
@@ -215,7 +215,7 @@ def test_a_search_whose_ray_dies_ends_and_goes_on_where_it_was(
         search.finish()
     finally:
         search.end()
-    check_ended_well(search.folder, 2)
+    check_ended_well(search.folder, trials)
 
 
 @pytest.mark.long
