@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,10 @@ def _embedded(run: TrainedRun, batch: torch.Tensor) -> torch.Tensor:
     return run.state.framework.embed(inputs.plain(batch))
 
 
-def rates(run: TrainedRun, images: Path, count: int, rounds: int) -> None:
+def rates(run: TrainedRun, images: Path, count: int, rounds: int, loaders: Sequence[int]) -> None:
     """Print images a second of each way, and its share of that of the best loop."""
     ways: dict[str, Callable[[], None]] = {"network alone": lambda: by_network(run, count)}
-    for workers in (0, 1, 2):
+    for workers in loaders:
         ways[f"loop, {workers} workers"] = partial(by_loop, run, images, workers)
     ways["predict --local"] = partial(by_predict, run, images)
     times_s: dict[str, list[float]] = {name: [] for name in ways}
@@ -251,6 +251,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="fashion_mnist.parquet")
     parser.add_argument("--count", type=int, default=60_000, help="images (default: 60,000)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--loaders", type=int, nargs="+", default=[0, 1, 2], help="workers of the DataLoaders"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch in each way")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of rates")
     parser.add_argument("--ray", action="store_true", help="with --memory: predict on Ray")
@@ -269,7 +272,7 @@ def main() -> None:
             where = ["--workers", "1"] if args.ray else ["--local"]
             memory(run, images, args.count, folder, where, args.parts)
         else:
-            rates(TrainedRun.load(run), images, args.count, args.rounds)
+            rates(TrainedRun.load(run), images, args.count, args.rounds, args.loaders)
 
 
 if __name__ == "__main__":
