@@ -6,8 +6,8 @@
 Both ways read the same folder of PNG files (kept in --folder), decode them by PIL, embed them with
 the same network of the preset fashion_mnist in the same number of threads, and write a Parquet file
 of clusters. Each round runs the network alone, the loop with each number of DataLoader workers, and
-predict, in turn; rates are medians. The network has been trained for one short epoch on 512
-images: its weights do not matter for the rate.
+predict, in turn, all in the run's precision; rates are medians. The network has been trained for one
+short epoch on 512 images: its weights do not matter for the rate.
 
 With --memory it tells the peak memory of the command, and of it with all processes that it starts,
 at --count images and at ten times as many, which are links to the same files, with a tiny network.
@@ -155,7 +155,9 @@ def by_network(run: TrainedRun, count: int) -> None:
 def _embedded(run: TrainedRun, batch: torch.Tensor) -> torch.Tensor:
     inputs = inputs_from_state(run.inputs_state, batch.numpy(), run.device)
     run.state.framework.eval()
-    return run.state.framework.embed(inputs.plain(batch))
+    # Where the processor has it, a run is trained and applied in bf16.
+    with torch.autocast("cpu", torch.bfloat16, enabled=run.config.optim.precision == "bf16"):
+        return run.state.framework.embed(inputs.plain(batch))
 
 
 def rates(run: TrainedRun, images: Path, count: int, rounds: int, loaders: Sequence[int]) -> None:
@@ -173,7 +175,8 @@ def rates(run: TrainedRun, images: Path, count: int, rounds: int, loaders: Seque
     middle = {name: statistics.median(times) for name, times in times_s.items()}
     best = min(time_s for name, time_s in middle.items() if name.startswith("loop"))
     network = middle["network alone"]
-    print(f"{count:,} images, {torch.get_num_threads()} threads, {rounds} rounds\n")
+    precision, threads = run.config.optim.precision, torch.get_num_threads()
+    print(f"{count:,} images, {threads} threads, {precision}, {rounds} rounds\n")
     print("| way | images/s | rate against the best loop | time that is not the network |")
     print("| --- | --- | --- | --- |")
     for name, time_s in middle.items():
