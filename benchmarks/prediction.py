@@ -6,8 +6,8 @@
 Both ways read the same folder of PNG files (kept in --folder), decode them by PIL, embed them with
 the same network of the preset fashion_mnist in the same number of threads, and write a Parquet file
 of clusters. Each round runs the network alone, the loop with each number of DataLoader workers, and
-predict, in turn, all in the run's precision; rates are medians. The network has been trained for one
-short epoch on 512 images: its weights do not matter for the rate.
+predict, in turn, all in the run's precision; rates are medians. The network has been trained for
+one short epoch on 512 images: its weights do not matter for the rate.
 
 With --memory it tells the peak memory of the command, and of it with all processes that it starts,
 at --count images and at ten times as many, which are links to the same files, with a tiny network.
