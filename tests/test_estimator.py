@@ -30,20 +30,9 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.scaling.resources import ClusterOptions, local_resources
 from conr_ray.scaling.worker import run_here
 from conr_ray.tracking.wandb_settings import WandbSettings
-from tests.tiny_runs import without_times
+from tests.tiny_runs import SHORT, VECTORS, without_times
 
 ROOT = Path(__file__).parents[1]
-SHORT: dict[str, Any] = {
-    "model__widths": [8, 8],
-    "model__head_hidden_dim": 16,
-    "model__embedding_dim": 8,
-    "schedule__epochs": 2,
-    "schedule__group_start": 1,
-    "schedule__relax_epochs": 1,
-    "schedule__warmup_epochs": 1,
-    "clustering__restarts": 2,
-}
-VECTORS = np.random.default_rng(0).normal(size=(60, 5)) + 6 * (np.arange(60) % 3)[:, None]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -38,6 +39,19 @@ TINY: dict[str, Any] = {
     "evaluation.every": 1,
     "checkpoint.every": 1,
 }
+# For `Clusterer` and `search`, on samples of their own.
+SHORT: dict[str, Any] = {
+    "model__widths": [8, 8],
+    "model__head_hidden_dim": 16,
+    "model__embedding_dim": 8,
+    "schedule__epochs": 2,
+    "schedule__group_start": 1,
+    "schedule__relax_epochs": 1,
+    "schedule__warmup_epochs": 1,
+    "clustering__restarts": 2,
+}
+# 60 vectors in three groups.
+VECTORS = np.random.default_rng(0).normal(size=(60, 5)) + 6 * (np.arange(60) % 3)[:, None]
 # What makes such a run collapse within two epochs, whatever the seed.
 COLLAPSING: dict[str, Any] = {
     "optim__weight_decay": 3.0,

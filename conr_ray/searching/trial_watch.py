@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -30,5 +32,7 @@ class TrialWatch(Callback):
         running = (trial for trial in trials if trial.status == Trial.RUNNING)
         self._watch.look({trial.config[TRIAL_ID] for trial in running})
         if time.monotonic() - self._last_freed > _FREED_EVERY_S:
-            free_abandoned()
+            # Ray may be away for a moment: it is asked again.
+            with suppress(RayError, RuntimeError):
+                free_abandoned()
             self._last_freed = time.monotonic()

@@ -29,25 +29,14 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.searching.space_file import load_space
 from conr_ray.storage.files import Folder
-from tests.tiny_runs import as_settings, without_times
+from tests.tiny_runs import SHORT, VECTORS, as_settings, without_times
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 K1 = "neighborhood.k1"
 SPACE: dict[str, Any] = {"preset": "digits", "trials": 2, "search": {K1: {"int": [5, 20]}}}
-SHORT: dict[str, Any] = {
-    "model__widths": [4, 8],
-    "model__head_hidden_dim": 16,
-    "model__embedding_dim": 8,
-    "schedule__epochs": 2,
-    "schedule__group_start": 1,
-    "schedule__relax_epochs": 1,
-    "schedule__warmup_epochs": 1,
-    "clustering__restarts": 2,
-    "evaluation__every": 1,
-}
+EVALUATED = {**SHORT, "evaluation__every": 1}
 DIGITS = load_digits()
-VECTORS = np.random.default_rng(0).normal(size=(60, 5)) + 6 * (np.arange(60) % 3)[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +54,12 @@ def page(callers_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     text = (ROOT / "docs" / "python.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "search(" in b)
     # One trial at a time, so that early stopping compares the same trials each time.
-    short = 'folder="runs/mine", max_concurrent=1, **SHORT'
+    short = 'folder="runs/mine", max_concurrent=1, **EVALUATED'
     block, count = re.subn('folder="runs/mine"', short, block)
     assert count == 2
     block = block.replace('"trials": 8', '"trials": 2').replace("trials=16", "trials=3")
-    numpys = {**SHORT, "optim__lr": np.float64(0.1), "model__widths": np.array([4, 8])}
-    scope = {"load_digits": load_digits, "images": DIGITS.images, "SHORT": numpys}
+    numpys = {**EVALUATED, "optim__lr": np.float64(0.1), "model__widths": np.array([8, 8])}
+    scope = {"load_digits": load_digits, "images": DIGITS.images, "EVALUATED": numpys}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(block, scope)
@@ -80,7 +69,7 @@ def page(callers_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.mark.slow
 def test_the_trials_are_those_of_the_command(page: Any) -> None:
     (page.folder / "space.yaml").write_text(yaml.safe_dump(page.space))
-    dotted = {name.replace("__", "."): value for name, value in SHORT.items()}
+    dotted = {name.replace("__", "."): value for name, value in EVALUATED.items()}
     fields = as_settings({**dotted, "optim.lr": 0.1})
     where = ["--name", "command", "--max-concurrent", "1"]
     conr_ray.tune.main(["--space", str(page.folder / "space.yaml"), *where, *fields])
@@ -134,7 +123,7 @@ def test_the_result_has_all_that_was_found(page: Any) -> None:
 @pytest.mark.slow
 def test_a_folder_with_a_search_is_not_searched_again(page: Any) -> None:
     folder = page.folder / "runs" / "mine"
-    known = dict(folder=folder, optim__lr=0.1, **SHORT)
+    known = dict(folder=folder, optim__lr=0.1, **EVALUATED)
     kept = (folder / "samples.parquet").read_bytes()
     same = search(page.space, DIGITS.images, labels=DIGITS.target, resume=True, trials=3, **known)
     assert same.trials.to_dict("list") == page.more.trials.to_dict("list")
@@ -183,7 +172,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_work_is_refused_before_anything_is_written(
     changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    arguments = {"space": SPACE, "images": VECTORS, "folder": tmp_path / "new", **SHORT, **changes}
+    arguments = {
+        "space": SPACE,
+        "images": VECTORS,
+        "folder": tmp_path / "new",
+        **EVALUATED,
+        **changes,
+    }
     with pytest.raises(UserError, match=told) as refused:
         search(**arguments)
     assert "\n" not in str(refused.value)
@@ -193,9 +188,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^folder: .*file/new"):
-        search(SPACE, VECTORS, folder=tmp_path / "file" / "new", **SHORT)
+        search(SPACE, VECTORS, folder=tmp_path / "file" / "new", **EVALUATED)
     with pytest.raises(UserError, match=r"^trunks: .* is not a writable folder"):
-        search(SPACE, VECTORS, folder=tmp_path / "new", trunks=tmp_path / "file", **SHORT)
+        search(SPACE, VECTORS, folder=tmp_path / "new", trunks=tmp_path / "file", **EVALUATED)
     with pytest.raises(UserError, match="holds no search: give the folder of one"):
         SearchResult(tmp_path / "nothing")
 
@@ -208,7 +203,7 @@ def test_a_mapping_is_read_as_its_file(file: Path) -> None:
 
 @pytest.mark.long
 def test_a_search_that_is_interrupted_goes_on(tmp_path: Path) -> None:
-    arguments = f"{SPACE!r}, folder='found', trials=TRIALS, **{SHORT!r}"
+    arguments = f"{SPACE!r}, folder='found', trials=TRIALS, **{EVALUATED!r}"
     code = f"from conr_ray import search; print(len(search({arguments}, resume=RESUME).trials))"
     start = [sys.executable, "-u", "-c"]
     options: dict[str, Any] = {"cwd": tmp_path, "text": True, "stdout": subprocess.PIPE}
@@ -240,13 +235,13 @@ def test_a_script_searches_a_folder_into_a_bucket(tmp_path: Path, s3_bucket: str
     script = f"""
         import ray
         from conr_ray import search
-        place = dict(folder="{s3_bucket}/found", verbose=False, **{SHORT!r})
+        place = dict(folder="{s3_bucket}/found", verbose=False, **{EVALUATED!r})
         found = search({SPACE!r}, "photos", **place)
         assert not ray.is_initialized()
         more = search({SPACE!r}, resume=True, trials=3, **place)
         assert len(found.trials) == 2 and len(more.trials) == 3
         print(more.folder, len(more.best.predict("photos")), more.best.score("photos"))
-        vectors = search({SPACE!r}, more.best.transform("photos"), verbose=False, **{SHORT!r})
+        vectors = search({SPACE!r}, more.best.transform("photos"), verbose=False, **{EVALUATED!r})
         assert len(vectors.best.labels_) == 60
         print(vectors.folder)
     """
