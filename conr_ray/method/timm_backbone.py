@@ -1,0 +1,149 @@
+"""Backbones of the timm library: `model.backbone: timm:NAME`, pooled features without classifier.
+
+timm is imported where such a backbone is made: it takes a second, and is an optional dependency.
+
+Shapes: b rows of a worker, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from conr_ray.errors import UserError, one_line
+from conr_ray.fields import short
+
+PREFIX = "timm:"
+
+
+def is_timm(backbone: str) -> bool:
+    """Whether a value of `model.backbone` names a model of timm."""
+    return backbone.startswith(PREFIX)
+
+
+class TimmBackbone(nn.Module):
+    """A model of timm without its classifier; weights are drawn from torch's global generator.
+
+    Its own random layers, dropout and stochastic depth, are off: what happens to a sample then
+    depends on the keys of its views alone, and a run that is resumed goes on bit for bit.
+
+    Attributes:
+        layers: timm's model.
+        out_features: width of its pooled features.
+    """
+
+    def __init__(self, backbone: str, size: int | None = None) -> None:
+        """Make the model that `backbone` names.
+
+        Args:
+            backbone: `timm:NAME`, where the name may have a tag, as in `resnet18.a1_in1k`.
+            size: side of its images, pixels; the model's own if None. Only models whose weights
+                depend on it, such as vision transformers, read it.
+
+        Raises:
+            UserError: timm is not installed, has no such model, or the model takes no such size.
+        """
+        super().__init__()
+        config = timm_config(backbone)
+        sized = {}
+        if size is not None and size != config["input_size"][-1] and config["fixed_input_size"]:
+            sized = {"img_size": size}
+        try:
+            self.layers = _timm().create_model(_name_of(backbone), num_classes=0, **sized)
+        # Models raise errors of many kinds on sizes that do not fit their patches and windows.
+        except Exception as error:
+            own = config["input_size"][-1]
+            what = f"views.size={size}: " if sized else ""
+            remedy = f"leave it unset, which is {own}" if sized else "choose another model"
+            raise UserError(
+                f"{what}model.backbone={short(backbone)} cannot be made ({one_line(error)}): "
+                f"{remedy}"
+            ) from None
+        self.out_features = int(
+            getattr(self.layers, "head_hidden_size", None) or self.layers.num_features
+        )
+        for module in self.layers.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+            elif hasattr(module, "drop_prob"):
+                module.drop_prob = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) normalised to (b, out_features)."""
+        features: Tensor = self.layers(images)
+        return features
+
+
+@functools.cache
+def timm_config(backbone: str) -> dict[str, Any]:
+    """What timm knows of a model's images and weights, by the names of its `pretrained_cfg`.
+
+    Among them: `input_size` (c, h, w), `mean`, `std`, `interpolation`, `crop_pct`,
+    `fixed_input_size`, `license`, `hf_hub_id`, `url`, `classifier`.
+
+    Raises:
+        UserError: timm is not installed, or has no such model; the nearest is named.
+    """
+    timm, name = _timm(), _name_of(backbone)
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        raise UserError(f"model.backbone={short(backbone)}: {_nearest(architecture, known)}")
+    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
+        raise UserError(f"model.backbone={short(backbone)}: {_nearest(name, tagged)}")
+    found: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
+    return found
+
+
+def last_blocks(backbone: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that `model.train: last_blocks` trains, in the model's own order.
+
+    They are those of the last stage and of all that the model has after it. The last stage is the
+    last one that timm lists for the model (`feature_info`): of a ResNet its `layer4`, of an
+    EfficientNet the last of its `blocks`, of a vision transformer its last block.
+
+    Raises:
+        UserError: timm lists none.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    for stage in reversed(_stages(backbone)):
+        first = next((i for i, name in enumerate(names) if name.startswith(f"{stage}.")), None)
+        if first:
+            return tuple(names[first:])
+    raise UserError("model.train=last_blocks: timm lists no stages of this model: set it to all")
+
+
+def _stages(backbone: nn.Module) -> list[str]:
+    """Names of the modules at whose ends a model's stages are."""
+    layers: Any = backbone.layers
+    listed = getattr(layers, "feature_info", None)
+    if listed is None:
+        return [f"layers.{name}" for name in ("layer1", "layer2", "layer3", "layer4")]
+    return [f"layers.{one['module']}" for one in listed if one.get("module")]
+
+
+def _name_of(backbone: str) -> str:
+    return backbone.removeprefix(PREFIX)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {', '.join(PREFIX + one for one in near)}?"
+        if near
+        else ("python -c 'import timm; print(timm.list_models())' lists them")
+    )
+    return f"timm {_timm().__version__} has no such model; {hint}"
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError(
+            "model.backbone=timm:...: timm is not installed: pip install 'conr_ray[timm]'"
+        ) from None
+    return timm
