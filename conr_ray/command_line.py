@@ -223,7 +223,11 @@ def absolute_paths(config: RunConfig, apart: Collection[str] = ()) -> dict[str, 
 
     The fields `apart` stay.
     """
-    paths = {"data.path": config.data.path, "model.init": config.model.init}
+    paths = {
+        "data.path": config.data.path,
+        "model.init": config.model.init,
+        "model.weights": config.model.weights_file,
+    }
     return {
         field: absolute(path)
         for field, path in paths.items()

@@ -50,6 +50,15 @@ class Mark:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(other, **{name: v for name, v in own.items() if v is not None})
 
+    def is_used(self, choice: Any) -> bool:
+        """Whether the field is used where its deciding field is `choice`.
+
+        A value in `used_by` that ends with NAME, as `timm:NAME`, stands for all that begin so.
+        """
+        users = () if self.used_by is None else self.used_by[1]
+        families = tuple(user.removesuffix("NAME") for user in users if user.endswith(":NAME"))
+        return self.used_by is None or choice in users or str(choice).startswith(families)
+
 
 def short(text: str) -> str:
     """`text` for a message: one line of at most 120 characters."""

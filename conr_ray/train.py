@@ -25,6 +25,7 @@ from conr_ray.command_line import (
     with_remedy,
 )
 from conr_ray.errors import RunFailed, UserError, last_line
+from conr_ray.method.backbone_names import is_timm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,9 +66,11 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     directory = RunDirectory(directory_uri(args, _subject(args, config)))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
+    _check_backbone(config)
     data = open_data(config.data)
     check_data(config, data, workers)
-    if config.model.init is not None and directory.newest_checkpoint() == (0, 0):
+    may_begin_trained = config.model.init is not None or is_timm(config.model.backbone)
+    if may_begin_trained and directory.newest_checkpoint() == (0, 0):
         from conr_ray.engine.initial_weights import check_initial_weights
 
         check_initial_weights(config, data.row_shape)
@@ -192,6 +195,14 @@ def _check(args: argparse.Namespace) -> None:
     console.print(table)
     if failed := [finding.subject for finding in findings if not finding.ok]:
         raise RunFailed(f"a run would fail here: {', '.join(failed)}")
+
+
+def _check_backbone(config: RunConfig) -> None:
+    """Raise UserError if timm has no such model, before the data are decoded."""
+    if is_timm(config.model.backbone):
+        from conr_ray.pretrained import check_backbone
+
+        check_backbone(config.model.backbone, config.views)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:

@@ -16,6 +16,7 @@ from conr_ray.engine.data_checks import Counted, check_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import TrunkStore, open_trunks
 from conr_ray.errors import BadSetting, StorageError, UserError
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.searching.known_data import with_metric
 from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.searching.space import SearchSpace
@@ -101,10 +102,10 @@ class WholeSearch:
         def check(config: RunConfig) -> None:
             check_data(config, images, self.workers)
             model = config.model
-            start = (model.init, model.backbone, model.stem, model.widths)
-            if model.init is not None and start not in read:
-                read.add(start)
-                _check_start(config, model.init, images)
+            start = (model.init, model.weights, model.backbone, model.stem, model.widths)
+            if (start, config.views.size) not in read:
+                read.add((start, config.views.size))
+                _check_start(config, images)
 
         check(self.space.config())
         check_points(self.space, check)
@@ -210,12 +211,16 @@ class WholeSearch:
             raise
 
 
-def _check_start(config: RunConfig, source: str, images: Counted) -> None:
-    """Raise UserError if trials of `config` cannot start from the weights at `source`."""
+def _check_start(config: RunConfig, images: Counted) -> None:
+    """Raise UserError if trials of `config` cannot start from their weights."""
+    model = config.model
+    if model.init is None and not is_timm(model.backbone):
+        return
     from conr_ray.engine.initial_weights import check_initial_weights
 
-    if "://" not in source and not Path(source).is_absolute():
-        raise UserError(
-            f"model.init={source}: trials have other working folders: give an absolute path"
-        )
+    for field, place in (("model.init", model.init), ("model.weights", model.weights_file)):
+        if place is not None and "://" not in place and not Path(place).is_absolute():
+            raise UserError(
+                f"{field}={place}: trials have other working folders: give an absolute path"
+            )
     check_initial_weights(config, images.row_shape)

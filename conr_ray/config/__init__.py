@@ -12,6 +12,7 @@ from conr_ray.config.reading import (
 )
 from conr_ray.config.sections import (
     MOST_STORED_PIXELS,
+    OWN_SIDE,
     BankConfig,
     DataConfig,
     ModelConfig,
@@ -25,6 +26,7 @@ from conr_ray.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "MOST_STORED_PIXELS",
+    "OWN_SIDE",
     "BankConfig",
     "DataConfig",
     "ModelConfig",

@@ -15,6 +15,7 @@ from conr_ray.config.names import check_field, field_names
 from conr_ray.config.tree import RunConfig, marked_fields, sections
 from conr_ray.errors import UserError
 from conr_ray.fields import Section, short, shown
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.method.frameworks import framework_config, framework_names
 
 _FRAMEWORK = "model.framework"
@@ -28,7 +29,7 @@ def build(
     """The validated config of a nested mapping, with dotted overrides on top.
 
     If an override chooses another source, backbone or framework, the tree's fields for the previous
-    one are dropped.
+    one are dropped; for a model of timm, so are the sizes of views.
 
     Args:
         tree: sections by name; it may have sections of several frameworks. Its words, if it was
@@ -93,12 +94,16 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     if now != before:
         tree.pop(before, None)
     choices = {chooser: choice(chooser) for chooser in _CHOOSERS}
+    before, now = (is_timm(str(backbone)) for backbone in choices["model.backbone"])
+    if now and not before:
+        # Its own size is better than that of another network's images.
+        for leaf in ("size", "sizes"):
+            tree.get("views", {}).pop(leaf, None)
     for name, mark in marked_fields():
         if mark.used_by is None:
             continue
-        chooser, users = mark.used_by
-        before, now = choices[chooser]
-        if before in users and now not in users:
+        before, now = choices[mark.used_by[0]]
+        if mark.is_used(before) and not mark.is_used(now):
             section, _, leaf = name.partition(".")
             tree.get(section, {}).pop(leaf, None)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from conr_ray.config.sections import RunSections
+from conr_ray.config.sections import ModelConfig, RunSections
 from conr_ray.fields import Section, short, shown
+from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
 from conr_ray.method.frameworks import framework_names
-
-_OF_VECTORS = ("mlp", "identity")
 
 
 def broken_rules(config: RunSections) -> Iterator[str]:
@@ -17,6 +16,7 @@ def broken_rules(config: RunSections) -> Iterator[str]:
     yield from _unknown_framework(config)
     yield from _unused_fields(config)
     yield from _data(config)
+    yield from _start(config)
     yield from _neighborhood(config)
     yield from _schedule(config)
     norm_batch, batch_size = config.model.norm_batch, config.optim.batch_size
@@ -48,13 +48,13 @@ def _unused_fields(config: RunSections) -> Iterator[str]:
         if not isinstance(section, Section):
             continue
         for leaf, value in section:
-            used_by = section.mark_of(leaf).used_by
-            if used_by is None or value == section.default_of(leaf):
+            mark = section.mark_of(leaf)
+            if mark.used_by is None or value == section.default_of(leaf):
                 continue
-            chooser, users = used_by
+            chooser, users = mark.used_by
             of, _, choice = chooser.partition(".")
             chosen = getattr(getattr(config, of), choice)
-            if chosen not in users:
+            if not mark.is_used(chosen):
                 told = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 yield (
                     f"{name}.{leaf}={short(told)}: {chooser}={chosen} does not use it, only "
@@ -69,12 +69,28 @@ def _data(config: RunSections) -> Iterator[str]:
     if data.source != "digits" and data.path is None:
         what = "file" if data.source in ("parquet", "vectors") else "folder"
         yield f"data.path is not set: data.source={data.source} needs the path of its {what}"
-    if (data.source == "vectors") != (backbone in _OF_VECTORS):
-        takes, other = ("vectors", "images") if backbone in _OF_VECTORS else ("images", "vectors")
-        remedy = "resnet18 or convnet" if takes == "vectors" else "identity or mlp"
+    if (data.source == "vectors") != (backbone in OF_VECTORS):
+        takes, other = ("vectors", "images") if backbone in OF_VECTORS else ("images", "vectors")
+        remedy = "resnet18, convnet or timm:NAME" if takes == "vectors" else "identity or mlp"
         yield (
             f"model.backbone={backbone} takes {takes}, but data.source={data.source} has {other}: "
             f"set model.backbone to {remedy}"
+        )
+
+
+def _start(config: RunSections) -> Iterator[str]:
+    model, of_timm = config.model, is_timm(config.model.backbone)
+    if model.init is not None and model.weights != ModelConfig.default_of("weights"):
+        yield (
+            f"model.weights={short(model.weights)}: model.init={short(model.init)} replaces the "
+            "backbone's weights: leave one of them out"
+        )
+    begins_trained = model.init is not None or (of_timm and model.weights != NONE)
+    if model.train != "all" and not begins_trained:
+        remedy = "model.weights or model.init" if of_timm else "model.init"
+        yield (
+            f"model.train={model.train}: the rest of the backbone would stay as it was drawn: set "
+            f"{remedy}, or model.train=all"
         )
 
 

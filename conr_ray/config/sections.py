@@ -7,9 +7,10 @@ changes for other data sets. Frameworks declare their own sections in
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from conr_ray.fields import (
     Count,
@@ -23,6 +24,7 @@ from conr_ray.fields import (
     Section,
     Whole,
 )
+from conr_ray.method.backbone_names import BACKBONE_NAMES, HUB, NONE, PACKAGE, TIMM, is_timm
 
 # Of an image in the decoded copy: no run trains on more, and a small file can ask for any number.
 _LARGEST_SIDE = 4096
@@ -31,6 +33,7 @@ MOST_STORED_PIXELS = _LARGEST_SIDE**2
 _IMAGES = ("digits", "torchvision", "parquet", "folder")
 _FOR_IMAGES = Mark(used_by=("data.source", _IMAGES))
 _FOR_ALL = Mark(used_by=("data.source", (*_IMAGES, "vectors")))
+_TIMM_NAME = f"{TIMM}NAME"
 _GROUP_STAGE = Mark(stage="group")
 _STRENGTH = Mark(stage="group", used_by=_FOR_ALL.used_by)
 
@@ -42,6 +45,9 @@ def _source(*names: str) -> Mark:
 def _backbone(*names: str) -> Mark:
     return Mark(used_by=("model.backbone", names))
 
+
+# Of a view for our own backbones, pixels.
+OWN_SIDE = 32
 
 _Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
 
@@ -96,7 +102,10 @@ class ViewsConfig(Section):
 
     mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
 
-    size: Annotated[Count, Mark(changeable=False)] = Field(32, description="side of a view, pixels")
+    size: Annotated[Count | None, Mark(changeable=False)] = Field(
+        None,
+        description="side of a view, pixels; unset is 32, or what a model of timm was made for",
+    )
     sizes: tuple[tuple[Whole, Count], ...] = Field(
         (), description="epochs, and the side of training views from each on; size before the first"
     )
@@ -128,9 +137,18 @@ class ViewsConfig(Section):
         1.0, description="group stage: factor on all amplitudes except crop and blur"
     )
 
-    def size_in(self, epoch: int) -> int:
-        """Side of a training view in `epoch`, pixels."""
+    def size_in(self, epoch: int) -> int | None:
+        """Side of a training view in `epoch`, pixels; None for a model's own."""
         return next((side for first, side in reversed(self.sizes) if epoch >= first), self.size)
+
+
+def _known_backbone(name: str) -> str:
+    """Refuse what is no backbone; whether timm has a model is for timm to say, later."""
+    if name in BACKBONE_NAMES or (is_timm(name) and name != TIMM):
+        return name
+    near = difflib.get_close_matches(name.lower(), BACKBONE_NAMES, n=1)
+    known = f"choose from {', '.join(BACKBONE_NAMES)} and {_TIMM_NAME}"
+    raise ValueError(f"no such backbone; {f'did you mean {near[0]}?' if near else known}")
 
 
 class ModelConfig(Section):
@@ -140,7 +158,23 @@ class ModelConfig(Section):
         "byol",
         description="self-supervised framework; its own fields are in the section of its name",
     )
-    backbone: Literal["resnet18", "resnet34", "convnet", "mlp", "identity"] = "resnet18"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(
+        "resnet18",
+        description="resnet18, resnet34, convnet; mlp or identity for vectors; timm:NAME for any "
+        "model of timm, with its own size and colours of images",
+    )
+    weights: Annotated[str, _backbone(_TIMM_NAME)] = Field(
+        HUB,
+        description="what a model of timm begins with, unless init is set: hub (timm's own), "
+        "package:NAME (the file in an installed package), path or URI of a file, or none",
+    )
+    train: Annotated[
+        Literal["all", "last_blocks", "head"], _backbone("resnet18", "resnet34", _TIMM_NAME)
+    ] = Field(
+        "all",
+        description="which part of the backbone learns: all, its last stage and what follows, or "
+        "nothing, so that only the heads do",
+    )
     stem: Annotated[Literal["cifar", "imagenet"], _backbone("resnet18", "resnet34")] = Field(
         "cifar", description="cifar keeps the resolution"
     )
@@ -161,6 +195,12 @@ class ModelConfig(Section):
         description="rows whose statistics batch normalisation takes together; the global batch if "
         "unset",
     )
+
+    @property
+    def weights_file(self) -> str | None:
+        """The path or URI of a file that `weights` is; None if it is none."""
+        named = self.weights in (HUB, NONE) or self.weights.startswith(PACKAGE)
+        return None if named else self.weights
 
 
 class ScheduleConfig(Section):

@@ -23,10 +23,11 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from conr_ray.config.rules import broken_rules
-from conr_ray.config.sections import RunSections
+from conr_ray.config.sections import OWN_SIDE, RunSections, ViewsConfig
 from conr_ray.config.yaml_text import dump_yaml
 from conr_ray.errors import UserError
 from conr_ray.fields import Mark, Section, short
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.method.frameworks import framework_config, framework_names
 
 
@@ -62,7 +63,8 @@ class RunConfig(RunSections):
         """Store the framework's section unvalidated; refuse those of others."""
         if not isinstance(tree, Mapping):
             return handler(tree)
-        config = handler({key: v for key, v in tree.items() if key not in framework_names()})
+        own = {key: v for key, v in tree.items() if key not in framework_names()}
+        config = handler(_sized(own))
         chosen = config.model.framework
         for name in tree.keys() & set(framework_names()):
             if name != chosen and tree[name]:
@@ -107,6 +109,22 @@ class RunConfig(RunSections):
 
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
+
+
+def _sized(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the side of views for our own backbones, where none is set."""
+    views, model = (tree.get(name, {}) for name in ("views", "model"))
+    side, backbone = (
+        section.get(leaf) if isinstance(section, Mapping) else getattr(section, leaf, None)
+        for section, leaf in ((views, "size"), (model, "backbone"))
+    )
+    if side is not None or is_timm(str(backbone)):
+        return tree
+    if isinstance(views, Mapping):
+        return {**tree, "views": {**views, "size": OWN_SIDE}}
+    if isinstance(views, ViewsConfig):
+        return {**tree, "views": views.model_copy(update={"size": OWN_SIDE})}
+    return tree
 
 
 for _name in RunConfig.model_fields.keys() & set(framework_names()):

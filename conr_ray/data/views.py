@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, pad
 
-from conr_ray.config import ViewsConfig
+from conr_ray.config import OWN_SIDE, ViewsConfig
 from conr_ray.method import keyed_random
+from conr_ray.pretrained import Preparation
+from conr_ray.pretrained.preparation import colours
 
 # The paper's jitter, on every image.
 _OTHER_LIGHT = ViewsConfig(
@@ -33,7 +35,11 @@ _OTHER_LIGHT = ViewsConfig(
 
 
 class Views:
-    """Makes float views, normalised by the data set's mean and deviation, from uint8 images."""
+    """Makes float views, normalised by mean and deviation of channels, from uint8 images.
+
+    For a network that others have trained, they are as its `preparation` says: plain views show the
+    whole picture at its size, and all views have three channels.
+    """
 
     def __init__(
         self,
@@ -41,8 +47,16 @@ class Views:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | None = None,
+        preparation: Preparation | None = None,
     ) -> None:
-        self.config = config
+        """Make views of images whose channels have this `mean` and `std`, of values from 0 to 1.
+
+        With a `preparation`, its size, mean and deviation replace those of the other arguments.
+        """
+        self.config, self._preparation = config, preparation
+        self.size = config.size or OWN_SIDE
+        if preparation is not None:
+            self.size, mean, std = preparation.size, preparation.mean, preparation.std
         self._mean_and_std = list(mean), list(std)
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         # Avoids division by zero for a constant channel.
@@ -50,11 +64,16 @@ class Views:
 
     def state_dict(self) -> dict[str, Any]:
         """What `plain` depends on."""
+        if self._preparation is not None:
+            return self._preparation.as_json()
         mean, std = self._mean_and_std
-        return {"size": self.config.size, "mean": mean, "std": std}
+        return {"size": self.size, "mean": mean, "std": std}
 
     def plain(self, images: Tensor) -> Tensor:
-        """The images as they are, for evaluation: centre-cropped or resized to the view's size."""
+        """The images as they are, for evaluation: centre-cropped or resized to the view's size.
+
+        With a preparation they are what `Preparation.prepare` makes.
+        """
         return self._normalized(self._centered(images))
 
     def relit(self, images: Tensor, key: int, positions: Tensor) -> Tensor:
@@ -76,7 +95,7 @@ class Views:
         group_stage: bool,
         size: int | None = None,
     ) -> Tensor:
-        """One random view of each image, (b, c, size, size) float32.
+        """One random view of each image, (b, c, size, size) float32; c is 3 with a preparation.
 
         Args:
             images: (b, c, h, w) uint8.
@@ -85,7 +104,8 @@ class Views:
             group_stage: whether the settings of the group stage apply.
             size: side of a view, pixels; that of the settings if None.
         """
-        size, noise = size or self.config.size, None
+        images, noise = self._coloured(images), None
+        size = size or self.size
         if self.config.noise:
             count = images.shape[1] * size**2
             noise = keyed_random.normal(keyed_random.fold(key, "noise"), positions, count)
@@ -108,9 +128,16 @@ class Views:
             pixels = pixels + self.config.noise * strength * noise.view_as(pixels)
         return self._normalized(pixels)
 
+    def _coloured(self, images: Tensor) -> Tensor:
+        """With as many channels as the network takes; grey ones get theirs when normalised."""
+        known = self._preparation is None or images.shape[1] == 1
+        return images if known else colours(images)
+
     def _centered(self, images: Tensor) -> Tensor:
-        size = self.config.size
-        pixels = _to_unit_range(images)
+        size = self.size
+        pixels = _to_unit_range(self._coloured(images))
+        if self._preparation is not None:
+            return self._preparation.resized(pixels)
         height, width = pixels.shape[2:]
         if min(height, width) < size:
             scale = size / min(height, width)
@@ -121,6 +148,7 @@ class Views:
         return pixels[:, :, top : top + size, left : left + size]
 
     def _normalized(self, pixels: Tensor) -> Tensor:
+        # One channel becomes the three of a mean of three.
         return (pixels - self._mean) / self._std
 
     def _warped(

@@ -1,23 +1,20 @@
-"""Weights that a run starts from, if `model.init` is set: those of another run, or of a file.
+"""Weights that a run starts from: those of another run, of a file, or of a model of timm.
 
-An encoder is taken: its backbone, which has to fit, and its projector, if that fits too. All
-else starts as in any run: the predictor, a queue, the optimiser, the epochs. Online and target
+`model.init` is an encoder: its backbone, which has to fit, and its projector, if that fits too.
+`model.weights` is the backbone of a model of timm alone, which counts where `model.init` is unset.
+All else starts as in any run: the predictor, a queue, the optimiser, the epochs. Online and target
 network start equal. Normalisation keeps its running statistics, but not the count of batches.
 
-initial_weights.json in the directory of a run tells source and digest.
+initial_weights.json in the directory of a run tells source, digest and licence.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +23,23 @@ from torch import Tensor
 
 from conr_ray.config import ModelConfig, RunConfig
 from conr_ray.engine.trained_run import TrainedRun
-from conr_ray.engine.training_state import make_backbone
-from conr_ray.errors import StorageError, UserError, one_line
+from conr_ray.engine.training_state import backbone_of
+from conr_ray.errors import StorageError, UserError
 from conr_ray.fields import short
+from conr_ray.method.backbone_names import NONE, is_timm
 from conr_ray.method.collectives import all_reduce_sum, broadcast_first
 from conr_ray.method.frameworks import framework_class
 from conr_ray.method.networks import portable_names
+from conr_ray.pretrained import check_backbone, load_pretrained
+from conr_ray.pretrained.fitting import Shapes, difference
+from conr_ray.pretrained.weights_file import SUFFIXES, bytes_of, digest_of, tensors_of
+from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
 _FILE = "initial_weights.json"
-_SUFFIXES = (".safetensors", ".pt", ".pth")
 # Of an export, and of torchvision's classifier.
 _LEFT_OUT = ("centers", "boundary_centers", "fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
-_MOST_NAMED = 5
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,36 @@ class InitialWeights:
     """The weights of an encoder.
 
     Attributes:
-        source: a value of `model.init`.
+        source: a value of `field`.
         tensors: by the names of `portable_names`, float32, on the CPU, finite.
+        field: `model.init` or `model.weights`.
+        origin: where the weights were found, for people.
+        licence: of the weights, as far as it is known.
+        note: how names were matched, for people; empty if they are those of the network.
     """
 
     source: str
     tensors: dict[str, Tensor]
+    field: str = "model.init"
+    origin: str | None = None
+    licence: str | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, model: ModelConfig, size: int | None) -> InitialWeights | None:
+        """Those that a run of `model` on views of `size` starts from; None if all are drawn.
+
+        Raises:
+            UserError: they are not there, cannot be read, do not fit or are not all finite.
+        """
+        if not has_initial_weights(model):
+            return None
+        if model.init is not None:
+            return cls.read(model.init)
+        found = load_pretrained(model.backbone, model.weights, size)
+        return cls(
+            model.weights, found.tensors(), "model.weights", found.source, found.licence, found.note
+        )
 
     @classmethod
     def read(cls, source: str) -> InitialWeights:
@@ -66,8 +88,10 @@ class InitialWeights:
             UserError: there are none, or they cannot be read, or not all are finite.
         """
         try:
-            if source.endswith(_SUFFIXES):
-                named = _portable(_tensors_of(source, _bytes_of(source)))
+            if source.endswith(SUFFIXES):
+                if (data := bytes_of(source)) is None:
+                    raise UserError("there is no such file: give one, or the folder of a run")
+                named = _portable(tensors_of(source, data))
             else:
                 named = portable_names(_run_at(source).state.framework.embedding_encoder)
             kept = {n: _as_float32(n, t) for n, t in named.items() if not n.endswith(_COUNTER)}
@@ -78,12 +102,7 @@ class InitialWeights:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, shapes and values, in hexadecimal: the same wherever they are."""
-        found = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name].contiguous()
-            found.update(f"{name} {list(tensor.shape)} ".encode())
-            found.update(tensor.numpy().tobytes())
-        return found.hexdigest()
+        return digest_of(self.tensors)
 
     def fitted(self, config: RunConfig, row_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """What a run of `config` on samples of `row_shape` takes.
@@ -91,13 +110,13 @@ class InitialWeights:
         Raises:
             UserError: the backbone does not fit; it names the tensors, and fields that do.
         """
-        wanted, found = _shapes(config, config.model, row_shape), _shapes_of(self.tensors)
+        wanted, found = _shapes(config, row_shape), _shapes_of(self.tensors)
         parts = [_split(shapes) for shapes in (wanted, found)]
         (backbone, projector), (own_backbone, own_projector) = parts
         if backbone != own_backbone:
             raise UserError(
                 f"model.init={short(self.source)}: does not fit model.backbone="
-                f"{config.model.backbone}: {_difference(backbone, own_backbone)}: "
+                f"{config.model.backbone}: {difference(backbone, own_backbone)}: "
                 + _remedy(config, row_shape, own_backbone)
             )
         taken = backbone | (projector if projector == own_projector else {})
@@ -105,29 +124,32 @@ class InitialWeights:
             raise UserError(
                 f"model.init={short(self.source)}: does not fit: model.backbone="
                 f"{config.model.backbone} has no weights, and of the projector "
-                f"{_difference(projector, own_projector)}: set model.head_hidden_dim and "
+                f"{difference(projector, own_projector)}: set model.head_hidden_dim and "
                 "model.embedding_dim to those of the weights"
             )
         return {name: self.tensors[name] for name in taken}
 
     def record(self, directory: Folder) -> None:
-        """Write source and digest to the directory of a run."""
-        told = {"source": self.source, "sha256": self.digest}
+        """Write to the directory of a run what it started from."""
+        told: dict[str, str | None] = {"source": self.source, "sha256": self.digest}
+        if self.field != "model.init":
+            told |= {"field": self.field, "found": self.origin, "licence": self.licence}
+            told |= {"note": self.note} if self.note else {}
         directory.write_text(_FILE, json.dumps(told) + "\n")
 
 
-def agreed_weights(source: str | None, device: torch.device) -> InitialWeights | None:
-    """The weights at `source`, read by every worker of a run; None without a source.
+def agreed_weights(config: RunConfig, device: torch.device) -> InitialWeights | None:
+    """What a run of `config` starts from, read by each of its workers; None if all is drawn.
 
     Raises:
         UserError: on all workers, if one of them cannot read them, or finds others.
     """
-    if source is None:
+    if not has_initial_weights(config.model):
         return None
     weights: InitialWeights | None = None
     failure: UserError | None = None
     try:
-        weights = InitialWeights.read(source)
+        weights = InitialWeights.of(config.model, config.views.size)
     except UserError as error:
         failure = error
     mine = torch.tensor(int(weights.digest[:15], 16) if weights else 0, device=device)
@@ -136,21 +158,38 @@ def agreed_weights(source: str | None, device: torch.device) -> InitialWeights |
         apart.fill_(1)
     if all_reduce_sum(apart) == 0:
         return weights
+    model = config.model
+    field, source = ("init", model.init) if model.init else ("weights", model.weights)
     raise failure or UserError(
-        f"model.init={short(source)}: another worker cannot read it, or finds other weights there: "
-        "give s3://bucket/folder, or a folder that all nodes mount"
+        f"model.{field}={short(source)}: another worker cannot read it, or finds other weights "
+        "there: give s3://bucket/folder, or a folder that all nodes mount"
     )
 
 
+def has_initial_weights(model: ModelConfig) -> bool:
+    """Whether a run of `model` starts from weights that are not drawn by its seed."""
+    return model.init is not None or (is_timm(model.backbone) and model.weights != NONE)
+
+
 def check_initial_weights(config: RunConfig, row_shape: tuple[int, ...]) -> None:
-    """Raise UserError if a run of `config` on samples of `row_shape` cannot start."""
-    if config.model.init is not None:
-        InitialWeights.read(config.model.init).fitted(config, row_shape)
+    """Tell how the weights fit that a run of `config` on samples of `row_shape` starts from.
+
+    Raises:
+        UserError: they do not, or cannot be read, or timm has no such model.
+    """
+    if is_timm(config.model.backbone):
+        check_backbone(config.model.backbone, config.views)
+    weights = InitialWeights.of(config.model, config.views.size)
+    if weights is not None:
+        weights.fitted(config, row_shape)
+        if weights.note:
+            disk.tell(f"{weights.field}={short(weights.source)}: {weights.note}")
 
 
-def weights_digest(source: str | None) -> str | None:
-    """The digest of the weights at `source`; None without a source."""
-    return None if source is None else InitialWeights.read(source).digest
+def weights_digest(model: ModelConfig, size: int | None) -> str | None:
+    """The digest of what a run of `model` on views of `size` starts from; None if all is drawn."""
+    weights = InitialWeights.of(model, size)
+    return None if weights is None else weights.digest
 
 
 def _run_at(source: str) -> TrainedRun:
@@ -163,64 +202,18 @@ def _run_at(source: str) -> TrainedRun:
         problem, _, remedy = str(error).rpartition(": ")
         if remedy.startswith("resume the run"):
             raise
-        remedy = f"give a run that this version reads, or a file {', '.join(_SUFFIXES)}"
+        remedy = f"give a run that this version reads, or a file {', '.join(SUFFIXES)}"
         raise UserError(f"{problem}: {remedy}") from None
-
-
-def _bytes_of(source: str) -> bytes:
-    if "://" in source:
-        place, _, name = source.rpartition("/")
-    else:
-        path = Path(source).expanduser().absolute()
-        place, name = str(path.parent), path.name
-    data = Folder(place).read_bytes(name)
-    if data is None:
-        raise UserError("there is no such file: give one, or the folder of a run")
-    return data
-
-
-def _tensors_of(name: str, data: bytes) -> Mapping[str, Tensor]:
-    """What a file holds: tensors by name."""
-    remedy = "give what torch.save(network.state_dict(), FILE) or safetensors has written"
-    if not data:
-        raise UserError(f"the file is empty: {remedy}")
-    held: Any
-    try:
-        if name.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            held = load(data)
-        else:
-            with warnings.catch_warnings():
-                # Of the file's age, and of tensors that are refused below.
-                warnings.simplefilter("ignore", UserWarning)
-                held = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise UserError("safetensors is not installed: pip install 'conr_ray[export]'") from None
-    except pickle.UnpicklingError:
-        # What torch says of it names a way to run its code.
-        raise UserError(
-            f"it is damaged, or holds more than tensors, such as code: {remedy}"
-        ) from None
-    # Both libraries raise errors of many kinds.
-    except Exception as error:
-        raise UserError(f"it cannot be read ({one_line(error)}): {remedy}") from None
-    if not isinstance(held, Mapping) or not held:
-        raise UserError(f"it holds no tensors by name: {remedy}")
-    for key, value in held.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{short(str(key))} in it is no tensor: {remedy}")
-    return held
 
 
 def _portable(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of an export or with torchvision's names by those of `portable_names`."""
     above = "" if any(name.startswith("backbone.") for name in named) else "backbone."
-    return {
-        re.sub(r"^backbone\.layers\.", "backbone.", above + name): tensor
-        for name, tensor in named.items()
-        if name not in _LEFT_OUT
-    }
+    kept = {above + name: tensor for name, tensor in named.items() if name not in _LEFT_OUT}
+    # Models of timm may have a part of this name themselves, beside others.
+    if not all(n.startswith("backbone.layers.") for n in kept if n.startswith("backbone.")):
+        return kept
+    return {re.sub(r"^backbone\.layers\.", "backbone.", n): tensor for n, tensor in kept.items()}
 
 
 def _as_float32(name: str, tensor: Tensor) -> Tensor:
@@ -239,12 +232,13 @@ def _shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(t.shape) for name, t in tensors.items() if not name.endswith(_COUNTER)}
 
 
-def _shapes(config: RunConfig, model: ModelConfig, row_shape: tuple[int, ...]) -> Shapes:
-    """Those of the encoder of `config` with the networks of `model`."""
+def _shapes(config: RunConfig, row_shape: tuple[int, ...]) -> Shapes:
+    """Those of the encoder of `config`."""
+    model = config.model
     with torch.device("meta"):
         framework = framework_class(model.framework)(
             config.framework,
-            make_backbone(model, row_shape),
+            backbone_of(config, row_shape),
             model.head_hidden_dim,
             model.embedding_dim,
         )
@@ -255,23 +249,6 @@ def _split(shapes: Shapes) -> tuple[Shapes, Shapes]:
     """Those of the projector apart, last."""
     projector = {n: shape for n, shape in shapes.items() if n.startswith("projector.")}
     return {n: shape for n, shape in shapes.items() if n not in projector}, projector
-
-
-def _difference(wanted: Shapes, found: Shapes) -> str:
-    def told() -> Iterator[str]:
-        for name in [*wanted, *(found.keys() - wanted.keys())]:
-            shown = short(name.removeprefix("backbone."))
-            if name not in found:
-                yield f"{shown} is missing"
-            elif name not in wanted:
-                yield f"{shown} is unexpected"
-            elif found[name] != wanted[name]:
-                sizes = ("x".join(map(str, shapes[name])) for shapes in (found, wanted))
-                yield f"{shown} is " + ", not ".join(sizes)
-
-    every = list(told())
-    more = len(every) - _MOST_NAMED
-    return ", ".join(every[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _remedy(config: RunConfig, row_shape: tuple[int, ...], backbone: Shapes) -> str:
@@ -290,7 +267,8 @@ def _remedy(config: RunConfig, row_shape: tuple[int, ...], backbone: Shapes) -> 
         choices.append({"backbone": kind, "widths": tuple(width for _, width in layers)})
     for choice in choices:
         model = config.model.model_copy(update=choice)
-        if _split(_shapes(config, model, row_shape))[0] == backbone:
+        other = config.model_copy(update={"model": model})
+        if _split(_shapes(other, row_shape))[0] == backbone:
             changed = {k: v for k, v in choice.items() if getattr(config.model, k) != v}
             return "set " + " and ".join(
                 f"model.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items()

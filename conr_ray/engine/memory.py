@@ -53,7 +53,8 @@ def out_of_memory(
     held = _held_gib(config, data, on_host=on_host or device.type == "cpu")
     batch = f"lower optim.batch_size={config.optim.batch_size}"
     if config.data.source != "vectors":
-        batch += f" or views.size={config.views.size}"
+        side = config.views.size
+        batch += " or views.size" + ("" if side is None else f"={side}")
     if moment == NOT_MADE:
         model = config.model
         batch = f"lower model.head_hidden_dim={model.head_hidden_dim} or model.embedding_dim="

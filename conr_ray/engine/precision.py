@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from conr_ray.config import RunConfig
+from conr_ray.config import OWN_SIDE, RunConfig
 from conr_ray.data.store import default_cache_dir
 from conr_ray.engine.acceleration import Acceleration, has_bf16, has_tf32
-from conr_ray.engine.training_state import make_backbone
+from conr_ray.engine.training_state import backbone_of
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.pretrained import preparation_of
 
 _PRECISIONS = ("fp32", "tf32", "bf16")
 # Rows of the trial batch, and the share of float32's time that bfloat16 must stay below.
@@ -77,9 +79,14 @@ def _file_of_choice(config: RunConfig, row_shape: tuple[int, ...]) -> Path:
 def _bfloat16_is_faster(config: RunConfig, row_shape: tuple[int, ...]) -> bool:
     """Whether it is on this CPU, for the backbone of `config`."""
     with torch.random.fork_rng(devices=[]):
-        backbone = make_backbone(config.model, row_shape)
-        size = config.views.size
-        view_shape = (row_shape[0], size, size) if len(row_shape) == 3 else row_shape
+        backbone = backbone_of(config, row_shape)
+        view_shape = row_shape
+        if is_timm(config.model.backbone):
+            size = preparation_of(config.model.backbone, config.views.size).size
+            view_shape = (3, size, size)
+        elif len(row_shape) == 3:
+            size = config.views.size or OWN_SIDE
+            view_shape = (row_shape[0], size, size)
         inputs = torch.rand(_TRIAL_ROWS, *view_shape)
     cpu = torch.device("cpu")
     Acceleration(cpu).place(backbone)

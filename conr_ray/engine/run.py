@@ -82,7 +82,7 @@ class Run:
         self.state = TrainingState.create(config, data.row_shape, self.acceleration)
         if checkpoint is not None:
             self.state.load(checkpoint, config, data.fingerprint)
-        elif (weights := agreed_weights(config.model.init, device)) is not None:
+        elif (weights := agreed_weights(config, device)) is not None:
             # Read by all workers: from here on all are equal.
             self.state.start_from(weights.fitted(config, data.row_shape))
             if rank() == 0:

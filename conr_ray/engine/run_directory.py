@@ -6,7 +6,7 @@ assignments.parquet    a row for each sample, once the run has ended
 clusters.csv           the same for people, if spreadsheets open so many rows
 neighbors.parquet      the neighbours of each sample, once the run has ended
 snapshot/              data for its figures: see engine.snapshot
-initial_weights.json   what model.init was, if it is set: see engine.initial_weights
+initial_weights.json   the weights it started from, unless drawn: see engine.initial_weights
 checkpoints/           states to resume from: see engine.checkpoints
 failure.json           why the run ended early, if it failed or was asked to stop
 run.lock               held by the command that trains it; not by those of a search
@@ -48,7 +48,7 @@ _LENGTHS = ("schedule.epochs", "schedule.cosine_epochs")
 # What may differ between a checkpoint and the config.yaml of its run, or is checked elsewhere.
 _MAY_CHANGE = (
     *("data.", "checkpoint.", "tracking."),
-    *("model.init", "optim.compile", "optim.precision", *_LENGTHS),
+    *("model.init", "model.weights", "optim.compile", "optim.precision", *_LENGTHS),
 )
 _PROBE, _PROBE_BYTES = ".room", 2**18
 

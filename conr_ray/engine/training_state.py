@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conr_ray import __version__
-from conr_ray.config import ModelConfig, RunConfig, mark_of
+from conr_ray.config import RunConfig, mark_of
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.errors import UserError
@@ -25,7 +25,7 @@ from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import BACKBONES, Backbone, Encoder, portable_names
+from conr_ray.method.networks import Backbone, Encoder, make_backbone, portable_names
 from conr_ray.method.stages.boundary import boundary_centers
 
 # Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
@@ -80,10 +80,13 @@ class TrainingState:
         # Weights are drawn on the CPU, so that every device starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
-            backbone = make_backbone(model, row_shape)
+            backbone = backbone_of(config, row_shape)
             framework = framework_class(model.framework)(
                 config.framework, backbone, model.head_hidden_dim, model.embedding_dim
             )
+        for module in framework.modules():
+            if isinstance(module, Encoder):
+                module.freeze(model.train)
         if config.norm_rows is None:
             synchronize_batch_norm(framework, device)
         else:
@@ -92,7 +95,7 @@ class TrainingState:
         optimizer = torch.optim.SGD(
             [
                 {
-                    "params": group.parameters,
+                    "params": [one for one in group.parameters if one.requires_grad],
                     "name": group.name,
                     "lr_factor": group.lr_factor,
                     "group_stage_lr_factor": group.group_stage_lr_factor,
@@ -195,9 +198,10 @@ class TrainingState:
         self.within = checkpoint.get("within")
 
 
-def make_backbone(model: ModelConfig, row_shape: tuple[int, ...]) -> Backbone:
+def backbone_of(config: RunConfig, row_shape: tuple[int, ...]) -> Backbone:
     """The backbone for samples of `row_shape`; weights are drawn from torch's global generator."""
-    return BACKBONES[model.backbone](row_shape, model.stem, model.widths)
+    model, size = config.model, config.views.size
+    return make_backbone(model.backbone, row_shape, model.stem, model.widths, size)
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], config: RunConfig) -> None:

@@ -60,7 +60,7 @@ def train_from_trunk(
     if not epoch or (span.until is not None and span.until <= epoch):
         return train(config, data, directory, observer, device, span)
     try:
-        weights = agreed_weights(config.model.init, device)
+        weights = agreed_weights(config, device)
         name = trunk_name(config, data.fingerprint, None if weights is None else weights.digest)
         origin = _provide(store, name, config, epoch, data, device)
     except BaseException as error:

@@ -15,6 +15,7 @@ from conr_ray.config import RunConfig
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.errors import StorageError
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.storage.files import Folder
 from conr_ray.storage.locks import FileLocks, Locks
 
@@ -28,17 +29,26 @@ def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) 
     """A hash that only runs on equal samples with the same instance stage share.
 
     Code enters by its versions only: a rewrite with the same results keeps its trunks. So do
-    initial weights, wherever they are: `weights` is their digest, if `model.init` is set.
+    initial weights, wherever they are: `weights` is their digest, if the run starts from any.
+
+    Raises:
+        UserError: timm is not installed, or has no such model.
     """
-    assert (weights is None) == (config.model.init is None)
     # Frameworks need torch.
     from conr_ray.method.frameworks import framework_class
+    from conr_ray.pretrained import preparation_of
 
     tree = trunk_config(config).model_dump(mode="json")
     # Samples enter by their fingerprint.
     for section in ("data", "checkpoint", "tracking"):
         del tree[section]
-    del tree["model"]["init"]
+    del tree["model"]["init"], tree["model"]["weights"]
+    if tree["model"]["train"] == "all":
+        # As it is without the field.
+        del tree["model"]["train"]
+    if is_timm(config.model.backbone):
+        # What an unset size stands for, and what another timm may know better.
+        tree["views"] |= preparation_of(config.model.backbone, config.views.size).as_json()
     versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
     given = [] if weights is None else [weights]
     text = json.dumps([tree, fingerprint, versions, *given], sort_keys=True)

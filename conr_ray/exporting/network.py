@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from conr_ray.engine.trained_run import TrainedRun
-from conr_ray.engine.training_state import make_backbone
+from conr_ray.engine.training_state import backbone_of
 from conr_ray.errors import UserError
 from conr_ray.method.networks import Encoder
 
@@ -92,7 +92,7 @@ class ClusteringNetwork(nn.Module):
         model, trained = run.config.model, run.state.framework.embedding_encoder
         # Built anew: that of the run may have normalisations of its own over workers or groups.
         with torch.random.fork_rng(devices=[]):
-            backbone = make_backbone(model, run.sample_shape)
+            backbone = backbone_of(run.config, run.sample_shape)
             encoder = Encoder(backbone, model.head_hidden_dim, model.embedding_dim)
         # A framework may end its projector with a normalisation.
         for layer in list(trained.projector)[len(encoder.projector) :]:

@@ -26,7 +26,7 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
     if world_size() == 1:
         return module
     if device.type == "cuda":
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+        return _replaced(module, _synchronized)
     return _replaced(module, _GlobalBatchNorm.of)
 
 
@@ -91,18 +91,57 @@ def _replaced(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module])
     return module
 
 
+def _synchronized(norm: _BatchNorm) -> nn.Module:
+    """Torch's own for GPUs, followed by what `norm` does besides."""
+    plain = cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
+    if not any(True for _ in norm.children()):
+        return plain
+    followed = _FollowedSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    # Parameters, buffers and the modules inside.
+    followed.__dict__.update(plain.__dict__)
+    return followed
+
+
+def _after(norm: nn.Module, normalized: Tensor) -> Tensor:
+    for child in norm.children():
+        normalized = child(normalized)
+    return normalized
+
+
+class _FollowedSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's, with modules that are applied to its outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, ...) local rows."""
+        return _after(self, super().forward(input))
+
+
 class _Replacement(_BatchNorm):
-    """Batch normalisation of (b, c, ...) that takes the place of one of torch's."""
+    """Batch normalisation of (b, c, ...) that takes the place of one of torch's.
+
+    Those of timm have modules of their own, dropout and activation, which come after it.
+    """
 
     @classmethod
     def of(cls: type[NormT], norm: _BatchNorm) -> NormT:
-        """A copy of `norm` that shares its parameters and buffers."""
+        """A copy of `norm` that shares its parameters and buffers, and the modules inside."""
         copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
         copy.weight, copy.bias = norm.weight, norm.bias
         copy.running_mean, copy.running_var = norm.running_mean, norm.running_var
         copy.num_batches_tracked = norm.num_batches_tracked
         copy.training = norm.training
+        for name, child in norm.named_children():
+            copy.add_module(name, child)
         return copy
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, ...) local rows."""
+        normalized = self._normalized(input) if self.training else super().forward(input)
+        return _after(self, normalized)
+
+    def _normalized(self, input: Tensor) -> Tensor:
+        """In training."""
+        raise NotImplementedError
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -123,10 +162,8 @@ class _GhostBatchNorm(_Replacement):
 
     rows: int
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _normalized(self, input: Tensor) -> Tensor:
         """(b, c, ...), b a multiple of `rows`; running statistics follow the mean over groups."""
-        if not self.training:
-            return super().forward(input)
         self._check_input_dim(input)
         assert self.running_mean is not None and len(input) % self.rows == 0
         parts = torch.split(input, self.rows)
@@ -143,10 +180,8 @@ class _GhostBatchNorm(_Replacement):
 class _GlobalBatchNorm(_Replacement):
     """Batch normalisation whose training statistics are those of all workers' rows together."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _normalized(self, input: Tensor) -> Tensor:
         """(b, c, ...) local rows, normalised by the global batch's mean and variance."""
-        if not self.training:
-            return super().forward(input)
         self._check_input_dim(input)
         assert self.running_mean is not None
         # Under autocast the input is bfloat16; sums and statistics are not, as in torch's own.

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.method.phases import phase
+from conr_ray.method.timm_backbone import TimmBackbone, last_blocks
 
 
 class ConvNet(nn.Module):
@@ -98,8 +100,8 @@ class Identity(nn.Module):
         return vectors
 
 
-Backbone = ConvNet | ResNet | Mlp | Identity
-# name -> (shape of an input, stem, widths) -> backbone
+Backbone = ConvNet | ResNet | Mlp | Identity | TimmBackbone
+# Of our own: name -> (shape of an input, stem, widths) -> backbone
 BACKBONES: dict[str, Callable[[tuple[int, ...], str, tuple[int, ...]], Backbone]] = {
     "resnet18": lambda shape, stem, widths: ResNet(18, stem, shape[0]),
     "resnet34": lambda shape, stem, widths: ResNet(34, stem, shape[0]),
@@ -107,6 +109,27 @@ BACKBONES: dict[str, Callable[[tuple[int, ...], str, tuple[int, ...]], Backbone]
     "mlp": lambda shape, stem, widths: Mlp(shape[0], widths),
     "identity": lambda shape, stem, widths: Identity(shape[0]),
 }
+
+
+def make_backbone(
+    name: str, row_shape: tuple[int, ...], stem: str, widths: tuple[int, ...], size: int | None
+) -> Backbone:
+    """The backbone that `model.backbone` names; weights are drawn from torch's global generator.
+
+    Args:
+        name: of `BACKBONES`, or `timm:NAME`.
+        row_shape: of a sample as it is stored, (c, h, w) or (d,). Models of timm take 3 channels
+            whatever it is.
+        stem: of a ResNet.
+        widths: of a ConvNet or an Mlp.
+        size: side of a view, pixels, for models of timm; their own if None.
+
+    Raises:
+        UserError: timm is not installed, or has no such model.
+    """
+    if is_timm(name):
+        return TimmBackbone(name, size)
+    return BACKBONES[name](row_shape, stem, widths)
 
 
 def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
@@ -120,7 +143,13 @@ def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: inputs to embeddings (b, d), not normalised."""
+    """Backbone and projector: inputs to embeddings (b, d), not normalised.
+
+    Attributes:
+        learns: names of the backbone's parameters that are trained; None stands for all.
+    """
+
+    learns: tuple[str, ...] | None = None
 
     def __init__(self, backbone: Backbone, hidden_dim: int, embedding_dim: int) -> None:
         super().__init__()
@@ -131,6 +160,34 @@ class Encoder(nn.Module):
         """(b, channels, h, w) or (b, features) to (b, d)."""
         embeddings: Tensor = self.projector(self.backbone(inputs))
         return embeddings
+
+    def freeze(self, part: str) -> None:
+        """Keep a part of the backbone as it is: for `last_blocks` all others, for `head` all.
+
+        What is kept has no gradient, and stays in evaluation mode, so that its batch normalisation
+        neither uses nor follows the statistics of batches. For `all` nothing is kept.
+
+        Raises:
+            UserError: it is not known which blocks of the backbone are the last.
+        """
+        if part == "all":
+            return
+        self.learns = last_blocks(self.backbone) if part == "last_blocks" else ()
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in self.learns and parameter.requires_grad)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As of any module, but the kept part of the backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.learns is not None:
+            self.backbone.eval()
+            owners = {name.rpartition(".")[0] for name in self.learns}
+            for name, module in self.backbone.named_modules():
+                # With those around or inside of a learning module that have no parameters.
+                if any(name == one or name.startswith(f"{one}.") for one in owners):
+                    module.train(mode)
+        return self
 
 
 def portable_names(encoder: Encoder) -> dict[str, Tensor]:

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 
 from conr_ray.errors import UserError, one_line
 from conr_ray.fields import short
-
-PREFIX = "timm:"
-
-
-def is_timm(backbone: str) -> bool:
-    """Whether a value of `model.backbone` names a model of timm."""
-    return backbone.startswith(PREFIX)
+from conr_ray.method.backbone_names import TIMM
 
 
 class TimmBackbone(nn.Module):
@@ -52,7 +46,7 @@ class TimmBackbone(nn.Module):
         if size is not None and size != config["input_size"][-1] and config["fixed_input_size"]:
             sized = {"img_size": size}
         try:
-            self.layers = _timm().create_model(_name_of(backbone), num_classes=0, **sized)
+            self.layers = _timm(backbone).create_model(_name_of(backbone), num_classes=0, **sized)
         # Models raise errors of many kinds on sizes that do not fit their patches and windows.
         except Exception as error:
             own = config["input_size"][-1]
@@ -87,15 +81,21 @@ def timm_config(backbone: str) -> dict[str, Any]:
     Raises:
         UserError: timm is not installed, or has no such model; the nearest is named.
     """
-    timm, name = _timm(), _name_of(backbone)
+    timm, name = _timm(backbone), _name_of(backbone)
     architecture, _, tag = name.partition(".")
-    known = timm.list_models()
-    if architecture not in known:
-        raise UserError(f"model.backbone={short(backbone)}: {_nearest(architecture, known)}")
-    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        raise UserError(f"model.backbone={short(backbone)}: {_nearest(name, tagged)}")
-    found: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
-    return found
+    near, known = architecture, timm.list_models()
+    if architecture in known:
+        near, known = name, timm.list_pretrained(f"{architecture}.*")
+        if not tag or name in known:
+            found: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
+            return found
+    hints = [TIMM + one for one in difflib.get_close_matches(near, known, n=3, cutoff=0.5)]
+    remedy = f"did you mean {', '.join(hints)}?"
+    if not hints:
+        remedy = "python -c 'import timm; print(timm.list_models())' lists them"
+    raise UserError(
+        f"model.backbone={short(backbone)}: timm {timm.__version__} has no such model; {remedy}"
+    )
 
 
 def last_blocks(backbone: nn.Module) -> tuple[str, ...]:
@@ -126,24 +126,14 @@ def _stages(backbone: nn.Module) -> list[str]:
 
 
 def _name_of(backbone: str) -> str:
-    return backbone.removeprefix(PREFIX)
+    return backbone.removeprefix(TIMM)
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {', '.join(PREFIX + one for one in near)}?"
-        if near
-        else ("python -c 'import timm; print(timm.list_models())' lists them")
-    )
-    return f"timm {_timm().__version__} has no such model; {hint}"
-
-
-def _timm() -> Any:
+def _timm(backbone: str) -> Any:
     try:
         import timm
     except ModuleNotFoundError:
         raise UserError(
-            "model.backbone=timm:...: timm is not installed: pip install 'conr_ray[timm]'"
+            f"model.backbone={short(backbone)}: timm is not installed: pip install 'conr_ray[timm]'"
         ) from None
     return timm

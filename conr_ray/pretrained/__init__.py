@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conr_ray.pretrained.loading import Pretrained, load_pretrained, preparation_of
+from conr_ray.pretrained.loading import Pretrained, check_backbone, load_pretrained, preparation_of
 from conr_ray.pretrained.preparation import Preparation
 
-__all__ = ["Preparation", "Pretrained", "load_pretrained", "preparation_of"]
+__all__ = ["Preparation", "Pretrained", "check_backbone", "load_pretrained", "preparation_of"]

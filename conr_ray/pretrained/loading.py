@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conr_ray.config import ViewsConfig
 from conr_ray.errors import UserError
 from conr_ray.fields import short
+from conr_ray.method.backbone_names import HUB, NONE
 from conr_ray.method.timm_backbone import TimmBackbone, timm_config
 from conr_ray.pretrained.fitting import fitted
 from conr_ray.pretrained.preparation import Preparation
-from conr_ray.pretrained.sources import HUB, NONE, find_weights
+from conr_ray.pretrained.sources import find_weights
 from conr_ray.pretrained.weights_file import digest_of
 
 
@@ -97,6 +99,24 @@ def preparation_of(backbone: str, size: int | None = None) -> Preparation:
         std=tuple(config["std"]),
         interpolation="bilinear" if bilinear else "bicubic",
     )
+
+
+def check_backbone(backbone: str, views: ViewsConfig) -> None:
+    """Check that timm has a model, and that it takes images of these sizes.
+
+    Raises:
+        UserError: it has not, or does not, or is not installed.
+    """
+    own, fixed = (
+        preparation_of(backbone, views.size).size,
+        timm_config(backbone)["fixed_input_size"],
+    )
+    other = next((side for _, side in views.sizes if side != own), None)
+    if fixed and other is not None:
+        raise UserError(
+            f"views.sizes: model.backbone={short(backbone)} takes views of one size, {own}, not "
+            f"{other}: leave views.sizes out"
+        )
 
 
 def _portable(module: TimmBackbone) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Shapes: b images, c channels, h x w pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ class Preparation:
         }
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Preparation:
+    def from_json(cls, state: Mapping[str, Any]) -> Preparation:
         """The inverse of `as_json`; other keys are ignored."""
         mean, std = (_three(state[name]) for name in ("mean", "std"))
         return cls(state["size"], mean, std, state["interpolation"], state["crop_share"])

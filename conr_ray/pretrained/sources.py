@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from conr_ray.errors import UserError, one_line
+from conr_ray.method.backbone_names import HUB, PACKAGE
 from conr_ray.method.timm_backbone import timm_config
 from conr_ray.pretrained.weights_file import SUFFIXES, read_weights
 
-HUB, NONE, PACKAGE = "hub", "none", "package:"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _REACH_S = 4.0
 

@@ -147,7 +147,7 @@ class LiveDisplay(Callback):
                 config = self._space.config(self._given[trial_id][POINT])
                 # Weights that are gone since are told by the trial.
                 with suppress(UserError):
-                    weights = self._weights_digest(config.model.init)
+                    weights = self._weights_digest(config.model, config.views.size)
                     name = trunk_name(config, self._fingerprint, weights)
                     wanted[name] = max(self._trunks.fork_epoch(config), wanted.get(name, 0))
         return [

@@ -143,7 +143,7 @@ def _trunks(space: SearchSpace, plan: Plan, store: TrunkStore | None, images: Kn
     from conr_ray.engine.initial_weights import weights_digest
 
     config = space.config()
-    name = trunk_name(config, images.fingerprint, weights_digest(config.model.init))
+    name = trunk_name(config, images.fingerprint, weights_digest(config.model, config.views.size))
     there = store.directory(name).checkpoint_epochs()
     return text + (f"; the first one exists up to epoch {there[-1]}" if there else "")
 

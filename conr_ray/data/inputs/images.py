@@ -31,12 +31,12 @@ class Images(Inputs):
     def random(
         self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
     ) -> Tensor:
-        """(b, c, size, size); see `Views.random`."""
+        """(b, c, size, size), or with 3 channels; see `Views.random`."""
         view = self._views.random(batch, key, positions_b, group_stage=mild, size=size)
         return view.contiguous(memory_format=torch.channels_last)
 
     def plain(self, batch: Tensor) -> Tensor:
-        """(b, c, size, size), centre-cropped or resized."""
+        """(b, c, size, size), centre-cropped or resized; see `Views.plain`."""
         return self._views.plain(batch)
 
     def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
@@ -44,5 +44,5 @@ class Images(Inputs):
         return self._views.relit(batch, key, positions_b)
 
     def state_dict(self) -> dict[str, Any]:
-        """Shape of an image, side of a view, mean and deviation per channel."""
+        """Shape of an image, side of a view, mean and deviation per channel, and resampling."""
         return {"kind": self.kind, "shape": list(self.shape), **self._views.state_dict()}

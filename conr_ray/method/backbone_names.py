@@ -1,0 +1,19 @@
+"""The values of `model.backbone`, and those of `model.weights` that are no files.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+# Any model of timm is meant by its name behind this.
+TIMM = "timm:"
+OF_VECTORS = ("mlp", "identity")
+BACKBONE_NAMES = ("resnet18", "resnet34", "convnet", *OF_VECTORS)
+
+# What timm itself would load; what the seed draws; the file in an installed package.
+HUB, NONE, PACKAGE = "hub", "none", "package:"
+
+
+def is_timm(backbone: str) -> bool:
+    """Whether a value of `model.backbone` names a model of timm."""
+    return backbone.startswith(TIMM)
