@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class TimmBackbone(nn.Module):
     depends on the keys of its views alone, and a run that is resumed goes on bit for bit.
 
     Attributes:
+        name: a value of `model.backbone`.
         layers: timm's model.
         out_features: width of its pooled features.
     """
@@ -41,6 +43,7 @@ class TimmBackbone(nn.Module):
             UserError: timm is not installed, has no such model, or the model takes no such size.
         """
         super().__init__()
+        self.name = backbone
         config = timm_config(backbone)
         sized = {}
         if size is not None and size != config["input_size"][-1] and config["fixed_input_size"]:
@@ -66,8 +69,17 @@ class TimmBackbone(nn.Module):
                 module.drop_prob = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) normalised to (b, out_features)."""
+        """(b, 3, h, w) normalised to (b, out_features).
+
+        Raises:
+            UserError: the model has no pooled features.
+        """
         features: Tensor = self.layers(images)
+        if features.ndim != 2:
+            raise UserError(
+                f"model.backbone={short(self.name)}: the model does not pool its features: choose "
+                "another one"
+            )
         return features
 
 
@@ -103,26 +115,42 @@ def last_blocks(backbone: nn.Module) -> tuple[str, ...]:
 
     They are those of the last stage and of all that the model has after it. The last stage is the
     last one that timm lists for the model (`feature_info`): of a ResNet its `layer4`, of an
-    EfficientNet the last of its `blocks`, of a vision transformer its last block.
+    EfficientNet the last of its `blocks`, of a vision transformer its last block. Where timm lists
+    the activations that stages end with, it begins after the one before the last; where it lists
+    nothing that the model has, it is the last member of its last list of blocks.
 
     Raises:
-        UserError: timm lists none.
+        UserError: the model has none of these.
     """
     names = [name for name, _ in backbone.named_parameters()]
-    for stage in reversed(_stages(backbone)):
-        first = next((i for i, name in enumerate(names) if name.startswith(f"{stage}.")), None)
-        if first:
-            return tuple(names[first:])
-    raise UserError("model.train=last_blocks: timm lists no stages of this model: set it to all")
+    firsts = (
+        next((i for i, name in enumerate(names) if name.startswith(beginnings)), None)
+        for beginnings in _last_stages(backbone)
+    )
+    # From the first parameter on it would be the whole model.
+    first = next((i for i in firsts if i), None)
+    if first is None:
+        raise UserError("model.train=last_blocks: this model has no stages: set it to all or head")
+    return tuple(names[first:])
 
 
-def _stages(backbone: nn.Module) -> list[str]:
-    """Names of the modules at whose ends a model's stages are."""
+def _last_stages(backbone: nn.Module) -> Iterator[tuple[str, ...]]:
+    """How the names of the last stage's parameters may begin, the best guess first."""
     layers: Any = backbone.layers
     listed = getattr(layers, "feature_info", None)
     if listed is None:
-        return [f"layers.{name}" for name in ("layer1", "layer2", "layer3", "layer4")]
-    return [f"layers.{one['module']}" for one in listed if one.get("module")]
+        # A ResNet of torchvision.
+        yield ("layers.layer4.",)
+        return
+    ends = [f"layers.{one['module']}" for one in listed if one.get("module")]
+    yield from ((f"{end}.",) for end in reversed(ends))
+    modules = [name for name, _ in backbone.named_modules()]
+    for end in reversed(ends):
+        if end in modules:
+            yield tuple(f"{name}." for name in modules[modules.index(end) + 1 :])
+    for name, child in reversed(list(layers.named_children())):
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1:
+            yield (f"layers.{name}.{len(child) - 1}.",)
 
 
 def _name_of(backbone: str) -> str:
