@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import ModelConfig, RunConfig
+from conr_ray.engine.run_directory import INITIAL_WEIGHTS
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.engine.training_state import backbone_of
 from conr_ray.errors import StorageError, UserError
@@ -36,7 +37,6 @@ from conr_ray.pretrained.weights_file import SUFFIXES, bytes_of, digest_of, tens
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
-_FILE = "initial_weights.json"
 # Of an export, and of torchvision's classifier.
 _LEFT_OUT = ("centers", "boundary_centers", "fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
@@ -135,7 +135,7 @@ class InitialWeights:
         if self.field != "model.init":
             told |= {"field": self.field, "found": self.origin, "licence": self.licence}
             told |= {"note": self.note} if self.note else {}
-        directory.write_text(_FILE, json.dumps(told) + "\n")
+        directory.write_text(INITIAL_WEIGHTS, json.dumps(told) + "\n")
 
 
 def agreed_weights(config: RunConfig, device: torch.device) -> InitialWeights | None:

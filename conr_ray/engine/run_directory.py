@@ -50,6 +50,7 @@ _MAY_CHANGE = (
     *("data.", "checkpoint.", "tracking."),
     *("model.init", "model.weights", "optim.compile", "optim.precision", *_LENGTHS),
 )
+INITIAL_WEIGHTS = "initial_weights.json"
 _PROBE, _PROBE_BYTES = ".room", 2**18
 
 
@@ -211,6 +212,14 @@ class RunDirectory(CheckpointFolder):
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
+
+    def initial_weights(self) -> dict[str, Any] | None:
+        """What the run started from: source, sha256 and more; None if all was drawn.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self.read_json(INITIAL_WEIGHTS)
 
     def has_failed(self) -> bool:
         """Whether a failure is recorded."""

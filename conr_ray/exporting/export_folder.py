@@ -23,7 +23,13 @@ from conr_ray.engine.trained_run import Placement, TrainedRun
 from conr_ray.errors import UserError
 from conr_ray.exporting.formats import FORMATS, compare
 from conr_ray.exporting.model_card import model_card
-from conr_ray.exporting.network import ClusteringNetwork, ImagePreparation, random_samples
+from conr_ray.exporting.network import (
+    ClusteringNetwork,
+    ImagePreparation,
+    PretrainedPreparation,
+    random_samples,
+)
+from conr_ray.method.timm_backbone import TimmBackbone
 from conr_ray.storage.files import Folder
 
 # Version of the layout of config.json: increase it with every change of its fields.
@@ -63,6 +69,7 @@ def export(
     compare("the network", told, _placed(trained, samples), network.centers)
     files = {FORMATS[name].file: FORMATS[name].checked(network, samples) for name in formats}
     config = _config(trained, network, directory.uri)
+    config["initial_weights"] = directory.initial_weights()
     config["files"] = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in files.items()
@@ -123,6 +130,17 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
             "cropped_at": [preparation.top, preparation.left],
             "stored_size": run.config.data.stored_size,
         }
+    elif isinstance(preparation, PretrainedPreparation):
+        prepared |= {
+            "kind": "images",
+            "dtype": "uint8",
+            "std": preparation.std.flatten().tolist(),
+            "view_size": preparation.size,
+            "cropped_at": [preparation.top, preparation.left],
+            "cropped_to": preparation.side,
+            "interpolation": preparation.preparation.interpolation,
+            "stored_size": run.config.data.stored_size,
+        }
     else:
         prepared |= {"kind": "vectors", "dtype": "float32", "std": [preparation.scale]}
     return {
@@ -136,6 +154,7 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
             "name": model.backbone,
             "stem": model.stem if model.backbone.startswith("resnet") else None,
             "widths": list(model.widths) if model.backbone in ("convnet", "mlp") else None,
+            "image_size": _image_size(encoder.backbone),
             "out_features": encoder.backbone.out_features,
         },
         "head_hidden_dim": model.head_hidden_dim,
@@ -146,3 +165,8 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
         "confident_ratio": run.confident_ratio,
         "input": prepared,
     }
+
+
+def _image_size(backbone: torch.nn.Module) -> int | None:
+    """Side of its images that a model of timm has to be made for, if it is not its own."""
+    return backbone.image_size if isinstance(backbone, TimmBackbone) else None

@@ -41,7 +41,7 @@ def model_card(
         "## Training",
         f"- {config['epochs']} epochs, seed {run.config.seed}, {config['backbone']['name']}, "
         f"embeddings of {config['embedding_dim']} numbers",
-        *_start(run.config),
+        *_start(run.config, config["initial_weights"]),
         f"- Precision in training: {run.config.optim.precision}; exported in fp32",
         f"- conr_ray {config['conr_ray']}, torch {config['torch']}",
         "## Outputs",
@@ -61,11 +61,26 @@ def model_card(
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts)) + "\n"
 
 
-def _start(config: RunConfig) -> list[str]:
-    """Whose weights the run started from, if any."""
-    if (source := config.model.init) is None:
+def _start(config: RunConfig, recorded: Mapping[str, Any] | None) -> list[str]:
+    """Whose weights the run started from, if any, and their licence."""
+    if (source := config.model.init) is not None:
+        return [f"- Started from the weights of {_last_part(source)}"]
+    if recorded is None:
         return []
-    return [f"- Started from the weights of {printable(source.rstrip('/').rpartition('/')[2])}"]
+    found, licence = _last_part(str(recorded.get("found"))), recorded.get("licence")
+    learned = {"all": "all of it", "last_blocks": "its last blocks", "head": "none of it"}
+    return [
+        f"- The backbone started from the weights {found}, SHA-256 {recorded['sha256']}; {learned[config.model.train]} learned further",
+        f"- Licence of these weights: {printable(str(licence))}"
+        if licence
+        else "- Licence of these weights: not known; look it up before you pass the network on",
+    ]
+
+
+def _last_part(place: str) -> str:
+    """A file's name without its folder; others as they are."""
+    is_path = place.startswith("/") or "://" in place
+    return printable(place.rstrip("/").rpartition("/")[2] if is_path else place)
 
 
 def data_name(config: RunConfig) -> str:

@@ -13,6 +13,8 @@ from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.engine.training_state import backbone_of
 from conr_ray.errors import UserError
 from conr_ray.method.networks import Encoder
+from conr_ray.pretrained import Preparation
+from conr_ray.pretrained.preparation import colours
 
 OUTPUTS = ("embedding", "cluster", "distance", "other_distance", "boundary_ratio")
 
@@ -43,6 +45,39 @@ class ImagePreparation(nn.Module):
         return (pixels[:, :, self.top : bottom, self.left : right] - self.mean) / self.std
 
 
+class PretrainedPreparation(nn.Module):
+    """uint8 images of one size to the inputs of a model of timm, as `Preparation.prepare` does.
+
+    Resizing is a product with a matrix on each side: formats know anti-aliasing in other ways.
+    """
+
+    mean: Tensor
+    std: Tensor
+    resizing: Tensor
+
+    def __init__(self, height: int, width: int, preparation: Preparation):
+        """Fix the sizes, in pixels."""
+        super().__init__()
+        self.preparation, self.size = preparation, preparation.size
+        self.side = preparation.crop_side(height, width)
+        self.top, self.left = (height - self.side) // 2, (width - self.side) // 2
+        self.is_resized = self.side != self.size
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preparation, name)).view(1, -1, 1, 1))
+        unit = torch.eye(self.side)[None, None]
+        mode = preparation.interpolation
+        resizing = interpolate(unit, (self.size, self.side), mode=mode, antialias=True)
+        self.register_buffer("resizing", resizing[0, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) uint8 to (n, 3, size, size) float32; grey is repeated, alpha dropped."""
+        bottom, right = self.top + self.side, self.left + self.side
+        pixels = colours(images)[:, :, self.top : bottom, self.left : right].float() / 255
+        if self.is_resized:
+            pixels = (self.resizing @ pixels @ self.resizing.T).clamp(0, 1)
+        return (pixels - self.mean) / self.std
+
+
 class VectorPreparation(nn.Module):
     """Float vectors to the network's inputs, as `Vectors.plain` makes them."""
 
@@ -59,6 +94,9 @@ class VectorPreparation(nn.Module):
         return (vectors - self.mean) / self.scale
 
 
+AnyPreparation = ImagePreparation | PretrainedPreparation | VectorPreparation
+
+
 class ClusteringNetwork(nn.Module):
     """Preparation, encoder and centres of a run, on the CPU in float32."""
 
@@ -67,7 +105,7 @@ class ClusteringNetwork(nn.Module):
 
     def __init__(
         self,
-        preparation: ImagePreparation | VectorPreparation,
+        preparation: AnyPreparation,
         encoder: Encoder,
         centers_kd: Tensor,
         boundary_kd: Tensor,
@@ -137,10 +175,12 @@ def random_samples(run: TrainedRun, count: int) -> Tensor:
     return torch.tensor(state["mean"]) + (state["std"][0] or 1.0) * noise
 
 
-def _preparation(run: TrainedRun) -> ImagePreparation | VectorPreparation:
+def _preparation(run: TrainedRun) -> AnyPreparation:
     state = run.inputs_state
     mean, std = list(map(float, state["mean"])), list(map(float, state["std"]))
     if len(run.sample_shape) == 1:
         return VectorPreparation(mean, std[0])
     _, height, width = run.sample_shape
+    if "interpolation" in state:
+        return PretrainedPreparation(height, width, Preparation.from_json(state))
     return ImagePreparation(height, width, state["size"], mean, std)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from conr_ray.method.backbone_names import TIMM, is_timm
+
 _ONNX = """\
 import onnxruntime
 
@@ -62,11 +64,13 @@ def snippet(format_name: str, config: dict[str, Any]) -> str:
     if format_name in fixed:
         return fixed[format_name]
     backbone = config["backbone"]
-    is_resnet = backbone["name"].startswith("resnet")
+    library = "torchvision" if backbone["name"].startswith("resnet") else None
+    if is_timm(backbone["name"]):
+        library = "timm"
     norm = f"projector.append(nn.BatchNorm1d({config['embedding_dim']}, affine=False))\n"
     kept = config["input"]
     return _SAFETENSORS.format(
-        imports="import torchvision\n" if is_resnet else "",
+        imports=f"import {library}\n" if library else "",
         backbone="\n".join(_backbone(backbone, kept["shape"][0])),
         features=backbone["out_features"],
         hidden=config["head_hidden_dim"],
@@ -80,6 +84,10 @@ def snippet(format_name: str, config: dict[str, Any]) -> str:
 
 def _backbone(backbone: dict[str, Any], channels: int) -> list[str]:
     name, widths = backbone["name"], backbone["widths"]
+    if is_timm(name):
+        size = backbone["image_size"]
+        sized = "" if size is None else f", img_size={size}"
+        return [f'backbone = timm.create_model("{name.removeprefix(TIMM)}", num_classes=0{sized})']
     if name == "identity":
         return ["backbone = nn.Identity()"]
     if name == "mlp":
@@ -114,6 +122,8 @@ def _backbone(backbone: dict[str, Any], channels: int) -> list[str]:
 def _preparation(kept: dict[str, Any]) -> list[str]:
     if len(kept["shape"]) == 1:
         return ["x = (samples.float() - mean) / std"]
+    if "interpolation" in kept:
+        return _as_pretrained(kept)
     size, (height, width) = kept["view_size"], kept["resized_to"]
     top, left = kept["cropped_at"]
     lines = ["x = samples.float() / 255"]
@@ -121,4 +131,20 @@ def _preparation(kept: dict[str, Any]) -> list[str]:
         lines.append(f'x = interpolate(x, ({height}, {width}), mode="bilinear")')
     if (height, width) != (size, size):
         lines.append(f"x = x[:, :, {top} : {top + size}, {left} : {left + size}]")
+    return [*lines, "x = (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)"]
+
+
+def _as_pretrained(kept: dict[str, Any]) -> list[str]:
+    size, side, (top, left) = kept["view_size"], kept["cropped_to"], kept["cropped_at"]
+    channels, height, width = kept["shape"]
+    lines = ["x = samples.float() / 255"]
+    if channels == 1:
+        lines.append("x = x.expand(-1, 3, -1, -1)")
+    elif channels != 3:
+        lines.append("x = x[:, :3]")
+    if (height, width) != (side, side):
+        lines.append(f"x = x[:, :, {top} : {top + side}, {left} : {left + side}]")
+    if side != size:
+        how = f'mode="{kept["interpolation"]}", antialias=True'
+        lines.append(f"x = interpolate(x, ({size}, {size}), {how}).clamp(0, 1)")
     return [*lines, "x = (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)"]

@@ -28,6 +28,7 @@ class TimmBackbone(nn.Module):
     Attributes:
         name: a value of `model.backbone`.
         layers: timm's model.
+        image_size: side of its images, pixels, if it was made for this one instead of its own.
         out_features: width of its pooled features.
     """
 
@@ -45,14 +46,14 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.name = backbone
         config = timm_config(backbone)
-        sized = {}
-        if size is not None and size != config["input_size"][-1] and config["fixed_input_size"]:
-            sized = {"img_size": size}
+        own = int(config["input_size"][-1])
+        differs = config["fixed_input_size"] and size not in (None, own)
+        self.image_size = size if differs else None
+        sized = {"img_size": size} if differs else {}
         try:
             self.layers = _timm(backbone).create_model(_name_of(backbone), num_classes=0, **sized)
         # Models raise errors of many kinds on sizes that do not fit their patches and windows.
         except Exception as error:
-            own = config["input_size"][-1]
             what = f"views.size={size}: " if sized else ""
             remedy = f"leave it unset, which is {own}" if sized else "choose another model"
             raise UserError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from conr_ray.config import RunConfig
 from conr_ray.engine.metric_rows import MetricRow
@@ -27,6 +28,7 @@ class RunData:
         config: config of the run.
         rows: rows of metrics.parquet, one per epoch.
         origin: the trunk that it was forked from.
+        weights: what it started from, as `RunDirectory.initial_weights` reads it.
         snapshot: data for its figures; `positions` are its samples' places on a map.
         problems: one line for each part of the report that could not be read.
     """
@@ -38,6 +40,7 @@ class RunData:
     snapshot: Snapshot | None = None
     positions: Positions | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    weights: Mapping[str, Any] | None = None
 
     @property
     def figures(self) -> dict[str, float]:
@@ -90,7 +93,9 @@ def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
         raise UserError(f"{directory.uri} holds no run (no config.yaml): give a run's folder")
     problems: dict[str, str] = {}
     rows, origin = read_files_that_are_whole(directory, problems)
-    data = RunData(directory.uri.rpartition("/")[2], config, rows, origin, problems=problems)
+    weights = _weights(directory, problems)
+    name = directory.uri.rpartition("/")[2]
+    data = RunData(name, config, rows, origin, problems=problems, weights=weights)
     return with_figures(data, directory, draw_map=draw_map)
 
 
@@ -109,6 +114,15 @@ def read_files_that_are_whole(
     except (UserError, ValueError, TypeError):
         problems["origin"] = f"{directory.uri}/origin.json is damaged: delete it"
     return rows, origin
+
+
+def _weights(directory: RunDirectory, problems: dict[str, str]) -> Mapping[str, Any] | None:
+    """What a run started from; damage is listed in `problems`."""
+    try:
+        return directory.initial_weights()
+    except UserError as error:
+        problems["weights"] = str(error)
+        return None
 
 
 def with_figures(data: RunData, directory: RunDirectory, *, draw_map: bool) -> RunData:

@@ -21,7 +21,7 @@ def run_page(data: RunData, extra: list[Section] | None = None) -> Page:
     """The page of a run; `extra` sections come before its config."""
     config = data.config
     subtitle = f"{data.variant} on {config.data.title}, seed {config.seed}"
-    blocks: list[Block] = [Note(problem) for problem in _of(data, "curves", "origin")]
+    blocks: list[Block] = [Note(problem) for problem in _of(data, "curves", "origin", "weights")]
     blocks += attempt("the curves", lambda: list(run_curves([data])))
     sections = cluster_section(data)
     sections.append(Section("curves", "Curves", blocks or [Note("no epoch has ended yet")]))
@@ -42,6 +42,12 @@ def headline(data: RunData) -> list[Fact]:
         facts.append(
             Fact("forked", f"epoch {data.origin.epoch}", f"from trunk {data.origin.trunk}")
         )
+    if data.weights is not None:
+        licence = data.weights.get("licence")
+        of_others = data.weights.get("field") == "model.weights"
+        note = f"licence: {licence or 'not known'}" if of_others else ""
+        source = str(data.weights.get("found") or data.weights.get("source"))
+        facts.append(Fact("started from", source.rstrip("/").rpartition("/")[2], note))
     return facts
 
 
