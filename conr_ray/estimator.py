@@ -40,7 +40,7 @@ from conr_ray.estimating.samples import (
     rows_in_files,
     source_of,
 )
-from conr_ray.estimating.settings import LEAST_ROWS, config_for, field_of, for_few
+from conr_ray.estimating.settings import LEAST_ROWS, config_for, field_of, for_few, side_for
 from conr_ray.estimating.training import SAMPLES, Workers
 from conr_ray.method.keyed_random import fold
 from conr_ray.storage.files import Folder
@@ -248,7 +248,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         brightest = 255
         rows: npt.NDArray[Any]
         if is_images(X):
-            rows, brightest = image_rows(X, None)
+            rows, brightest = image_rows(X, None, side_for(fields))
         else:
             rows = self._vectors(X, reset=True)
         labels, class_names = (None, None) if y is None else as_labels(y)

@@ -23,6 +23,7 @@ from conr_ray.estimating.search_samples import Samples, given, kept_brightest, k
 from conr_ray.estimating.settings import field_of, for_few, for_samples
 from conr_ray.estimator import write_settings
 from conr_ray.fields import shown
+from conr_ray.method.backbone_names import is_timm
 from conr_ray.scaling.cluster import leave
 from conr_ray.scaling.resources import ClusterOptions
 from conr_ray.search_result import SearchResult
@@ -193,10 +194,16 @@ def _fitted(
     """The space on these samples, fitted to them as a clusterer is."""
     fixed = {**samples.source, **fixed}
 
+    backbone: str | None = fixed.get("model.backbone")
+
     def defaults(preset: str) -> dict[str, Any]:
-        return for_samples(preset, samples.source, samples.shape)
+        return for_samples(preset, samples.source, samples.shape, backbone)
 
     read = load_space(space, fixed, preset, defaults)
+    if (own := read.config().model.backbone) != backbone and is_timm(own):
+        # The space itself has chosen it.
+        backbone = own
+        read = load_space(space, fixed, preset, defaults)
     config = read.config()
     data = samples.data or open_data(config.data)
     fitting = {

@@ -18,7 +18,7 @@ from conr_ray.data.sources.files import locate
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError, one_line
 
-# Pictures of several sizes become squares of this side.
+# Of squares, unless a network asks for others.
 _SIDE = 32
 
 
@@ -45,15 +45,19 @@ def as_array(samples: Any) -> NDArray[Any]:
     return np.asarray(samples)
 
 
-def image_rows(samples: Any, brightest: int | None) -> tuple[NDArray[np.uint8], int]:
+def image_rows(
+    samples: Any, brightest: int | None, side: int = _SIDE
+) -> tuple[NDArray[np.uint8], int]:
     """Images in memory as bytes (n, c, h, w), and the value of the brightest possible pixel.
+
+    Pictures of several sizes become squares of `side` pixels.
 
     Raises:
         UserError: they are no images.
     """
     if is_pictures(samples):
         one_size = len({picture.size for picture in samples}) == 1
-        return from_pictures(samples, None if one_size else _SIDE), 255
+        return from_pictures(samples, None if one_size else side), 255
     images = as_array(samples)
     brightest = pixel_range(images) if brightest is None else brightest
     return as_images(images, brightest), brightest

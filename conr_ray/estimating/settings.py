@@ -7,6 +7,7 @@ from typing import Any
 
 from conr_ray.config import RunConfig, check_field, load_preset
 from conr_ray.errors import UserError
+from conr_ray.method.backbone_names import is_timm
 
 # Side of views and of stored images where the preset's is for the 8 pixels of digits.
 _SIDE = 32
@@ -51,18 +52,23 @@ def config_for(
     if "data.limit" in fields:
         raise UserError("data.limit: a clusterer is of all samples: give it fewer")
     own = {"clustering.num_clusters": num_clusters, "tracking.wandb": "off"}
-    return load_preset(preset, {**for_samples(preset, source, shape), **own, **fields})
+    rules = for_samples(preset, source, shape, fields.get("model.backbone"))
+    return load_preset(preset, {**rules, **own, **fields})
 
 
 def for_samples(
-    preset: str, source: Mapping[str, Any], shape: tuple[int, ...] | None
+    preset: str,
+    source: Mapping[str, Any],
+    shape: tuple[int, ...] | None,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """The fields, dotted, in which a run on these samples differs from its preset.
 
-    The arguments are those of `config_for`.
+    The arguments are those of `config_for`; `backbone` is that of the run, if it is not the
+    preset's. A model of timm has views of its own size, and files are stored in this size.
 
     Raises:
-        UserError: there is no such preset.
+        UserError: there is no such preset, or no such model of timm.
     """
     rules: dict[str, Any] = {
         "data.name": None,
@@ -75,6 +81,12 @@ def for_samples(
     if source["data.source"] == "vectors":
         rules |= {"model.backbone": "mlp", "model.widths": (256, 256)}
         rules |= {"views.noise": 0.3, "views.dropout": 0.2}
+    elif backbone is not None and is_timm(backbone):
+        from conr_ray.pretrained import preparation_of
+
+        if shape is None:
+            stored = base.data.stored_size or preparation_of(backbone).size
+            rules |= {"data.stored_size": stored}
     elif shape is None:
         side = _SIDE if preset == _DIGITS else base.views.size
         rules |= {"views.size": side, "data.stored_size": base.data.stored_size or side}
@@ -104,3 +116,17 @@ def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[s
         "neighborhood.k": min(near.k, pool),
     }
     return {name: value for name, value in fitting.items() if name not in fields}
+
+
+def side_for(fields: Mapping[str, Any]) -> int:
+    """Side of the squares that pictures of several sizes become for a run with these fields.
+
+    Raises:
+        UserError: there is no such model of timm.
+    """
+    backbone = fields.get("model.backbone")
+    if not (isinstance(backbone, str) and is_timm(backbone)):
+        return _SIDE
+    from conr_ray.pretrained import preparation_of
+
+    return preparation_of(backbone, fields.get("views.size")).size

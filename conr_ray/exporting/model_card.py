@@ -70,7 +70,8 @@ def _start(config: RunConfig, recorded: Mapping[str, Any] | None) -> list[str]:
     found, licence = _last_part(str(recorded.get("found"))), recorded.get("licence")
     learned = {"all": "all of it", "last_blocks": "its last blocks", "head": "none of it"}
     return [
-        f"- The backbone started from the weights {found}, SHA-256 {recorded['sha256']}; {learned[config.model.train]} learned further",
+        f"- The backbone started from the weights {found}, SHA-256 {recorded['sha256']}; "
+        f"{learned[config.model.train]} learned further",
         f"- Licence of these weights: {printable(str(licence))}"
         if licence
         else "- Licence of these weights: not known; look it up before you pass the network on",
