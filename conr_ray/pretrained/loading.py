@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import ViewsConfig
-from conr_ray.errors import UserError
+from conr_ray.errors import UserError, one_line
 from conr_ray.fields import short
 from conr_ray.method.backbone_names import HUB, NONE
 from conr_ray.method.timm_backbone import TimmBackbone, timm_config
@@ -102,7 +102,7 @@ def preparation_of(backbone: str, size: int | None = None) -> Preparation:
 
 
 def check_backbone(backbone: str, views: ViewsConfig) -> None:
-    """Check that timm has a model, and that it takes images of these sizes.
+    """Check that timm has a model with pooled features, and that it takes images of these sizes.
 
     Raises:
         UserError: it has not, or does not, or is not installed.
@@ -117,6 +117,18 @@ def check_backbone(backbone: str, views: ViewsConfig) -> None:
             f"views.sizes: model.backbone={short(backbone)} takes views of one size, {own}, not "
             f"{other}: leave views.sizes out"
         )
+    try:
+        # Without memory or arithmetic.
+        with torch.device("meta"), torch.no_grad():
+            TimmBackbone(backbone, own).eval()(torch.zeros(1, 3, own, own))
+    except UserError:
+        raise
+    # Models raise errors of many kinds where an image is too small, or not a number of patches.
+    except Exception as error:
+        raise UserError(
+            f"model.backbone={short(backbone)}: views.size={own} is not for this model "
+            f"({one_line(error)}): leave it unset, or choose another one"
+        ) from None
 
 
 def _portable(module: TimmBackbone) -> dict[str, Tensor]:
