@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from conr_ray.config.sections import ModelConfig, RunSections
+from conr_ray.config.sections import OWN_SIDE, ModelConfig, RunSections
 from conr_ray.fields import Section, short, shown
 from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
 from conr_ray.method.frameworks import framework_names
@@ -49,7 +49,9 @@ def _unused_fields(config: RunSections) -> Iterator[str]:
             continue
         for leaf, value in section:
             mark = section.mark_of(leaf)
-            if mark.used_by is None or value == section.default_of(leaf):
+            # An unset size of views has become this one.
+            unset = OWN_SIDE if (name, leaf) == ("views", "size") else section.default_of(leaf)
+            if mark.used_by is None or value in (unset, section.default_of(leaf)):
                 continue
             chooser, users = mark.used_by
             of, _, choice = chooser.partition(".")

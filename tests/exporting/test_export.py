@@ -29,6 +29,7 @@ from conr_ray.exporting.model_card import model_card
 from conr_ray.exporting.network import ClusteringNetwork, random_samples, resized_shape
 from conr_ray.searching.best_run import best_run
 from conr_ray.storage.files import Folder
+from tests.pretrained.models import SMALL, VIT
 from tests.reporting.made_searches import make_search
 from tests.tiny_runs import TINY, on_vectors, run_here
 
@@ -44,6 +45,14 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "cropped": (
         ["safetensors"],
         {"model__backbone": "resnet34", "model__stem": "imagenet", "views__size": 6},
+    ),
+    "timm": (
+        ["safetensors", "onnx"],
+        {"model__backbone": SMALL, "model__weights": "none", "views__size": 32},
+    ),
+    "sized": (
+        ["safetensors"],
+        {"model__backbone": VIT, "model__weights": "none", "views__size": 48},
     ),
 }
 # Executes the code of each card, in order, in the card's folder.
@@ -131,6 +140,13 @@ def test_the_card_and_the_config_tell_what_the_run_is(
     told = model_card(dataclasses.replace(run, config=init), config, ["onnx"], ())
     assert "- Started from the weights of w.pth\n" in told and "secret" not in told
     assert "Started" not in card
+    weights = {"found": "package:some_weights", "sha256": "01ab", "licence": None}
+    told = model_card(run, config | {"initial_weights": weights}, ["onnx"], ())
+    assert "from the weights package:some_weights, SHA-256 01ab; all of it learned fu" in told
+    assert "- Licence of these weights: not known; look it up" in told
+    weights |= {"found": "/home/me/w.pth", "licence": "apache-2.0"}
+    told = model_card(run, config | {"initial_weights": weights}, ["onnx"], ())
+    assert "from the weights w.pth, SHA-256" in told and "weights: apache-2.0\n" in told
     card = (exported["simsiam"][2] / "README.md").read_text()
     assert "simsiam.parquet: 128 vectors of 12" in card
     assert "No figure here saw a label." in card and "| acc |" not in card
