@@ -102,6 +102,13 @@ def _neighborhood(config: RunSections) -> Iterator[str]:
         yield f"neighborhood.k2={near.k2} exceeds neighborhood.k1={near.k1}: lower k2 or raise k1"
     if config.group_start_epoch is None:
         return
+    if near.pool == "data":
+        if config.bank.size:
+            yield (
+                f"bank.size={config.bank.size}: neighborhood.pool=data finds neighbours in all "
+                "data, without a bank: leave it out"
+            )
+        return
     for field, count in (("k1", near.k1), ("k", near.k)):
         if count > config.pool_size:
             yield (

@@ -230,6 +230,11 @@ class NeighborhoodConfig(Section):
 
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
+    pool: Literal["batch", "data"] = Field(
+        "batch",
+        description="where neighbours are sought: in the global batch and the bank, where a query "
+        "is pulled toward all k, or in all data, where it is toward one of the k at a time",
+    )
     kind: Literal["contextual", "euclidean"] = Field("contextual", description="ConAff or nearest")
     k1: Count = Field(10, description="neighbours that form a row's context")
     k2: Count = Field(2, description="neighbours over which contexts are averaged; at most k1")

@@ -201,6 +201,7 @@ def cluster_data(
     num_clusters: int,
     epoch: int,
     warm_cd: Tensor | None,
+    learned_cd: Tensor | None = None,
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
@@ -215,7 +216,13 @@ def cluster_data(
     if all_reduce_sum(broken):
         raise FloatingPointError("the embeddings are not finite")
     return cluster_embeddings(
-        config, embeddings_bd, num_rows, num_clusters, epoch=epoch, warm_cd=warm_cd
+        config,
+        embeddings_bd,
+        num_rows,
+        num_clusters,
+        epoch=epoch,
+        warm_cd=warm_cd,
+        learned_cd=learned_cd,
     )
 
 
@@ -227,26 +234,32 @@ def cluster_embeddings(
     *,
     epoch: int,
     warm_cd: Tensor | None = None,
+    learned_cd: Tensor | None = None,
 ) -> DataClustering:
     """Cluster all `num_rows` embeddings, of which each worker has its share.
 
     The result depends only on them, the seed, `epoch` (epochs trained) and `warm_cd`, the centres
-    to continue from: they and one fresh start take the place of all restarts. Clustering uses
-    float32, whatever the precision of the networks.
+    to continue from: they and one fresh start take the place of all restarts. Where the framework
+    has `learned_cd`, its own centres, they decide alone. Clustering uses float32, whatever the
+    precision of the networks.
     """
-    clustering = spherical_kmeans(
-        embeddings_bd,
-        num_rows,
-        num_clusters,
-        seed=fold(config.seed, "kmeans", epoch),
-        restarts=config.clustering.restarts if warm_cd is None else 1,
-        max_iterations=config.clustering.max_iterations,
-        start_rows=config.clustering.start_rows,
-        warm_cd=warm_cd,
-    )
-    clusters_n = all_gather_rows(clustering.labels_b, num_rows)
-    centers_cd = clustering.centers_cd
-    lengths_c = center_lengths(embeddings_bd, clustering.labels_b, centers_cd)
+    if learned_cd is not None:
+        centers_cd = broadcast_first(learned_cd)
+        labels_b = (embeddings_bd @ centers_cd.T).argmax(1)
+    else:
+        clustering = spherical_kmeans(
+            embeddings_bd,
+            num_rows,
+            num_clusters,
+            seed=fold(config.seed, "kmeans", epoch),
+            restarts=config.clustering.restarts if warm_cd is None else 1,
+            max_iterations=config.clustering.max_iterations,
+            start_rows=config.clustering.start_rows,
+            warm_cd=warm_cd,
+        )
+        centers_cd, labels_b = clustering.centers_cd, clustering.labels_b
+    clusters_n = all_gather_rows(labels_b, num_rows)
+    lengths_c = center_lengths(embeddings_bd, labels_b, centers_cd)
     return DataClustering(
         embeddings_bd,
         clusters_n,

@@ -104,18 +104,18 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
     state, inputs, schedule = run.state, run.inputs, run.schedule
     framework, optimizer = state.framework, state.optimizer
     stage, figures = run.stage_at(epoch), run.figures(epoch)
-    if stage.needs_clusters(framework, epoch):
-        with phase("evaluation"):
-            run.ensure_clusters()
+    with phase("evaluation"):
+        run.prepare(stage, epoch)
     side = run.config.views.size_in(epoch)
 
     first = figures.num_steps
     for index, step in enumerate(run.steps(epoch, first), first):
         with phase("views"):
-            batch = inputs.take(step.sample_ids_n[run.local])
             views = [
                 inputs.random(batch, key, step.positions_b, mild=stage.mild_views, size=side)
-                for key in run.view_keys(epoch, index)
+                for batch, key in zip(
+                    run.batches(stage, step), run.view_keys(epoch, index), strict=True
+                )
             ]
         with phase("online"), run.acceleration.autocast():
             outputs = trained(views, step)

@@ -88,8 +88,16 @@ class Reclustering:
     def clustered(self, embeddings_nd: Tensor, num_clusters: int) -> DataClustering:
         """k-means as the run makes it: in its own number of clusters it finds the run's own."""
         run = self.run
+        learned_cd = run.state.framework.cluster_centers
+        if learned_cd is not None and len(learned_cd) != num_clusters:
+            learned_cd = None
         return cluster_embeddings(
-            run.config, embeddings_nd, self.data.num_rows, num_clusters, epoch=run.state.epoch
+            run.config,
+            embeddings_nd,
+            self.data.num_rows,
+            num_clusters,
+            epoch=run.state.epoch,
+            learned_cd=learned_cd,
         )
 
     def scores(self, found: DataClustering) -> dict[str, float]:

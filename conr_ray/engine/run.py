@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml, override
 from conr_ray.data.inputs import make_inputs
@@ -43,6 +44,7 @@ from conr_ray.method.keyed_random import fold
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
+from conr_ray.method.stages.pairs import PairStage
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ class Run:
         self.inputs = make_inputs(config, data, device)
         self.inputs.compile(self.acceleration.compiled)
         self.schedule = Schedule(config, self._steps_per_epoch)
-        self.state = TrainingState.create(config, data.row_shape, self.acceleration)
+        self.state = TrainingState.create(
+            config, data.row_shape, self.acceleration, self._num_clusters
+        )
         if checkpoint is not None:
             self.state.load(checkpoint, config, data.fingerprint)
         elif (weights := agreed_weights(config, device)) is not None:
@@ -91,7 +95,12 @@ class Run:
 
         classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
         self._instance_stage = InstanceStage()
-        self._group_stage = GroupStage(self.state.bank, config.optim.group_loss_weight, classes)
+        weight, near = config.optim.group_loss_weight, config.neighborhood
+        self._group_stage: GroupStage | PairStage = (
+            PairStage(near.kind, near.k1, near.k2, near.k, weight, classes)
+            if near.pool == "data"
+            else GroupStage(self.state.bank, weight, classes)
+        )
 
     @property
     def num_trained(self) -> int:
@@ -143,6 +152,29 @@ class Run:
                 pseudo_labels_n=None if labels is None else labels[rows_n],
                 centers_cd=centers_cd,
             )
+
+    def prepare(self, stage: Stage, epoch: int) -> None:
+        """Find what the loss of `stage` reads of the whole data set in `epoch`."""
+        if stage.needs_clusters(self.state.framework, epoch):
+            self.ensure_clusters()
+        if isinstance(stage, PairStage) and not (stage.is_ready and self._is_frozen):
+            local = share(self.data.num_rows)
+            embeddings_bd = self._embedder.plain(torch.arange(local.start, local.stop))
+            stage.find(embeddings_bd, self.data.num_rows)
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether embeddings stay as they are."""
+        encoder = self.state.framework.embedding_encoder
+        return not any(True for _ in encoder.parameters())
+
+    def batches(self, stage: Stage, step: Step) -> tuple[Tensor, Tensor]:
+        """The samples of the two views of a step, as stored; often the same."""
+        first_n, second_n = stage.samples(step)
+        first = self.inputs.take(first_n[self.local])
+        if second_n is first_n:
+            return first, first
+        return first, self.inputs.take(second_n[self.local])
 
     def view_keys(self, epoch: int, index: int) -> list[int]:
         """Random keys of the two views of a step."""
@@ -255,6 +287,7 @@ class Run:
                 num_clusters=self._num_clusters,
                 epoch=state.epoch,
                 warm_cd=state.centers if self.schedule.continues(state.epoch - 1) else None,
+                learned_cd=state.framework.cluster_centers,
             )
         except FloatingPointError as error:
             raise RunFailed(

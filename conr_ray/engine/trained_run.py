@@ -129,7 +129,12 @@ class TrainedRun:
             check_checkpoint(checkpoint, config)
             inputs_state = checkpoint["inputs"]
             acceleration = _acceleration(config, device)
-            state = TrainingState.create(config, tuple(inputs_state["shape"]), acceleration)
+            state = TrainingState.create(
+                config,
+                tuple(inputs_state["shape"]),
+                acceleration,
+                checkpoint.get("num_clusters", 2),
+            )
             state.load(checkpoint, config, checkpoint["data_fingerprint"])
         except UserError:
             raise

@@ -57,6 +57,7 @@ class TrainingState:
     framework: Framework[Any]
     optimizer: torch.optim.SGD
     bank: MemoryBank
+    num_clusters: int
     epoch: int = 0
     # Cluster of each sample of the data set, (n,) int64, centres of unit length (c, d), lengths of
     # the clusters' means (c,), and how many epochs were trained when they were found: None until
@@ -70,11 +71,19 @@ class TrainingState:
 
     @classmethod
     def create(
-        cls, config: RunConfig, row_shape: tuple[int, ...], acceleration: Acceleration
+        cls,
+        config: RunConfig,
+        row_shape: tuple[int, ...],
+        acceleration: Acceleration,
+        num_clusters: int = 2,
     ) -> TrainingState:
         """The state before the first step; weights depend only on the seed.
 
-        `row_shape` is that of a sample, (c, h, w) or (d,).
+        Args:
+            config: of the run.
+            row_shape: of a sample, (c, h, w) or (d,).
+            acceleration: where and how the networks compute.
+            num_clusters: for frameworks that learn clusters.
         """
         model, device = config.model, acceleration.device
         # Weights are drawn on the CPU, so that every device starts from the same ones.
@@ -84,6 +93,7 @@ class TrainingState:
             framework = framework_class(model.framework)(
                 config.framework, backbone, model.head_hidden_dim, model.embedding_dim
             )
+            framework.for_clusters(num_clusters)
         for module in framework.modules():
             if isinstance(module, Encoder):
                 module.freeze(model.train)
@@ -111,12 +121,12 @@ class TrainingState:
             config.bank.size,
             model.embedding_dim,
             config.optim.batch_size,
-            Neighborhood(**config.neighborhood.model_dump()),
+            Neighborhood(**config.neighborhood.model_dump(exclude={"pool"})),
             dtype=torch.bfloat16 if config.bank.dtype == "bf16" else torch.float32,
             device=device,
             sharded=config.bank.sharded,
         )
-        return cls(framework, optimizer, bank)
+        return cls(framework, optimizer, bank, num_clusters)
 
     @torch.no_grad()
     def start_from(self, encoder: Mapping[str, Tensor]) -> None:
@@ -162,6 +172,7 @@ class TrainingState:
             "framework": self.framework.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "bank": self.bank.state_dict(),
+            "num_clusters": self.num_clusters,
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
             "center_lengths": self.center_lengths,

@@ -127,11 +127,11 @@ class ClusteringNetwork(nn.Module):
         boundary_kd = run.state.boundary_centers(run.config.boundary.centers)
         if centers_kd is None or boundary_kd is None:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
-        model, trained = run.config.model, run.state.framework.embedding_encoder
+        trained = run.state.framework.embedding_encoder
         # Built anew: that of the run may have normalisations of its own over workers or groups.
         with torch.random.fork_rng(devices=[]):
             backbone = backbone_of(run.config, run.sample_shape)
-            encoder = Encoder(backbone, model.head_hidden_dim, model.embedding_dim)
+            encoder = Encoder(backbone, trained.hidden_dim, trained.embedding_dim)
         # A framework may end its projector with a normalisation.
         for layer in list(trained.projector)[len(encoder.projector) :]:
             assert isinstance(layer, nn.modules.batchnorm._BatchNorm)

@@ -37,9 +37,7 @@ from torch.nn.functional import interpolate, normalize
 tensors = load_file("model.safetensors")
 centers, boundary_centers = tensors.pop("centers"), tensors.pop("boundary_centers")
 {backbone}
-hidden = {hidden}
-layers = [nn.Linear({features}, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-projector = nn.Sequential(*layers, nn.Linear(hidden, {width}))
+{projector}
 {extra}network = nn.ModuleDict({{"backbone": backbone, "projector": projector}}).eval()
 network.load_state_dict(tensors)
 mean, std = torch.tensor({mean}), torch.tensor({std})
@@ -72,13 +70,25 @@ def snippet(format_name: str, config: dict[str, Any]) -> str:
     return _SAFETENSORS.format(
         imports=f"import {library}\n" if library else "",
         backbone="\n".join(_backbone(backbone, kept["shape"][0])),
-        features=backbone["out_features"],
-        hidden=config["head_hidden_dim"],
-        width=config["embedding_dim"],
+        projector=_projector(
+            backbone["out_features"], config["head_hidden_dim"], config["embedding_dim"]
+        ),
         extra=norm if config["projector_ends_with_norm"] else "",
         mean=kept["mean"],
         std=kept["std"],
         prepare="\n".join(f"    {line}" for line in _preparation(kept)),
+    )
+
+
+def _projector(features: int, hidden: int, width: int) -> str:
+    if not hidden:
+        return "projector = nn.Sequential()"
+    return "\n".join(
+        [
+            f"hidden = {hidden}",
+            f"layers = [nn.Linear({features}, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]",
+            f"projector = nn.Sequential(*layers, nn.Linear(hidden, {width}))",
+        ]
     )
 
 

@@ -145,7 +145,11 @@ def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 class Encoder(nn.Module):
     """Backbone and projector: inputs to embeddings (b, d), not normalised.
 
+    With a hidden width of 0 there is no projector, and embeddings are the backbone's features.
+
     Attributes:
+        hidden_dim: hidden width of the projector.
+        embedding_dim: width of the embeddings, d.
         learns: names of the backbone's parameters that are trained; None stands for all.
     """
 
@@ -154,7 +158,11 @@ class Encoder(nn.Module):
     def __init__(self, backbone: Backbone, hidden_dim: int, embedding_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = head(backbone.out_features, hidden_dim, embedding_dim)
+        features = backbone.out_features
+        self.hidden_dim = hidden_dim
+        self.embedding_dim = embedding_dim if hidden_dim else features
+        layers = head(features, hidden_dim, embedding_dim) if hidden_dim else nn.Sequential()
+        self.projector = layers
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(b, channels, h, w) or (b, features) to (b, d)."""
@@ -229,6 +237,6 @@ class TargetNetwork(nn.Module):
 
         Batch-normalisation buffers are the target's own, from its own forward passes.
         """
-        torch._foreach_lerp_(
-            list(self.encoder.parameters()), list(online.parameters()), 1 - momentum
-        )
+        own = list(self.encoder.parameters())
+        if own:
+            torch._foreach_lerp_(own, list(online.parameters()), 1 - momentum)

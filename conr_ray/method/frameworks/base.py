@@ -62,7 +62,7 @@ class Outputs:
         queries: (b, d) of each view, unit length, with gradient.
         keys: (b, d) of each view, unit length, float32, without gradient.
         embeddings: (b, d) of each view, behind the queries, unit length, with gradient; empty if
-            the framework's own loss does not use them.
+            neither the framework's own loss nor its stages use them.
     """
 
     queries: tuple[Tensor, ...]
@@ -89,9 +89,12 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     Attributes:
         version: increase it with every change of results, so that trunks of earlier versions are
             not reused.
+        pool: the only value of `neighborhood.pool` that its group stage works with; None allows
+            all.
     """
 
     version: ClassVar[int] = 1
+    pool: ClassVar[str | None] = None
 
     def __init__(
         self, config: ConfigT, backbone: Backbone, hidden_dim: int, embedding_dim: int
@@ -106,6 +109,10 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
         """
         super().__init__()
         self.config = config
+
+    def for_clusters(self, num_clusters: int) -> None:
+        """Make what depends on the number of clusters: called once, before training or loading."""
+        return
 
     @abstractmethod
     def param_groups(self) -> list[ParamGroup]:
@@ -147,6 +154,14 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     @abstractmethod
     def embedding_encoder(self) -> Encoder:
         """The network whose outputs, at unit length, are the embeddings that are clustered."""
+
+    @property
+    def cluster_centers(self) -> Tensor | None:
+        """Centres of the clusters that the framework has learned, (c, d) of unit length.
+
+        Then a sample's cluster is that of the nearest centre; None lets k-means find clusters.
+        """
+        return None
 
     @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:

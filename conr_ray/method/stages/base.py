@@ -24,6 +24,10 @@ class Stage(ABC):
     name: ClassVar[str]
     mild_views: ClassVar[bool] = False
 
+    def samples(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Ids of the samples of which the two views are made, each (n,) for the global batch."""
+        return step.sample_ids_n, step.sample_ids_n
+
     @abstractmethod
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
         """Whether the loss in `epoch` reads pseudo-labels, found when the epoch begins."""

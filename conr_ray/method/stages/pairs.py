@@ -1,0 +1,113 @@
+"""The group stage over all data: each sample with one of its neighbours at a time.
+
+Where embeddings change slowly or not at all, neighbours among all samples are found once an epoch,
+or once a run, instead of in each batch.
+
+Shapes: b rows of this worker, n rows of the global batch, m samples of the data set, d width, k
+neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conr_ray.method import keyed_random
+from conr_ray.method.clustering.metrics import neighbor_matches
+from conr_ray.method.collectives import all_gather_rows, share
+from conr_ray.method.frameworks.base import Framework, Outputs, Step
+from conr_ray.method.keyed_random import fold
+from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
+from conr_ray.method.stages.base import Figures, Stage, with_scatter
+from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
+
+
+class PairStage(Stage):
+    """Pulls each view of a pair of neighbours toward the other one.
+
+    The first sample of a pair is one of the batch, the second one of its k neighbours, itself
+    included, drawn anew in every step. The boundary filter looks at the first one.
+    """
+
+    name = "group"
+    mild_views = True
+
+    def __init__(
+        self,
+        kind: str,
+        k1: int,
+        k2: int,
+        k: int,
+        weight: float = 1.0,
+        classes: Tensor | None = None,
+    ) -> None:
+        """Use neighbours of one kind.
+
+        Args:
+            kind: 'contextual', or 'euclidean', which uses k alone.
+            k1: neighbours that form a sample's context.
+            k2: neighbours over which contexts are averaged, at most k1.
+            k: neighbours of which one is drawn, including the sample itself.
+            weight: factor on the loss.
+            classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
+        """
+        self._kind, self._contexts, self._k = kind, {"k1": k1, "k2": k2}, k
+        self._weight, self._classes = weight, classes
+        self._neighbors_mk: Tensor | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether neighbours are known."""
+        return self._neighbors_mk is not None
+
+    def find(self, embeddings_bd: Tensor, num_rows: int) -> None:
+        """Find the neighbours of all samples, of which each worker has its share of embeddings."""
+        if self._kind == "contextual":
+            _, rows_bk = contextual_neighbors(
+                embeddings_bd, num_rows=num_rows, k=self._k, **self._contexts
+            )
+        else:
+            _, rows_bk = euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=self._k)
+        self._neighbors_mk = all_gather_rows(rows_bk, num_rows).int()
+
+    def samples(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The samples of the batch, and one neighbour of each."""
+        assert self._neighbors_mk is not None
+        ids_n = step.sample_ids_n
+        positions_n = torch.arange(len(ids_n), device=ids_n.device)
+        drawn_n1 = keyed_random.uniform(fold(step.key, "neighbour"), positions_n, 1)
+        rows_nk = self._neighbors_mk[ids_n.to(self._neighbors_mk.device)]
+        columns_n1 = (drawn_n1 * rows_nk.shape[1]).long().to(rows_nk.device)
+        return ids_n, rows_nk.gather(1, columns_n1).squeeze(1).long()
+
+    def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
+        """Always, for the boundary filter."""
+        return True
+
+    def loss(
+        self, framework: Framework[Any], outputs: Outputs, step: Step
+    ) -> tuple[Tensor, Figures]:
+        """The mean of both directions, and figures as shares.
+
+        Figures: `neighbor_purity` (if classes are given) and `kept`.
+        """
+        assert step.pseudo_labels_n is not None and step.centers_cd is not None
+        local = share(step.num_global)
+        with torch.no_grad():
+            own_bd = (outputs.embeddings or outputs.keys)[0].detach()
+            pool_nd = all_gather_rows(own_bd, step.num_global)
+            ratios_n = boundary_ratio(pool_nd, step.pseudo_labels_n, step.centers_cd)
+            kept_b = kept_mask(ratios_n, step.fraction)[local]
+        losses = [
+            framework.pull(queries_bd, keys_bd, step, kept_b)
+            for queries_bd, keys_bd in zip(outputs.queries, reversed(outputs.keys), strict=True)
+        ]
+        figures = {"kept": torch.stack([kept_b.sum(), torch.ones_like(kept_b).sum()])}
+        if self._classes is not None:
+            pairs_b2 = torch.stack(self.samples(step), 1)[local].to(self._classes.device)
+            labels_b2 = self._classes[pairs_b2]
+            figures["neighbor_purity"] = neighbor_matches(labels_b2, labels_b2[:, 0])
+        loss = self._weight * torch.stack(losses).mean()
+        return with_scatter(loss, framework, outputs, step), figures
