@@ -214,9 +214,13 @@ class TrainedRun:
             raise UserError(
                 f"samples of shape {_shown(rows.shape)}: give several, as samples[None]"
             )
-        # Images are fitted to the run's view size; channels and vector widths must match.
-        if rows.ndim != len(shape) + 1 or rows.shape[1] != shape[0] or 0 in rows.shape[1:]:
-            first = f"{shape[0]} features" if of_vectors else f"{shape[0]} x height x width"
+        # Images are fitted to the run's view size; channels and vector widths must match, but for
+        # models of timm, which are given colours.
+        taken_firsts = (1, 3, 4) if "interpolation" in self.inputs_state else shape[:1]
+        fits = rows.ndim == len(shape) + 1 and rows.shape[1] in taken_firsts
+        if not fits or 0 in rows.shape[1:]:
+            first = " or ".join(map(str, taken_firsts))
+            first += " features" if of_vectors else " x height x width"
             raise UserError(f"samples of shape {_shown(rows.shape)}: the run takes n x {first}")
         if of_vectors and np.issubdtype(rows.dtype, np.floating):
             with np.errstate(over="ignore"):
