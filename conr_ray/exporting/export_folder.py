@@ -134,6 +134,7 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
         prepared |= {
             "kind": "images",
             "dtype": "uint8",
+            "mean": preparation.mean.flatten().tolist(),
             "std": preparation.std.flatten().tolist(),
             "view_size": preparation.size,
             "cropped_at": [preparation.top, preparation.left],
