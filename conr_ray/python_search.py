@@ -149,7 +149,7 @@ def search(
         whole = whole.checked(data)
         try:
             console = make_console(quiet=not verbose)
-            found = whole.run(data.fingerprint, console, signals_handled())
+            found = whole.run(data, console, signals_handled())
         except KeyboardInterrupt:
             again = f"folder={directory.uri!r}, resume=True"
             raise KeyboardInterrupt(f"to go on, search again with {again}") from None
