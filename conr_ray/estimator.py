@@ -24,7 +24,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from conr_ray.command_line import absolute_paths
 from conr_ray.config import RunConfig, override
 from conr_ray.data.arrays import as_labels, data_set
-from conr_ray.data.inputs import inputs_from_state
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
@@ -198,7 +197,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             centers_cd,
             torch.arange(len(rows)),
             placed.embeddings_nd,
-            run.embedder(inputs_from_state(run.inputs_state, rows, run.device)),
+            run.embedder(run.inputs(rows)),
             fold(run.config.seed, "scores", run.state.epoch),
         )
         return scores["neighbor_consistency"]
@@ -294,6 +293,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self._reclustered = num_clusters
         self._run = run = TrainedRun.load(directory, num_clusters=num_clusters)
         assert run.state.centers is not None
+        self._files |= run.backbone_files()
         self.cluster_centers_ = run.state.centers.numpy()
         place: Folder = directory
         if num_clusters is not None:
@@ -317,6 +317,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                 for name, content in self._files.items():
                     folder.write_bytes(name, content)
                 self._run = run = TrainedRun.load(path, num_clusters=self._reclustered)
+                # Its weights are read while they are there.
+                _ = run.backbone
         return run
 
     @property

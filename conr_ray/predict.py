@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """Parse the arguments, predict, print what was done."""
     args = _parser().parse_args(arguments)
-    _check(args)
+    check_options(args)
     if sent_to_head("conr_ray.predict", arguments, args):
         return
     from conr_ray.engine.trained_run import TrainedRun
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         run = load(directory, _device(args), args.clusters)
         placing = Placing(run, args.embeddings)
         state = patient(digest_of, directory.is_local)(directory, run)
-    with _told_as_options(args):
+    with told_as_options(args):
         samples = _samples(args, placing)
         total = counted(samples, is_local="://" not in (args.images or ""))
     about = {
@@ -64,11 +64,11 @@ def main(arguments: Sequence[str]) -> None:
         "images": samples.place,
         "embeddings": args.embeddings,
     }
-    resources = None if args.local else _connected(args)
-    out, console = _absolute(args.out), make_console()
+    resources = None if args.local else connected(args)
+    out, console = absolute(args.out), make_console()
     progress = PredictionProgress(total, console)
     try:
-        with folder_option("--out"), signals_handled(), progress, _told_as_options(args):
+        with folder_option("--out"), signals_handled(), progress, told_as_options(args):
             placed = _placed(samples, placing, directory.uri, args.clusters, resources)
             outcome = predict(samples, about, out, placed, progress, again=args.all)
     except KeyboardInterrupt:
@@ -88,11 +88,12 @@ def main(arguments: Sequence[str]) -> None:
         )
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace, does: str = "predicts") -> None:
+    """Raise UserError if options of a command that `does` something exclude each other."""
     of_ray = ("address", "autoscaling", "workers", "cpus_per_worker", "gpus_per_worker")
     if args.local and (given := [name for name in of_ray if getattr(args, name)]):
         option = given[0].replace("_", "-")
-        raise UserError(f"--local predicts without Ray: leave out --{option}")
+        raise UserError(f"--local {does} without Ray: leave out --{option}")
     if args.settings and not args.dataset:
         raise UserError("--set changes the data of --dataset: leave it out")
     if args.column and args.dataset:
@@ -104,10 +105,10 @@ def _run(args: argparse.Namespace) -> RunDirectory:
     from conr_ray.engine.run_directory import RunDirectory
 
     if args.run:
-        return RunDirectory(_absolute(args.run))
+        return RunDirectory(absolute(args.run))
     from conr_ray.searching.best_run import best_run
 
-    return RunDirectory(best_run(_absolute(args.best_of), args.study)[0])
+    return RunDirectory(best_run(absolute(args.best_of), args.study)[0])
 
 
 def _device(args: argparse.Namespace) -> str:
@@ -121,13 +122,14 @@ def _samples(args: argparse.Namespace, placing: Placing) -> NewSamples:
     from conr_ray.prediction.sources import DataSetRows, new_samples
 
     if args.dataset:
-        return DataSetRows(placing.form, args.dataset, _data_of_preset(args))
+        return DataSetRows(placing.form, args.dataset, data_of_preset(args))
     data = placing.run.config.data
     usual = data.vector_column if placing.form.kind == "vectors" else data.image_column
     return new_samples(placing.form, args.images, args.column or usual)
 
 
-def _data_of_preset(args: argparse.Namespace) -> DataConfig:
+def data_of_preset(args: argparse.Namespace) -> DataConfig:
+    """The data that --dataset and --set name."""
     from conr_ray.command_line import absolute_paths
     from conr_ray.config import load_preset, override, parse_overrides
 
@@ -135,7 +137,8 @@ def _data_of_preset(args: argparse.Namespace) -> DataConfig:
     return override(config, absolute_paths(config)).data
 
 
-def _connected(args: argparse.Namespace) -> WorkerResources:
+def connected(args: argparse.Namespace) -> WorkerResources:
+    """What each actor gets on the cluster, which is joined or started."""
     from conr_ray.scaling.cluster import connect
 
     return connect(cluster_options(args), args.workers or 1)
@@ -169,7 +172,7 @@ def _placed(
 
 
 @contextmanager
-def _told_as_options(args: argparse.Namespace) -> Iterator[None]:
+def told_as_options(args: argparse.Namespace) -> Iterator[None]:
     """Name the options of this command in errors that name the fields of a config."""
     fields = {
         f"data.path={args.images}:": f"--images {args.images}:",
@@ -197,7 +200,8 @@ def _told(outcome: Outcome, kind: str) -> str:
     return ", ".join([*parts, f"{outcome.num_errors:,} unreadable"])
 
 
-def _absolute(text: str) -> str:
+def absolute(text: str) -> str:
+    """A path that holds in other folders too; a URI as it is."""
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 

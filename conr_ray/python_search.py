@@ -20,7 +20,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import FolderTaken, NotShared, StorageError, UserError
 from conr_ray.estimating.search_samples import Samples, given, kept_brightest, kept_path
-from conr_ray.estimating.settings import field_of, for_few, for_samples
+from conr_ray.estimating.settings import field_of, for_few, for_samples, side_for
 from conr_ray.estimator import write_settings
 from conr_ray.fields import shown
 from conr_ray.method.backbone_names import is_timm
@@ -125,7 +125,7 @@ def search(
                 raise UserError("labels: they are of images: give these too")
             samples, read = None, _own_data(space, fixed, preset, directory, resume)
         else:
-            samples = given(images, labels, files)
+            samples = given(images, labels, files, side_for(fixed))
             read = _fitted(space, fixed, preset, samples)
         whole = WholeSearch(
             read,
@@ -149,7 +149,7 @@ def search(
         whole = whole.checked(data)
         try:
             console = make_console(quiet=not verbose)
-            found = whole.run(data.fingerprint, console, signals_handled())
+            found = whole.run(data, console, signals_handled())
         except KeyboardInterrupt:
             again = f"folder={directory.uri!r}, resume=True"
             raise KeyboardInterrupt(f"to go on, search again with {again}") from None

@@ -76,16 +76,16 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
     import torch
 
     from conr_ray.config import override
-    from conr_ray.data.store import open_data
     from conr_ray.engine.recluster import Reclustering
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trained_run import TrainedRun
+    from conr_ray.frozen import open_samples
 
     directory = RunDirectory(args.run.rstrip("/") or "/")
     run = TrainedRun.load(directory, "cuda" if torch.cuda.is_available() else "cpu")
     if args.data is not None:
         run = dataclasses.replace(run, config=override(run.config, {"data.path": args.data}))
-    data = open_data(run.config.data)
+    data = open_samples(run.config, directory)
     if numbers[-1] > data.num_rows:
         raise UserError(
             f"--clusters {args.clusters}: the run has {data.num_rows} {data.what}: give no more"

@@ -55,6 +55,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.engine.data_checks import check_data
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
+    from conr_ray.frozen import trained_shape
+    from conr_ray.prediction.ahead import embedded_ahead
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.resources import local_resources
     from conr_ray.storage.files import Folder
@@ -66,14 +68,15 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     directory = RunDirectory(directory_uri(args, _subject(args, config)))
     if not directory.check(config, resume=args.resume) and args.resume:
         raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
-    _check_backbone(config)
+    _check_backbone(config, directory)
     data = open_data(config.data)
     check_data(config, data, workers)
+    shape = trained_shape(config, data.row_shape, directory)
     may_begin_trained = config.model.init is not None or is_timm(config.model.backbone)
     if may_begin_trained and directory.newest_checkpoint() == (0, 0):
         from conr_ray.engine.initial_weights import check_initial_weights
 
-        check_initial_weights(config, data.row_shape)
+        check_initial_weights(config, shape)
     if args.local and args.trunks and not directory.is_local:
         raise UserError("--local cannot lock --trunks in a bucket: leave out --local")
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
@@ -101,6 +104,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         console.print(f"run directory: {directory.uri}", soft_wrap=True)
         if note:
             console.print(note, soft_wrap=True)
+        embedded_ahead(config, data, console, None if args.local else resources, directory)
         name = directory.uri.rpartition("/")[2]
         wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
         done, _ = directory.newest_checkpoint()
@@ -197,9 +201,13 @@ def _check(args: argparse.Namespace) -> None:
         raise RunFailed(f"a run would fail here: {', '.join(failed)}")
 
 
-def _check_backbone(config: RunConfig) -> None:
+def _check_backbone(config: RunConfig, directory: RunDirectory) -> None:
     """Raise UserError if timm has no such model, before the data are decoded."""
-    if is_timm(config.model.backbone):
+    if config.embeds_once:
+        from conr_ray.frozen import check_frozen
+
+        check_frozen(config, directory)
+    elif is_timm(config.model.backbone):
         from conr_ray.pretrained import check_backbone
 
         check_backbone(config.model.backbone, config.views)

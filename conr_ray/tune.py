@@ -113,7 +113,7 @@ def _run(search: WholeSearch) -> None:
     search = search.checked(images)
     way_on = "which goes on with running trials from their last checkpoints"
     stoppable = resumable(search.directory.uri, lambda: way_on)
-    trials = search.run(images.fingerprint, console, stoppable)
+    trials = search.run(images, console, stoppable)
     _print_result(search.space, search.directory, trials, console)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from conr_ray.config import RunConfig
+    from conr_ray.data.store import DataSet
     from conr_ray.scaling.resources import ClusterOptions
     from conr_ray.searching.trial_table import Trial
     from conr_ray.storage.locks import Locks
@@ -128,14 +129,14 @@ class WholeSearch:
             return open_trunks(place, self.space.group_starts, elsewhere)
 
     def run(
-        self, fingerprint: str, console: Console, stoppable: AbstractContextManager[None]
+        self, images: DataSet, console: Console, stoppable: AbstractContextManager[None]
     ) -> list[Trial]:
         """Run the trials that are left, on Ray, and write and log what they found.
 
         Call `leave` of the cluster when nothing more is to run there.
 
         Args:
-            fingerprint: of the images that the search was `checked` on.
+            images: what the search was `checked` on.
             console: for what the search tells.
             stoppable: entered while trials run; says what signals do then.
 
@@ -147,6 +148,7 @@ class WholeSearch:
             RunFailed: no trial trained all its epochs.
             KeyboardInterrupt: the user stopped the search; with `resume` it goes on.
         """
+        from conr_ray.prediction.ahead import embedded_ahead
         from conr_ray.reporting.live_report import LiveReport
         from conr_ray.scaling.actor_locks import ActorLocks
         from conr_ray.scaling.cluster import connect
@@ -182,6 +184,7 @@ class WholeSearch:
             if self.trunks is not None and trunks is None:
                 console.print(f"trunks are not used: {space.why_no_trunks}", soft_wrap=True)
             with stoppable, logs, report:
+                embedded_ahead(space.config(), images, console, resources, directory.files)
                 trials = run_search(
                     space,
                     directory,
@@ -189,7 +192,7 @@ class WholeSearch:
                     wandb,
                     console,
                     num_trials=self.num_trials,
-                    fingerprint=fingerprint,
+                    fingerprint=images.fingerprint,
                     trunks=trunks,
                     max_concurrent=self.max_concurrent,
                     max_retries=self.max_retries,
@@ -217,10 +220,11 @@ def _check_start(config: RunConfig, images: Counted) -> None:
     if model.init is None and not is_timm(model.backbone):
         return
     from conr_ray.engine.initial_weights import check_initial_weights
+    from conr_ray.frozen import trained_shape
 
     for field, place in (("model.init", model.init), ("model.weights", model.weights_file)):
         if place is not None and "://" not in place and not Path(place).is_absolute():
             raise UserError(
                 f"{field}={place}: trials have other working folders: give an absolute path"
             )
-    check_initial_weights(config, images.row_shape)
+    check_initial_weights(config, trained_shape(config, images.row_shape))

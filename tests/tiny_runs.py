@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import RunConfig, load_preset
-from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
@@ -20,6 +19,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.errors import RunStopped
+from conr_ray.frozen import open_samples
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
@@ -99,7 +99,7 @@ def as_settings(config_changes: dict[str, Any]) -> list[str]:
 
 def run_here(config: RunConfig, folder: Path, observer: Observer | None = None) -> list[MetricRow]:
     """Train in this process (or as this worker), from the newest checkpoint in `folder`."""
-    images = open_data(config.data)
+    images = open_samples(config)
     return train(config, images, RunDirectory(folder), observer or Observers(), torch.device("cpu"))
 
 

@@ -125,7 +125,7 @@ def random_images(num_rows: int, channels: int, side: int) -> DataSet:
     shape = num_rows, channels, side, side
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
     ids, half = torch.arange(num_rows).numpy(), (0.5,) * channels
-    return DataSet(images, ids % 10, None, None, ids, half, half, "random pixels")
+    return DataSet(images, ids % 10, None, None, ids, half, half, "random", "random pixels")
 
 
 def _neighbors(device: torch.device, num_rows: int, cosine: float) -> Tensors:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from conr_ray.config.declared import adapter, typed_tree
 from conr_ray.config.names import check_field, field_names
+from conr_ray.config.sections import ViewsConfig
 from conr_ray.config.tree import RunConfig, marked_fields, sections
 from conr_ray.errors import UserError
 from conr_ray.fields import Section, short, shown
@@ -20,7 +21,7 @@ from conr_ray.method.frameworks import framework_config, framework_names
 
 _FRAMEWORK = "model.framework"
 # Fields whose value decides which others are used.
-_CHOOSERS = ("data.source", "model.backbone")
+_CHOOSERS = ("data.source", "model.backbone", "model.train")
 
 
 def build(
@@ -106,6 +107,12 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         if mark.is_used(before) and not mark.is_used(now):
             section, _, leaf = name.partition(".")
             tree.get(section, {}).pop(leaf, None)
+    was_head, is_head = (value == "head" for value in choices["model.train"])
+    if is_head and not was_head:
+        num_views = choice("data.embedded_views")[1]
+        unused = ViewsConfig.unused_when_embedded(num_views if isinstance(num_views, int) else 0)
+        for leaf in unused:
+            tree.get("views", {}).pop(leaf, None)
 
 
 def check_value(field: str, value: Any) -> None:

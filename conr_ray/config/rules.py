@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from conr_ray.config.sections import OWN_SIDE, ModelConfig, RunSections
+from conr_ray.config.sections import OWN_SIDE, ModelConfig, RunSections, ViewsConfig
 from conr_ray.fields import Section, short, shown
 from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
 from conr_ray.method.frameworks import framework_names
@@ -17,6 +17,7 @@ def broken_rules(config: RunSections) -> Iterator[str]:
     yield from _unused_fields(config)
     yield from _data(config)
     yield from _start(config)
+    yield from _embedded(config)
     yield from _neighborhood(config)
     yield from _schedule(config)
     norm_batch, batch_size = config.model.norm_batch, config.optim.batch_size
@@ -56,12 +57,33 @@ def _unused_fields(config: RunSections) -> Iterator[str]:
             chooser, users = mark.used_by
             of, _, choice = chooser.partition(".")
             chosen = getattr(getattr(config, of), choice)
+            # Embedded images are trained on as vectors, whatever their source.
+            if name == "views" and config.embeds_once:
+                continue
             if not mark.is_used(chosen):
                 told = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 yield (
                     f"{name}.{leaf}={short(told)}: {chooser}={chosen} does not use it, only "
                     f"{', '.join(users)}: leave it out"
                 )
+
+
+def _embedded(config: RunSections) -> Iterator[str]:
+    """Fields of views that have no effect on images which are embedded before training."""
+    num_views = config.data.embedded_views
+    if not config.embeds_once:
+        if num_views:
+            yield (
+                f"data.embedded_views={num_views}: images are embedded before training only with "
+                "model.backbone=timm:NAME, model.train=head and without model.init: leave it out"
+            )
+        return
+    unused = ViewsConfig.unused_when_embedded(num_views)
+    for leaf, value in config.views:
+        if leaf in unused and value != ViewsConfig.default_of(leaf):
+            what = "before training, all views alike" if num_views else "once, as they are"
+            more = "" if num_views else ", or set data.embedded_views"
+            yield f"views.{leaf}: model.train=head embeds images {what}: leave it out{more}"
 
 
 def _data(config: RunSections) -> Iterator[str]:

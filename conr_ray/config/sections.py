@@ -38,6 +38,9 @@ _GROUP_STAGE = Mark(stage="group")
 _STRENGTH = Mark(stage="group", used_by=_FOR_ALL.used_by)
 
 
+_HEAD = Mark(used_by=("model.train", ("head",)))
+
+
 def _source(*names: str) -> Mark:
     return Mark(used_by=("data.source", names))
 
@@ -86,6 +89,11 @@ class DataConfig(Section):
     )
     placement: Literal["device", "host"] = Field(
         "device", description="keep all samples on the device, or memory-mapped on the host"
+    )
+    embedded_views: Annotated[int, Field(ge=0, le=1000), _HEAD] = Field(
+        0,
+        description="random views of each image that the backbone embeds beside the plain one; "
+        "training draws from them",
     )
 
     @property
@@ -141,6 +149,18 @@ class ViewsConfig(Section):
         """Side of a training view in `epoch`, pixels; None for a model's own."""
         return next((side for first, side in reversed(self.sizes) if epoch >= first), self.size)
 
+    @classmethod
+    def unused_when_embedded(cls, num_views: int) -> frozenset[str]:
+        """Fields without effect on images that are embedded before training.
+
+        With `num_views` random views of each, those have none that say what changes during
+        training; without, none that say how images are changed.
+        """
+        of_training = {"sizes", "crop_scale_group_stage"}
+        of_vectors = {"noise", "dropout", "group_stage_strength"}
+        every = frozenset(cls.model_fields) - of_vectors - {"size"}
+        return frozenset(of_training) if num_views else every
+
 
 def _known_backbone(name: str) -> str:
     """Refuse what is no backbone; whether timm has a model is for timm to say, later."""
@@ -173,7 +193,8 @@ class ModelConfig(Section):
     ] = Field(
         "all",
         description="which part of the backbone learns: all, its last stage and what follows, or "
-        "nothing, so that only the heads do",
+        "nothing, so that only the heads do; images then pass through a model of timm once, before "
+        "training",
     )
     stem: Annotated[Literal["cifar", "imagenet"], _backbone("resnet18", "resnet34")] = Field(
         "cifar", description="cifar keeps the resolution"
@@ -195,6 +216,15 @@ class ModelConfig(Section):
         description="rows whose statistics batch normalisation takes together; the global batch if "
         "unset",
     )
+
+    @property
+    def embeds_once(self) -> bool:
+        """Whether images pass through the backbone once, before training, which is on vectors.
+
+        A backbone with the weights of a run or of another file (`init`), which need not train
+        either, embeds them in each step.
+        """
+        return self.train == "head" and is_timm(self.backbone) and self.init is None
 
     @property
     def weights_file(self) -> str | None:
@@ -381,6 +411,16 @@ class RunSections(Section):
     def pool_size(self) -> int:
         """Rows of the neighbour pool."""
         return self.optim.batch_size + self.bank.size
+
+    @property
+    def embeds_once(self) -> bool:
+        """`ModelConfig.embeds_once`."""
+        return self.model.embeds_once
+
+    @property
+    def trains_on_vectors(self) -> bool:
+        """Whether the networks that train take vectors, not images."""
+        return self.embeds_once or self.data.source == "vectors"
 
     @property
     def cosine_epochs(self) -> int:

@@ -43,13 +43,15 @@ def data_set(
         labels, class_names = None, None
     digest = hashlib.sha256(str(rows.shape).encode())
     digest.update(rows.data)
+    rows_fingerprint = digest.hexdigest()
     if labels is not None:
         digest.update(np.ascontiguousarray(labels).data)
     sums = statistics_of(rows.shape)
     sums.add(rows)
     mean, std = sums.mean_and_std()
     ids = np.arange(len(rows), dtype=np.int64)
-    return DataSet(rows, labels, class_names, None, ids, mean, std, digest.hexdigest())
+    fingerprint = digest.hexdigest()
+    return DataSet(rows, labels, class_names, None, ids, mean, std, fingerprint, rows_fingerprint)
 
 
 def as_labels(classes: Sequence[Any] | NDArray[Any]) -> tuple[Int64Array, tuple[str, ...] | None]:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from conr_ray.storage.sealed import Damaged, seal, unseal
 logger = logging.getLogger(__name__)
 
 # Part of every copy's name, and in it: increase it when the format of the files below changes.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _META = "meta.json"
 _SUBSET_KEY = 20230923
 
@@ -54,7 +54,11 @@ class DataSet:
     row in the whole set, of which this may be a subset. For images, `mean` and `std` are per
     channel, of values scaled to 0..1; for vectors, `mean` is per feature, and `std` one number for
     all. `std` is 0 if all values are equal. `fingerprint` depends only on samples, labels and
-    subset, not on the kind of source.
+    subset, not on the kind of source, and `rows_fingerprint` not on the labels either.
+
+    Where a backbone that does not train has embedded images, the vectors are `rows`, those of
+    random views `stored_views`, float32 (n, v, d), None without; `images` is what was embedded,
+    `backbone` tells by what, and `embedded_in` is the folder in the cache: see `conr_ray.frozen`.
     """
 
     rows: NDArray[Any]
@@ -65,6 +69,11 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    rows_fingerprint: str
+    stored_views: NDArray[Any] | None = None
+    images: DataSet | None = None
+    backbone: Mapping[str, Any] | None = None
+    embedded_in: Path | None = None
 
     @property
     def num_rows(self) -> int:
@@ -78,11 +87,13 @@ class DataSet:
 
     @property
     def what(self) -> str:
-        """The word "images" or "vectors", for messages."""
-        return "vectors" if self.rows.ndim == 2 else "images"
+        """The word "images" or "vectors", for messages: what the user has."""
+        return "vectors" if self.rows.ndim == 2 and self.images is None else "images"
 
     def picture(self, row: int) -> bytes | None:
-        """The image of a row as a small PNG or JPEG file; None for vectors."""
+        """The image of a row as a small PNG or JPEG file; None for vectors that are of no image."""
+        if self.images is not None:
+            return self.images.picture(row)
         return None if self.rows.ndim == 2 else as_picture(self.rows[row])
 
     @property
@@ -185,6 +196,7 @@ def _build(source: Source, folder: Path) -> None:
         for block in _written(source.blocks(), file, shape):
             digest.update(block.data)
             sums.add(block)
+    rows_fingerprint = digest.hexdigest()
     if labels is not None:
         np.save(folder / "labels.npy", labels)
         digest.update(labels.data)
@@ -199,6 +211,7 @@ def _build(source: Source, folder: Path) -> None:
         "mean": mean,
         "std": std,
         "fingerprint": digest.hexdigest(),
+        "rows_fingerprint": rows_fingerprint,
         "source": _description(source, contents),
     }
     seal(folder, _META, meta)
@@ -264,6 +277,7 @@ def _load(folder: Path) -> DataSet:
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         fingerprint=meta["fingerprint"],
+        rows_fingerprint=meta["rows_fingerprint"],
     )
 
 
@@ -286,8 +300,10 @@ def _subset(whole: DataSet, limit: int) -> DataSet:
     sums = statistics_of(chosen.shape)
     sums.add(chosen)
     mean, std = sums.mean_and_std()
-    digest = hashlib.sha256(whole.fingerprint.encode())
-    digest.update(rows.data)
+    digests = [
+        hashlib.sha256(one.encode() + rows.tobytes()).hexdigest()
+        for one in (whole.fingerprint, whole.rows_fingerprint)
+    ]
     return replace(
         whole,
         rows=chosen,
@@ -297,5 +313,6 @@ def _subset(whole: DataSet, limit: int) -> DataSet:
         sample_ids=rows,
         mean=mean,
         std=std,
-        fingerprint=digest.hexdigest(),
+        fingerprint=digests[0],
+        rows_fingerprint=digests[1],
     )

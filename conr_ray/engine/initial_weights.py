@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import ModelConfig, RunConfig
-from conr_ray.engine.run_directory import INITIAL_WEIGHTS
+from conr_ray.data.store import DataSet
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.engine.training_state import backbone_of
 from conr_ray.errors import StorageError, UserError
 from conr_ray.fields import short
-from conr_ray.method.backbone_names import NONE, is_timm
+from conr_ray.frozen import keep_backbone
+from conr_ray.method.backbone_names import INITIAL_WEIGHTS, NONE, is_timm
 from conr_ray.method.collectives import all_reduce_sum, broadcast_first
 from conr_ray.method.frameworks import framework_class
 from conr_ray.method.networks import portable_names
@@ -138,6 +140,21 @@ class InitialWeights:
         directory.write_text(INITIAL_WEIGHTS, json.dumps(told) + "\n")
 
 
+def record_backbone(data: DataSet, config: RunConfig, directory: RunDirectory) -> None:
+    """Keep the weights that have embedded a run's images, and write what they are to its directory.
+
+    Nothing is done for a run whose backbone trains, or which has none.
+    """
+    if data.backbone is None:
+        return
+    keep_backbone(data, directory)
+    facts = data.backbone
+    told = {"source": config.model.weights, "sha256": facts["digest"], "field": "model.weights"}
+    told |= {"found": facts["source"], "licence": facts["licence"]}
+    if directory.initial_weights() != told:
+        directory.write_text(INITIAL_WEIGHTS, json.dumps(told) + "\n")
+
+
 def agreed_weights(config: RunConfig, device: torch.device) -> InitialWeights | None:
     """What a run of `config` starts from, read by each of its workers; None if all is drawn.
 
@@ -168,7 +185,8 @@ def agreed_weights(config: RunConfig, device: torch.device) -> InitialWeights | 
 
 def has_initial_weights(model: ModelConfig) -> bool:
     """Whether a run of `model` starts from weights that are not drawn by its seed."""
-    return model.init is not None or (is_timm(model.backbone) and model.weights != NONE)
+    of_timm = is_timm(model.backbone) and model.weights != NONE and not model.embeds_once
+    return model.init is not None or of_timm
 
 
 def check_initial_weights(config: RunConfig, row_shape: tuple[int, ...]) -> None:
@@ -177,7 +195,7 @@ def check_initial_weights(config: RunConfig, row_shape: tuple[int, ...]) -> None
     Raises:
         UserError: they do not, or cannot be read, or timm has no such model.
     """
-    if is_timm(config.model.backbone):
+    if is_timm(config.model.backbone) and not config.embeds_once:
         check_backbone(config.model.backbone, config.views)
     weights = InitialWeights.of(config.model, config.views.size)
     if weights is not None:

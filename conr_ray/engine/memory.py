@@ -52,7 +52,7 @@ def out_of_memory(
             used_gib = torch.cuda.max_memory_allocated(device) / _GIB
     held = _held_gib(config, data, on_host=on_host or device.type == "cpu")
     batch = f"lower optim.batch_size={config.optim.batch_size}"
-    if config.data.source != "vectors":
+    if not config.trains_on_vectors:
         side = config.views.size
         batch += " or views.size" + ("" if side is None else f"={side}")
     if moment == NOT_MADE:

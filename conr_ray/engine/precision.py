@@ -81,7 +81,7 @@ def _bfloat16_is_faster(config: RunConfig, row_shape: tuple[int, ...]) -> bool:
     with torch.random.fork_rng(devices=[]):
         backbone = backbone_of(config, row_shape)
         view_shape = row_shape
-        if is_timm(config.model.backbone):
+        if is_timm(config.model.backbone) and not config.embeds_once:
             size = preparation_of(config.model.backbone, config.views.size).size
             view_shape = (3, size, size)
         elif len(row_shape) == 3:

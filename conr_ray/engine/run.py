@@ -23,7 +23,7 @@ from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
-from conr_ray.engine.initial_weights import agreed_weights
+from conr_ray.engine.initial_weights import agreed_weights, record_backbone
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.precision import settled_precision
@@ -91,6 +91,8 @@ class Run:
             self.state.start_from(weights.fitted(config, data.row_shape))
             if rank() == 0:
                 weights.record(directory)
+        if rank() == 0:
+            record_backbone(data, config, directory)
         self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
 
         classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)

@@ -31,6 +31,7 @@ from conr_ray.errors import (
     StorageError,
     UserError,
 )
+from conr_ray.method.backbone_names import INITIAL_WEIGHTS
 from conr_ray.storage import disk
 from conr_ray.storage.locks import FileLocks
 
@@ -50,7 +51,6 @@ _MAY_CHANGE = (
     *("data.", "checkpoint.", "tracking."),
     *("model.init", "model.weights", "optim.compile", "optim.precision", *_LENGTHS),
 )
-INITIAL_WEIGHTS = "initial_weights.json"
 _PROBE, _PROBE_BYTES = ".room", 2**18
 
 

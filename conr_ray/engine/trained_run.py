@@ -6,6 +6,7 @@ Shapes: n samples, d embedding width, c clusters.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
 from conr_ray.errors import StorageError, UserError, one_line
+from conr_ray.frozen import FrozenBackbone
+from conr_ray.frozen.backbone import COLOURS, weights_file
 from conr_ray.method.stages.boundary import center_distances, distance_ratio
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
+
+# Images that are copied at once.
+_EMBEDDED = 4096
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class TrainedRun:
         state: its networks and the rest of the training state.
         inputs_state: how samples are prepared for the networks (`Inputs.state_dict`).
         device: where it computes.
+        directory: of the run; the weights of a backbone that does not train are kept there, or in
+            that of its search.
         confident_ratio: samples with a boundary ratio up to it are confident: the share
             `boundary.initial_fraction` of the run's own samples. None before the run has ended.
     """
@@ -64,12 +72,24 @@ class TrainedRun:
     state: TrainingState
     inputs_state: dict[str, Any]
     device: torch.device
+    directory: Folder
     confident_ratio: float | None = None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of a sample as its source stores it: (c, h, w) of images, (d,) of vectors."""
-        return tuple(self.inputs_state["shape"])
+        facts = self.inputs_state.get("backbone")
+        return tuple(self.inputs_state["shape"] if facts is None else facts["images"])
+
+    @cached_property
+    def backbone(self) -> FrozenBackbone | None:
+        """What makes vectors of images, before the networks; None unless it did not train.
+
+        Raises:
+            UserError: its weights are not there, or others.
+        """
+        facts = self.inputs_state.get("backbone")
+        return None if facts is None else FrozenBackbone.read(facts, self.directory, self.device)
 
     @property
     def num_clusters(self) -> int | None:
@@ -146,7 +166,17 @@ class TrainedRun:
                 "resume the run from the checkpoint before"
             ) from None
         ratio = _confident_ratio(directory, config.boundary.initial_fraction)
-        return cls(config, state, inputs_state, device, ratio)
+        return cls(config, state, inputs_state, device, directory, ratio)
+
+    def backbone_files(self) -> dict[str, bytes]:
+        """The file of the weights of `backbone` by its name; empty without one.
+
+        Raises:
+            UserError: as `backbone`.
+        """
+        if self.backbone is None:
+            return {}
+        return {weights_file(self.backbone.pretrained.digest): self.backbone.content()}
 
     def with_clusters(self, folder: ClustersFolder) -> TrainedRun:
         """The run with the clusters in a folder that `conr_ray.recluster` has written.
@@ -175,10 +205,20 @@ class TrainedRun:
             UserError: they are not what the run was trained on, or not finite.
         """
         rows = self._checked(samples)
-        inputs = inputs_from_state(self.inputs_state, rows, self.device)
-        embedder = self.embedder(inputs)
+        embedder = self.embedder(self.inputs(rows))
         with embedder.acceleration.applied():
             return embedder.plain(torch.arange(len(rows), device=self.device))
+
+    def inputs(self, rows: NDArray[Any]) -> Inputs:
+        """Samples as their source stores them, as the networks see them; see `embed`."""
+        if self.backbone is not None:
+            # Copied part by part: they may be memory-mapped.
+            parts = [
+                self.backbone.plain(torch.from_numpy(np.array(rows[start : start + _EMBEDDED])))
+                for start in range(0, max(1, len(rows)), _EMBEDDED)
+            ]
+            rows = torch.cat(parts).numpy()
+        return inputs_from_state(self.inputs_state, rows, self.device)
 
     def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
         """Cluster (n,) int64 and boundary ratio (n,) of each sample.
@@ -219,9 +259,14 @@ class TrainedRun:
             raise UserError(
                 f"samples of shape {_shown(rows.shape)}: give several, as samples[None]"
             )
-        # Images are fitted to the run's view size; channels and vector widths must match.
-        if rows.ndim != len(shape) + 1 or rows.shape[1] != shape[0] or 0 in rows.shape[1:]:
-            first = f"{shape[0]} features" if of_vectors else f"{shape[0]} x height x width"
+        # Images are fitted to the run's view size; channels and vector widths must match, but for
+        # models of timm, which are given colours.
+        of_timm = {"interpolation", "backbone"} & self.inputs_state.keys()
+        taken_firsts = COLOURS if of_timm else shape[:1]
+        fits = rows.ndim == len(shape) + 1 and rows.shape[1] in taken_firsts
+        if not fits or 0 in rows.shape[1:]:
+            first = " or ".join(map(str, taken_firsts))
+            first += " features" if of_vectors else " x height x width"
             raise UserError(f"samples of shape {_shown(rows.shape)}: the run takes n x {first}")
         if of_vectors and np.issubdtype(rows.dtype, np.floating):
             with np.errstate(over="ignore"):

@@ -25,7 +25,7 @@ from conr_ray.method.frameworks import framework_class
 from conr_ray.method.frameworks.base import Framework
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
-from conr_ray.method.networks import Backbone, Encoder, make_backbone, portable_names
+from conr_ray.method.networks import Backbone, Encoder, Identity, make_backbone, portable_names
 from conr_ray.method.stages.boundary import boundary_centers
 
 # Buffers are made equal on all workers by `method.batch_norm`. torch 2.13 renamed the option.
@@ -212,6 +212,8 @@ class TrainingState:
 def backbone_of(config: RunConfig, row_shape: tuple[int, ...]) -> Backbone:
     """The backbone for samples of `row_shape`; weights are drawn from torch's global generator."""
     model, size = config.model, config.views.size
+    if model.embeds_once:
+        return Identity(row_shape[0])
     return make_backbone(model.backbone, row_shape, model.stem, model.widths, size)
 
 
@@ -230,7 +232,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], config: RunConfig) -> None:
             f"model.framework={framework}, or choose another name to start anew"
         )
     kind = checkpoint["inputs"]["kind"]
-    if (kind == "vectors") != (config.data.source == "vectors"):
+    if (kind == "vectors") != config.trains_on_vectors:
         raise UserError(
             f"data.source={config.data.source}: the checkpoint is of {kind}: choose another name "
             "to start anew"

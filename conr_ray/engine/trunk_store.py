@@ -46,7 +46,7 @@ def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) 
     if tree["model"]["train"] == "all":
         # As it is without the field.
         del tree["model"]["train"]
-    if is_timm(config.model.backbone):
+    if is_timm(config.model.backbone) and not config.embeds_once:
         # What an unset size stands for, and what another timm may know better.
         tree["views"] |= preparation_of(config.model.backbone, config.views.size).as_json()
     versions = [RESULTS_VERSION, framework_class(config.model.framework).version]

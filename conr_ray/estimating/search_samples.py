@@ -62,13 +62,14 @@ class Samples:
             raise FolderTaken(f"{folder.uri} holds a search on other samples")
 
 
-def given(images: Any, labels: Any, folder: Folder) -> Samples:
+def given(images: Any, labels: Any, folder: Folder, side: int) -> Samples:
     """The samples that a caller hands over for a search in `folder`.
 
     Args:
         images: an array of NumPy or torch with images or vectors, a list of PIL images, or a path.
         labels: classes (n,) of samples in memory; None without.
         folder: where the search is.
+        side: of the squares that pictures of several sizes become.
 
     Raises:
         UserError: they are no samples, or the labels do not fit them.
@@ -78,7 +79,9 @@ def given(images: Any, labels: Any, folder: Folder) -> Samples:
             raise UserError("labels: folders and files have their own: leave them out")
         return Samples(source_of(str(images), "images"))
     rows: npt.NDArray[Any]
-    rows, brightest = image_rows(images, None) if is_images(images) else (_vectors(images), 255)
+    rows, brightest = (
+        image_rows(images, None, side) if is_images(images) else (_vectors(images), 255)
+    )
     known, names = (None, None) if labels is None else as_labels(labels)
     if known is not None and len(known) != len(rows):
         raise UserError(f"labels: {len(known)} for {len(rows)} samples: give one each")

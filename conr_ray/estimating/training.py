@@ -17,6 +17,8 @@ from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import FolderTaken, NotShared, RunStopped, StorageError, UserError
+from conr_ray.frozen import trained_shape
+from conr_ray.prediction.ahead import embedded_ahead
 from conr_ray.scaling.resources import ClusterOptions, local_resources
 from conr_ray.tracking.progress import RunProgress
 from conr_ray.tracking.wandb_observer import open_wandb
@@ -63,12 +65,14 @@ class Workers:
         try:
             check_data(config, data, self.count or 1)
             if directory.newest_checkpoint() == (0, 0):
-                check_initial_weights(config, data.row_shape)
+                check_initial_weights(config, trained_shape(config, data.row_shape, directory))
             directory.claim(config, resume=True)
         except FolderTaken as error:
             raise UserError(f"folder: {error}: choose another folder") from None
         if config.data.path == f"{directory.uri}/{SAMPLES}":
             directory.write_table(SAMPLES, as_table(data))
+        # Workers on this machine find the vectors.
+        data = embedded_ahead(config, data, console, run=directory)
         settings, _ = reached_settings(config.tracking, directory.uri, of_search=False)
         name = directory.uri.rpartition("/")[2]
         wandb = settings.for_run(name, group=None, run_uri=directory.uri)

@@ -134,6 +134,7 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
         prepared |= {
             "kind": "images",
             "dtype": "uint8",
+            "mean": preparation.mean.flatten().tolist(),
             "std": preparation.std.flatten().tolist(),
             "view_size": preparation.size,
             "cropped_at": [preparation.top, preparation.left],
@@ -158,7 +159,9 @@ def _config(run: TrainedRun, network: ClusteringNetwork, run_uri: str) -> dict[s
             "out_features": encoder.backbone.out_features,
         },
         "head_hidden_dim": encoder.hidden_dim,
-        "projector_ends_with_norm": isinstance(encoder.projector[-1], torch.nn.BatchNorm1d),
+        "projector_ends_with_norm": any(
+            isinstance(layer, torch.nn.BatchNorm1d) for layer in encoder.projector[-1:]
+        ),
         "embedding_dim": encoder.embedding_dim,
         "num_clusters": run.num_clusters,
         "boundary_centers": run.config.boundary.centers,

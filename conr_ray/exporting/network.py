@@ -5,6 +5,10 @@ Shapes: n samples, c channels, h x w pixels, d embedding width, k clusters.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -12,6 +16,7 @@ from torch.nn.functional import interpolate
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.engine.training_state import backbone_of
 from conr_ray.errors import UserError
+from conr_ray.frozen import FrozenBackbone
 from conr_ray.method.networks import Encoder
 from conr_ray.pretrained import Preparation
 from conr_ray.pretrained.preparation import colours
@@ -130,13 +135,15 @@ class ClusteringNetwork(nn.Module):
         trained = run.state.framework.embedding_encoder
         # Built anew: that of the run may have normalisations of its own over workers or groups.
         with torch.random.fork_rng(devices=[]):
-            backbone = backbone_of(run.config, run.sample_shape)
+            backbone = backbone_of(run.config, tuple(run.inputs_state["shape"]))
             encoder = Encoder(backbone, trained.hidden_dim, trained.embedding_dim)
         # A framework may end its projector with a normalisation.
         for layer in list(trained.projector)[len(encoder.projector) :]:
             assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
             encoder.projector.append(nn.BatchNorm1d(layer.num_features, affine=layer.affine))
         encoder.load_state_dict(trained.state_dict())
+        if run.backbone is not None:
+            _put_before(encoder, run.backbone, run.inputs_state)
         network = cls(_preparation(run), encoder, centers_kd.clone(), boundary_kd.clone())
         return network.cpu().float().eval().requires_grad_(False)
 
@@ -175,12 +182,35 @@ def random_samples(run: TrainedRun, count: int) -> Tensor:
     return torch.tensor(state["mean"]) + (state["std"][0] or 1.0) * noise
 
 
+@torch.no_grad()
+def _put_before(encoder: Encoder, backbone: FrozenBackbone, state: Mapping[str, Any]) -> None:
+    """Let an encoder of embedded images begin with their backbone.
+
+    That its vectors are centred and scaled becomes a part of the projector's first layer. Without
+    a projector they are centred only: embeddings have no length.
+    """
+    mean_d, scale = torch.tensor(state["mean"]), state["std"][0] or 1.0
+    if not len(encoder.projector):
+        centred = nn.BatchNorm1d(len(mean_d), affine=False)
+        assert centred.running_mean is not None
+        centred.running_mean.copy_(mean_d)
+        encoder.projector.append(centred)
+    else:
+        first = encoder.projector[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.div_(scale)
+        first.bias.sub_(first.weight @ mean_d)
+    encoder.backbone = copy.deepcopy(backbone.pretrained.module)
+
+
 def _preparation(run: TrainedRun) -> AnyPreparation:
     state = run.inputs_state
     mean, std = list(map(float, state["mean"])), list(map(float, state["std"]))
     if len(run.sample_shape) == 1:
         return VectorPreparation(mean, std[0])
     _, height, width = run.sample_shape
+    if run.backbone is not None:
+        return PretrainedPreparation(height, width, run.backbone.pretrained.preparation)
     if "interpolation" in state:
         return PretrainedPreparation(height, width, Preparation.from_json(state))
     return ImagePreparation(height, width, state["size"], mean, std)

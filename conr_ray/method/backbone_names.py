@@ -17,3 +17,7 @@ HUB, NONE, PACKAGE = "hub", "none", "package:"
 def is_timm(backbone: str) -> bool:
     """Whether a value of `model.backbone` names a model of timm."""
     return backbone.startswith(TIMM)
+
+
+# In the folder of a run: the weights that it started from.
+INITIAL_WEIGHTS = "initial_weights.json"

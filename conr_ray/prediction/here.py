@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,9 +26,18 @@ def placed_here(
     samples: NewSamples, pieces: Iterable[pa.Table], placing: Placing
 ) -> Iterator[pa.Table]:
     """The rows of the samples in `pieces`, batch by batch, in order."""
-    batches = (batch for piece in pieces for batch in samples.read(piece))
+    yield from worked_here(samples.read, pieces, placing)
+
+
+def worked_here(
+    read: Callable[[pa.Table], Iterator[pa.Table]],
+    pieces: Iterable[pa.Table],
+    work: Callable[[pa.Table], pa.Table],
+) -> Iterator[pa.Table]:
+    """What `work` makes of the batches that are read of each piece, in order."""
+    batches = (batch for piece in pieces for batch in read(piece))
     with _switching_often():
-        yield from map(placing, _ahead(batches))
+        yield from map(work, _ahead(batches))
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

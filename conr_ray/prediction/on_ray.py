@@ -7,7 +7,8 @@ first broken file, and cannot say of an image why it was not read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -27,19 +28,23 @@ from conr_ray.scaling.resources import WorkerResources
 _READING = 0.5
 
 
-class _Actor:
-    """A run on a node, with the worker's cores and GPU."""
+Work = Callable[[pa.Table], pa.Table]
 
-    def __init__(
-        self, uri: str, num_clusters: int | None, embeddings: bool, threads: int, on_gpu: bool
-    ) -> None:
+
+class _Actor:
+    """Work on a node, with the worker's cores and GPU."""
+
+    def __init__(self, make: Callable[[str], Work], threads: int, on_gpu: bool) -> None:
         torch.set_num_threads(threads)
-        load = patient(TrainedRun.load, "://" not in uri)
-        run = load(uri, "cuda" if on_gpu else "cpu", num_clusters)
-        self._placing = Placing(run, embeddings)
+        self._work = make("cuda" if on_gpu else "cpu")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._placing(batch)
+        return self._work(batch)
+
+
+def _placing(uri: str, num_clusters: int | None, embeddings: bool, device: str) -> Work:
+    load = patient(TrainedRun.load, "://" not in uri)
+    return Placing(load(uri, device, num_clusters), embeddings)
 
 
 def placed_on_ray(
@@ -59,6 +64,28 @@ def placed_on_ray(
     Raises:
         RunFailed: a task failed, or its node too often.
     """
+    make = partial(_placing, run_uri, num_clusters, embeddings)
+    yield from worked_on_ray(pieces, samples.read, make, resources)
+
+
+def worked_on_ray(
+    pieces: Iterable[pa.Table],
+    read: Callable[[pa.Table], Iterator[pa.Table]] | None,
+    make: Callable[[str], Work],
+    resources: WorkerResources,
+) -> Iterator[pa.Table]:
+    """What actors make of tables, in any order.
+
+    Args:
+        pieces: the tables; each is a task, and Ray's store holds them.
+        read: makes of each the tables that actors work on, in tasks of its own; they work on the
+            pieces themselves if None.
+        make: makes the work, given the device of an actor.
+        resources: number of actors, and what each has.
+
+    Raises:
+        RunFailed: a task failed, or its node too often.
+    """
     # A piece is a block, and a block is a task. Ray's store holds them, this process none.
     blocks: list[Any] = [ray.put(piece) for piece in pieces]
     if not blocks:
@@ -70,20 +97,20 @@ def placed_on_ray(
         logging.getLogger(name).setLevel(logging.ERROR)
     cpus, on_gpu = resources.cpus_per_worker, resources.gpus_per_worker > 0
     of_actor: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if on_gpu else {}
-    read = ray.data.from_arrow_refs(blocks).map_batches(
-        samples.read, batch_size=None, batch_format="pyarrow", num_cpus=_READING
-    )
-    placed = read.map_batches(
+    found: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
+    if read is not None:
+        found = found.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=_READING)
+    worked = found.map_batches(
         _Actor,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=resources.workers),
-        fn_constructor_args=(run_uri, num_clusters, embeddings, cpus, on_gpu),
-        num_cpus=cpus - _READING,
+        fn_constructor_args=(make, cpus, on_gpu),
+        num_cpus=cpus if read is None else cpus - _READING,
         **of_actor,
     )
     try:
-        yield from placed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        yield from worked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     except RayError as error:
         raise RunFailed(f"a worker has failed: {last_line(error)}") from None

@@ -58,6 +58,17 @@ def find_weights(backbone: str, weights: str) -> Found:
     return Found(weights, read_weights(weights))
 
 
+def package_file(weights: str) -> Path | None:
+    """The file that `package:NAME` names; None if `weights` names no package.
+
+    Raises:
+        UserError: there is no such package or file.
+    """
+    if not weights.startswith(PACKAGE):
+        return None
+    return _in_package(weights.removeprefix(PACKAGE))[0]
+
+
 def _in_package(name: str) -> tuple[Path, str | None]:
     """The one file of weights that an installed package has, and the package's licence."""
     name, _, inside = name.partition("/")

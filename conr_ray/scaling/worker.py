@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from conr_ray.config import RunConfig, from_yaml
-from conr_ray.data.store import DataSet, open_data
+from conr_ray.data.store import DataSet
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.profile import Profile
@@ -17,6 +17,7 @@ from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
 from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
+from conr_ray.frozen import open_samples
 from conr_ray.method.collectives import all_reduce_sum, rank, world_size
 from conr_ray.scaling.resources import WorkerResources
 from conr_ray.tracking.wandb_observer import open_wandb
@@ -46,7 +47,7 @@ def run_here(
     device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
     directory.tidy()
     # Opened first: once started, a W&B run is ended only by the loop.
-    images = open_data(config.data)
+    images = open_samples(config, directory)
     observers = Observers([open_wandb(wandb, config), observer])
     if profiled:
         observers = Observers([observers, Profile(directory, device)])
@@ -94,7 +95,7 @@ def _open_everywhere(
     """The images, or None on all workers if any of them cannot open them."""
     images, failed = None, torch.zeros((), device=device)
     try:
-        images = open_data(config.data)
+        images = open_samples(config, directory)
     except UserError as error:
         directory.record_failure(error)
         failed += 1

@@ -74,7 +74,8 @@ def known_data(space: SearchSpace) -> KnownData:
     Raises:
         UserError: the settings of the data conflict, or nothing is known about the data.
     """
-    config = space.config().data
+    whole = space.config()
+    config = whole.data
     # Rejects settings that `open_data` would reject before reading a file.
     source = make_source(config)
     if (images := prepared_data(config)) is not None:
@@ -82,7 +83,8 @@ def known_data(space: SearchSpace) -> KnownData:
             images.num_rows,
             images.row_shape,
             images.num_classes,
-            images.fingerprint,
+            # Where images are embedded before training, that of the vectors is another.
+            None if whole.embeds_once else images.fingerprint,
             "as prepared by an earlier run",
         )
     published = _published(config)

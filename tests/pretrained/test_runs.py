@@ -156,6 +156,12 @@ def test_the_command_begins_from_weights_of_a_package_and_tells_so(
     with torch.no_grad():
         expected = torch.nn.functional.normalize(network(prepared))
     torch.testing.assert_close(run.embed(rows), expected, atol=1e-5, rtol=1e-4)
+    # Grey pictures that are stored in colour, with alpha or without, are the same pictures.
+    for channels in (3, 4):
+        same = run.embed(np.repeat(rows, channels, axis=1))
+        torch.testing.assert_close(same, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="the run takes n x 1 or 3 or 4 x height x width"):
+        run.embed(np.repeat(rows, 2, axis=1))
 
 
 def test_a_clusterer_takes_pictures_of_all_kinds(tmp_path: Path) -> None:

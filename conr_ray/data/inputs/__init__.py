@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conr_ray.config import RunConfig, ViewsConfig
 from conr_ray.data.inputs.base import Inputs
+from conr_ray.data.inputs.embedded import EmbeddedImages
 from conr_ray.data.inputs.images import Images
 from conr_ray.data.inputs.vectors import Vectors
 from conr_ray.data.store import DataSet
@@ -21,6 +22,8 @@ from conr_ray.pretrained import Preparation, preparation_of
 def make_inputs(config: RunConfig, data: DataSet, device: torch.device) -> Inputs:
     """The samples of `data` as a run of `config` sees them."""
     on_device = config.data.placement == "device"
+    if data.backbone is not None:
+        return EmbeddedImages(data, config.views, device, on_device=on_device)
     preparation = None
     if is_timm(config.model.backbone):
         preparation = preparation_of(config.model.backbone, config.views.size)
@@ -58,4 +61,4 @@ def _made(
     return Images(rows, Views(views, mean, std, device, preparation), device, on_device=on_device)
 
 
-__all__ = ["Images", "Inputs", "Vectors", "inputs_from_state", "make_inputs"]
+__all__ = ["EmbeddedImages", "Images", "Inputs", "Vectors", "inputs_from_state", "make_inputs"]

@@ -1,0 +1,19 @@
+"""Backbones that do not train: images become vectors once, before training."""
+
+from conr_ray.frozen.backbone import FrozenBackbone
+from conr_ray.frozen.store import (
+    check_frozen,
+    embedded,
+    keep_backbone,
+    open_samples,
+    trained_shape,
+)
+
+__all__ = [
+    "FrozenBackbone",
+    "check_frozen",
+    "embedded",
+    "keep_backbone",
+    "open_samples",
+    "trained_shape",
+]
