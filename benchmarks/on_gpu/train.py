@@ -117,8 +117,14 @@ def _epoch_seconds(
             embedder = Embedder(stepper.framework, stepper.inputs, how)
 
             def cluster(warm_cd: Tensor | None) -> DataClustering:
-                counts = {"num_rows": data.num_rows, "num_clusters": 10, "epoch": 1}
-                return cluster_data(settled, embedder, warm_cd=warm_cd, **counts)
+                return cluster_data(
+                    settled,
+                    embedder,
+                    num_rows=data.num_rows,
+                    num_clusters=10,
+                    epoch=1,
+                    warm_cd=warm_cd,
+                )
 
             centers_cd = cluster(None).centers_cd
             evaluation_s = _seconds(device, lambda: cluster(centers_cd), 1)

@@ -34,7 +34,7 @@ from conr_ray.engine.span import Span
 from conr_ray.engine.step_figures import Pace, StepFigures
 from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import take_snapshot
-from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.errors import RunFailed, RunStopped
 from conr_ray.method import keyed_random
 from conr_ray.method.batch_norm import gathered_running_statistics
@@ -97,10 +97,10 @@ class Run:
 
         classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
         self._instance_stage = InstanceStage()
-        weight, near = config.optim.group_loss_weight, config.neighborhood
+        weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
         self._group_stage: GroupStage | PairStage = (
-            PairStage(near.kind, near.k1, near.k2, near.k, weight, classes)
-            if near.pool == "data"
+            PairStage(neighborhood_of(config), weight, classes)
+            if in_all_data
             else GroupStage(self.state.bank, weight, classes)
         )
 
@@ -159,7 +159,11 @@ class Run:
         """Find what the loss of `stage` reads of the whole data set in `epoch`."""
         if stage.needs_clusters(self.state.framework, epoch):
             self.ensure_clusters()
-        if isinstance(stage, PairStage) and not (stage.is_ready and self._is_frozen):
+        if not isinstance(stage, PairStage):
+            return
+        if (found := (self.state.within or {}).get("neighbors")) is not None:
+            stage.neighbors_mk = found
+        elif stage.neighbors_mk is None or not self._is_frozen:
             local = share(self.data.num_rows)
             embeddings_bd = self._embedder.plain(torch.arange(local.start, local.stop))
             stage.find(embeddings_bd, self.data.num_rows)
@@ -253,6 +257,9 @@ class Run:
         state, steps = self.state, figures.num_steps
         statistics = gathered_running_statistics(state.framework)
         state.within = {**figures.state_dict(), "running_statistics": statistics}
+        if isinstance(self._group_stage, PairStage) and not self._is_frozen:
+            # Found where the epoch began.
+            state.within["neighbors"] = self._group_stage.neighbors_mk
         self._save(steps)
         # It is met; what is trained next in this process is another matter.
         stop_request.asked = False

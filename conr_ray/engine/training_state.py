@@ -121,7 +121,7 @@ class TrainingState:
             config.bank.size,
             model.embedding_dim,
             config.optim.batch_size,
-            Neighborhood(**config.neighborhood.model_dump(exclude={"pool"})),
+            neighborhood_of(config),
             dtype=torch.bfloat16 if config.bank.dtype == "bf16" else torch.float32,
             device=device,
             sharded=config.bank.sharded,
@@ -207,6 +207,11 @@ class TrainingState:
             self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None
         self.history = list(checkpoint["history"])
         self.within = checkpoint.get("within")
+
+
+def neighborhood_of(config: RunConfig) -> Neighborhood:
+    """How a run finds neighbours, wherever it does."""
+    return Neighborhood(**config.neighborhood.model_dump(exclude={"pool"}))
 
 
 def backbone_of(config: RunConfig, row_shape: tuple[int, ...]) -> Backbone:

@@ -237,6 +237,6 @@ class TargetNetwork(nn.Module):
 
         Batch-normalisation buffers are the target's own, from its own forward passes.
         """
-        own = list(self.encoder.parameters())
+        own: list[Tensor] = list(self.encoder.parameters())
         if own:
             torch._foreach_lerp_(own, list(online.parameters()), 1 - momentum)

@@ -29,6 +29,7 @@ from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
+from conr_ray.method.stages.pairs import PairStage
 from tests.engine.test_loop import assert_same_tensors
 from tests.gloo_workers import run_workers
 from tests.method.naive_reranking import unit_rows
@@ -53,11 +54,13 @@ class FrameworkConformance:
 
     name: ClassVar[str]
     settings: ClassVar[dict[str, Any]] = {}
+    # Of other sections, which the framework needs.
+    needs: ClassVar[dict[str, Any]] = {}
 
     def config(self, **changes: Any) -> RunConfig:
         """A run of seconds on digits."""
         own = {f"{self.name}__{field}": value for field, value in self.settings.items()}
-        return tiny_config(model__framework=self.name, **{**own, **changes})
+        return tiny_config(model__framework=self.name, **{**own, **changes, **self.needs})
 
     def test_workers_have_the_loss_gradients_and_state_of_one_process(self) -> None:
         config = self.config(
@@ -163,13 +166,18 @@ def _steps(text: str, batches: list[list[Tensor]], labels_n: Tensor) -> dict[str
     from conr_ray.config import from_yaml
 
     torch.manual_seed(0)
-    centers = unit_rows(torch.randn(NUM_CLUSTERS, 16))
     config, local, found = from_yaml(text, "the config"), share(BATCH), dict[str, Tensor]()
     for number, kind in enumerate(("instance", "group")):
-        state = TrainingState.create(config, (1, 8, 8), Acceleration(CPU))
+        state = TrainingState.create(config, (1, 8, 8), Acceleration(CPU), NUM_CLUSTERS)
         _smooth(state.framework)
         framework, trained = state.framework, state.trained_module()
-        stage: Stage = GroupStage(state.bank) if kind == "group" else InstanceStage()
+        grouped: Stage = GroupStage(state.bank)
+        if config.neighborhood.pool == "data":
+            grouped = PairStage(config.neighborhood)
+        stage = grouped if kind == "group" else InstanceStage()
+        width = framework.embedding_encoder.embedding_dim
+        generator = torch.Generator().manual_seed(0)
+        centers = unit_rows(torch.randn(NUM_CLUSTERS, width, generator=generator))
         for index, views in enumerate(batches):
             step = Step(
                 number=index,

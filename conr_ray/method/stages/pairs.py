@@ -19,6 +19,7 @@ from conr_ray.method.clustering.metrics import neighbor_matches
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 from conr_ray.method.keyed_random import fold
+from conr_ray.method.neighbors.pool import Neighborhood
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from conr_ray.method.stages.base import Figures, Stage, with_scatter
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
@@ -29,56 +30,45 @@ class PairStage(Stage):
 
     The first sample of a pair is one of the batch, the second one of its k neighbours, itself
     included, drawn anew in every step. The boundary filter looks at the first one.
+
+    Attributes:
+        neighbors_mk: neighbours of all samples, int32 ids; None until they are found.
     """
 
     name = "group"
     mild_views = True
 
     def __init__(
-        self,
-        kind: str,
-        k1: int,
-        k2: int,
-        k: int,
-        weight: float = 1.0,
-        classes: Tensor | None = None,
+        self, near: Neighborhood, weight: float = 1.0, classes: Tensor | None = None
     ) -> None:
-        """Use neighbours of one kind.
+        """Use neighbours in the whole data set.
 
         Args:
-            kind: 'contextual', or 'euclidean', which uses k alone.
-            k1: neighbours that form a sample's context.
-            k2: neighbours over which contexts are averaged, at most k1.
-            k: neighbours of which one is drawn, including the sample itself.
+            near: how they are found; one of its k is drawn.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
         """
-        self._kind, self._contexts, self._k = kind, {"k1": k1, "k2": k2}, k
-        self._weight, self._classes = weight, classes
-        self._neighbors_mk: Tensor | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether neighbours are known."""
-        return self._neighbors_mk is not None
+        self._near, self._weight, self._classes = near, weight, classes
+        self.neighbors_mk: Tensor | None = None
 
     def find(self, embeddings_bd: Tensor, num_rows: int) -> None:
         """Find the neighbours of all samples, of which each worker has its share of embeddings."""
-        if self._kind == "contextual":
+        near = self._near
+        if near.kind == "contextual":
             _, rows_bk = contextual_neighbors(
-                embeddings_bd, num_rows=num_rows, k=self._k, **self._contexts
+                embeddings_bd, num_rows=num_rows, k1=near.k1, k2=near.k2, k=near.k
             )
         else:
-            _, rows_bk = euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=self._k)
-        self._neighbors_mk = all_gather_rows(rows_bk, num_rows).int()
+            _, rows_bk = euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=near.k)
+        self.neighbors_mk = all_gather_rows(rows_bk, num_rows).int()
 
     def samples(self, step: Step) -> tuple[Tensor, Tensor]:
         """The samples of the batch, and one neighbour of each."""
-        assert self._neighbors_mk is not None
+        assert self.neighbors_mk is not None
         ids_n = step.sample_ids_n
         positions_n = torch.arange(len(ids_n), device=ids_n.device)
         drawn_n1 = keyed_random.uniform(fold(step.key, "neighbour"), positions_n, 1)
-        rows_nk = self._neighbors_mk[ids_n.to(self._neighbors_mk.device)]
+        rows_nk = self.neighbors_mk[ids_n.to(self.neighbors_mk.device)]
         columns_n1 = (drawn_n1 * rows_nk.shape[1]).long().to(rows_nk.device)
         return ids_n, rows_nk.gather(1, columns_n1).squeeze(1).long()
 
