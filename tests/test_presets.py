@@ -16,7 +16,7 @@ from conr_ray.method.schedules import kept_fraction
 
 PAPER = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet_dogs"}
 OTHER_RUNS = ["cifar10_fast", "cifar10_released"]
-NAMES = [*sorted(PAPER), "cifar100", *OTHER_RUNS, "digits", "fashion_mnist"]
+NAMES = [*sorted(PAPER), "cifar100", *OTHER_RUNS, "digits", "fashion_mnist", "photos"]
 
 # What the paper's runs have in common.
 RECIPE: dict[str, Any] = {

@@ -99,7 +99,7 @@ class Run:
         self._instance_stage = InstanceStage()
         weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
         self._group_stage: GroupStage | PairStage = (
-            PairStage(neighborhood_of(config), weight, classes)
+            PairStage(neighborhood_of(config), weight, classes, self.schedule.all_kept_from)
             if in_all_data
             else GroupStage(self.state.bank, weight, classes)
         )

@@ -33,9 +33,23 @@ class Schedule:
         relax = self.config.schedule.relax_epochs
         return kept_fraction(epoch, start, relax, self.config.boundary.initial_fraction)
 
+    @property
+    def all_kept_from(self) -> int:
+        """First epoch whose group loss, and that of all later ones, keeps the whole batch."""
+        start, boundary = self.config.group_start_epoch or 0, self.config.boundary
+        return (
+            start if boundary.initial_fraction == 1 else start + self.config.schedule.relax_epochs
+        )
+
     def evaluated(self, epoch: int) -> bool:
-        """Whether the data set is clustered after `epoch`: when due, and for the group stage."""
-        return self.scored(epoch) or self.in_group_stage(epoch + 1)
+        """Whether the data set is clustered after `epoch`: when due, and for the group stage.
+
+        Where neighbours come from all data, only the boundary filter reads clusters.
+        """
+        if self.scored(epoch):
+            return True
+        needed = self.config.neighborhood.pool == "batch" or epoch + 1 < self.all_kept_from
+        return needed and self.in_group_stage(epoch + 1)
 
     def scored(self, epoch: int) -> bool:
         """Whether the clustering after `epoch` is also rated without labels.

@@ -39,7 +39,11 @@ class PairStage(Stage):
     mild_views = True
 
     def __init__(
-        self, near: Neighborhood, weight: float = 1.0, classes: Tensor | None = None
+        self,
+        near: Neighborhood,
+        weight: float = 1.0,
+        classes: Tensor | None = None,
+        all_kept_from: int | None = None,
     ) -> None:
         """Use neighbours in the whole data set.
 
@@ -47,8 +51,11 @@ class PairStage(Stage):
             near: how they are found; one of its k is drawn.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
+            all_kept_from: epoch from which the boundary filter keeps all pairs, and needs no
+                clusters; None if there is none.
         """
         self._near, self._weight, self._classes = near, weight, classes
+        self._all_kept_from = all_kept_from
         self.neighbors_mk: Tensor | None = None
 
     def find(self, embeddings_bd: Tensor, num_rows: int) -> None:
@@ -73,8 +80,9 @@ class PairStage(Stage):
         return ids_n, rows_nk.gather(1, columns_n1).squeeze(1).long()
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
-        """Always, for the boundary filter."""
-        return True
+        """For the boundary filter, until it keeps all, and if the framework does."""
+        filtered = self._all_kept_from is None or epoch < self._all_kept_from
+        return filtered or framework.needs_clusters(epoch)
 
     def loss(
         self, framework: Framework[Any], outputs: Outputs, step: Step
@@ -83,13 +91,8 @@ class PairStage(Stage):
 
         Figures: `neighbor_purity` (if classes are given) and `kept`.
         """
-        assert step.pseudo_labels_n is not None and step.centers_cd is not None
         local = share(step.num_global)
-        with torch.no_grad():
-            own_bd = (outputs.embeddings or outputs.keys)[0].detach()
-            pool_nd = all_gather_rows(own_bd, step.num_global)
-            ratios_n = boundary_ratio(pool_nd, step.pseudo_labels_n, step.centers_cd)
-            kept_b = kept_mask(ratios_n, step.fraction)[local]
+        kept_b = self._kept(outputs, step)[local]
         losses = [
             framework.pull(queries_bd, keys_bd, step, kept_b)
             for queries_bd, keys_bd in zip(outputs.queries, reversed(outputs.keys), strict=True)
@@ -101,3 +104,14 @@ class PairStage(Stage):
             figures["neighbor_purity"] = neighbor_matches(labels_b2, labels_b2[:, 0])
         loss = self._weight * torch.stack(losses).mean()
         return with_scatter(loss, framework, outputs, step), figures
+
+    @torch.no_grad()
+    def _kept(self, outputs: Outputs, step: Step) -> Tensor:
+        """Whether the boundary filter keeps each pair of the global batch, (n,) bool."""
+        if step.fraction == 1:
+            return torch.ones_like(step.sample_ids_n, dtype=torch.bool)
+        assert step.pseudo_labels_n is not None and step.centers_cd is not None
+        own_bd = (outputs.embeddings or outputs.keys)[0].detach()
+        pool_nd = all_gather_rows(own_bd, step.num_global)
+        ratios_n = boundary_ratio(pool_nd, step.pseudo_labels_n, step.centers_cd)
+        return kept_mask(ratios_n, step.fraction)
