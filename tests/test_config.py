@@ -31,9 +31,9 @@ from conr_ray.config_reference import reference
 from conr_ray.errors import UserError
 from conr_ray.method import frameworks
 from conr_ray.method.frameworks import framework_names
+from tests.tiny_runs import NEEDS
 
 DIGITS = load_preset("digits")
-from tests.tiny_runs import NEEDS
 
 
 def refusal(overrides: dict[str, Any], tree: Any = None) -> str:
