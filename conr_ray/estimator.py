@@ -39,15 +39,23 @@ from conr_ray.estimating.samples import (
     rows_in_files,
     source_of,
 )
-from conr_ray.estimating.settings import LEAST_ROWS, config_for, field_of, for_few, side_for
+from conr_ray.estimating.settings import (
+    LEAST_ROWS,
+    backbone_for,
+    config_for,
+    field_of,
+    for_few,
+    side_for,
+)
 from conr_ray.estimating.training import SAMPLES, Workers
+from conr_ray.frozen.store import SHARED
 from conr_ray.method.keyed_random import fold
 from conr_ray.storage.files import Folder
 from conr_ray.storage.scratch import scratch_folder
 
 _CLUSTERER = "clusterer.json"
 # Beside the identity of the folder, whose name begins with a dot.
-_NOT_OF_THE_RESULT = ("run.lock", SAMPLES, f"{PLACE}/embeddings-")
+_NOT_OF_THE_RESULT = ("run.lock", SAMPLES, f"{SHARED}/", f"{PLACE}/embeddings-")
 
 
 def write_settings(
@@ -247,7 +255,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         brightest = 255
         rows: npt.NDArray[Any]
         if is_images(X):
-            rows, brightest = image_rows(X, None, side_for(fields))
+            side = side_for(backbone_for(self.preset, fields), fields.get("views.size"))
+            rows, brightest = image_rows(X, None, side)
         else:
             rows = self._vectors(X, reset=True)
         labels, class_names = (None, None) if y is None else as_labels(y)
@@ -275,7 +284,9 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             return rows_in_files(str(X), self._trained().config, shape).rows
         if len(shape) == 1:
             return self._vectors(X, reset=False)
-        rows, brightest = image_rows(X, self._brightest)
+        config = self._trained().config
+        side = side_for(config.model.backbone, config.views.size)
+        rows, brightest = image_rows(X, self._brightest, side)
         if self._brightest is None and brightest != 255:
             raise UserError("X: the run does not tell how to scale its pixels: give uint8")
         return rows

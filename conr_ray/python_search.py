@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import FolderTaken, NotShared, StorageError, UserError
+from conr_ray.estimating.samples import is_pictures
 from conr_ray.estimating.search_samples import Samples, given, kept_brightest, kept_path
 from conr_ray.estimating.settings import field_of, for_few, for_samples, side_for
 from conr_ray.estimator import write_settings
@@ -125,7 +126,7 @@ def search(
                 raise UserError("labels: they are of images: give these too")
             samples, read = None, _own_data(space, fixed, preset, directory, resume)
         else:
-            samples = given(images, labels, files, side_for(fixed))
+            samples = given(images, labels, files, _side(space, fixed, preset, images))
             read = _fitted(space, fixed, preset, samples)
         whole = WholeSearch(
             read,
@@ -185,6 +186,41 @@ def _own_data(
     return load_space(space, {**fixed, **absolute_paths(read.config(), read.search)}, preset)
 
 
+def _on(
+    space: str | Path | Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    preset: str | None,
+    source: Mapping[str, Any],
+    shape: tuple[int, ...] | None,
+) -> tuple[SearchSpace, Callable[[str], dict[str, Any]]]:
+    """The space on samples, and what makes its defaults of a preset's name; see `for_samples`."""
+    backbone: str | None = fixed.get("model.backbone")
+
+    def defaults(preset: str) -> dict[str, Any]:
+        return for_samples(preset, source, shape, backbone)
+
+    read = load_space(space, fixed, preset, defaults)
+    if (own := read.config().model.backbone) != backbone and is_timm(own):
+        # The space itself, or its preset, has chosen it.
+        backbone = own
+        read = load_space(space, fixed, preset, defaults)
+    return read, defaults
+
+
+def _side(
+    space: str | Path | Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    preset: str | None,
+    images: Any,
+) -> int:
+    """Side of the squares that pictures of several sizes become; 1 for other samples."""
+    if not is_pictures(images):
+        return 1
+    source = {"data.source": "parquet", "data.path": "samples.parquet"}
+    config = _on(space, {**source, **fixed}, preset, source, None)[0].config()
+    return side_for(config.model.backbone, config.views.size)
+
+
 def _fitted(
     space: str | Path | Mapping[str, Any],
     fixed: Mapping[str, Any],
@@ -193,17 +229,7 @@ def _fitted(
 ) -> SearchSpace:
     """The space on these samples, fitted to them as a clusterer is."""
     fixed = {**samples.source, **fixed}
-
-    backbone: str | None = fixed.get("model.backbone")
-
-    def defaults(preset: str) -> dict[str, Any]:
-        return for_samples(preset, samples.source, samples.shape, backbone)
-
-    read = load_space(space, fixed, preset, defaults)
-    if (own := read.config().model.backbone) != backbone and is_timm(own):
-        # The space itself has chosen it.
-        backbone = own
-        read = load_space(space, fixed, preset, defaults)
+    read, defaults = _on(space, fixed, preset, samples.source, samples.shape)
     config = read.config()
     data = samples.data or open_data(config.data)
     fitting = {

@@ -107,8 +107,13 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         if mark.is_used(before) and not mark.is_used(now):
             section, _, leaf = name.partition(".")
             tree.get(section, {}).pop(leaf, None)
-    was_head, is_head = (value == "head" for value in choices["model.train"])
-    if is_head and not was_head:
+    names = ("model.train", "model.backbone", "model.init")
+    # As `ModelConfig.embeds_once`.
+    embedded_before, embedded_now = (
+        train == "head" and is_timm(str(backbone)) and init is None
+        for train, backbone, init in zip(*map(choice, names), strict=True)
+    )
+    if embedded_now and not embedded_before:
         num_views = choice("data.embedded_views")[1]
         unused = ViewsConfig.unused_when_embedded(num_views if isinstance(num_views, int) else 0)
         for leaf in unused:

@@ -52,7 +52,7 @@ def config_for(
     if "data.limit" in fields:
         raise UserError("data.limit: a clusterer is of all samples: give it fewer")
     own = {"clustering.num_clusters": num_clusters, "tracking.wandb": "off"}
-    rules = for_samples(preset, source, shape, fields.get("model.backbone"))
+    rules = for_samples(preset, source, shape, backbone_for(preset, fields))
     return load_preset(preset, {**rules, **own, **fields})
 
 
@@ -118,15 +118,28 @@ def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[s
     return {name: value for name, value in fitting.items() if name not in fields}
 
 
-def side_for(fields: Mapping[str, Any]) -> int:
-    """Side of the squares that pictures of several sizes become for a run with these fields.
+def backbone_for(preset: str, fields: Mapping[str, Any]) -> str | None:
+    """`model.backbone` of a run of `preset` with these fields; None if that is not known yet.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    chosen = fields.get("model.backbone", load_preset(preset).model.backbone)
+    return chosen if isinstance(chosen, str) else None
+
+
+def side_for(backbone: str | None, size: int | None) -> int:
+    """Side of the squares that pictures of several sizes become for a run.
+
+    Args:
+        backbone: its `model.backbone`.
+        size: its `views.size`, which counts for a model of timm.
 
     Raises:
         UserError: there is no such model of timm.
     """
-    backbone = fields.get("model.backbone")
-    if not (isinstance(backbone, str) and is_timm(backbone)):
+    if backbone is None or not is_timm(backbone):
         return _SIDE
     from conr_ray.pretrained import preparation_of
 
-    return preparation_of(backbone, fields.get("views.size")).size
+    return preparation_of(backbone, size).size

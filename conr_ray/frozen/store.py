@@ -51,7 +51,7 @@ from conr_ray.storage.sealed import Damaged, seal, unseal
 _FORMAT = 1
 _META, _VECTORS, _VIEWS = "meta.json", "vectors.npy", "views.npy"
 # In the folder of a run or a search: what one node has embedded for the others.
-_SHARED = "embeddings"
+SHARED = "embeddings"
 _PART_ROWS = 256
 _PART_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{8})\.npy")
 # Fields of `views` that change what is embedded, if there are random views.
@@ -232,14 +232,14 @@ def share_embedded(data: DataSet, run: Folder) -> None:
     """Leave embedded images where other nodes find them: in the folder of the run or its search."""
     if data.embedded_in is None:
         return
-    place = Folder(f"{home_of(run).uri}/{_SHARED}/{data.embedded_in.name}")
+    place = Folder(f"{home_of(run).uri}/{SHARED}/{data.embedded_in.name}")
     if not place.has(_META):
         _copy(Folder(data.embedded_in), place)
 
 
 def _fetched(folder: Path, run: Folder) -> dict[str, Any] | None:
     """Fetch what another node has left; None if there is nothing, or it is damaged."""
-    place = Folder(f"{home_of(run).uri}/{_SHARED}/{folder.name}")
+    place = Folder(f"{home_of(run).uri}/{SHARED}/{folder.name}")
     if not place.has(_META):
         return None
     copy = folder.with_suffix(".copy")
@@ -387,9 +387,13 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def _check_room(asked: Embedding, folder: Path) -> None:
-    """Raise UserError if the file system has no room for the vectors, in parts and joined."""
+    """Raise UserError if the file system has no room for the vectors, in parts and joined.
+
+    Parts that `folder` has already take no more.
+    """
     each = 4 * asked.known.facts["out_features"] * (1 + asked.config.data.embedded_views)
-    needed, free = 2 * each * asked.images.num_rows, shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.iterdir())
+    needed, free = 2 * each * asked.images.num_rows - there, shutil.disk_usage(folder).free
     if needed > free:
         fewer = "lower data.embedded_views, or " if asked.config.data.embedded_views else ""
         raise UserError(

@@ -159,7 +159,12 @@ class Table:
             UserError: it cannot be written.
         """
         parts = PatientFolder(f"{self.out}.parts")
-        told = {**self.about, "what": self.samples.what, "images": self.samples.place}
+        told = {
+            **self.about,
+            "what": self.samples.what,
+            "images": self.samples.place,
+            "column": self.labels.image_column,
+        }
         if parts.read_json(_JSON) != json.loads(json.dumps(told)):
             # Of other images, or by another backbone.
             parts.delete_folder("")
@@ -183,7 +188,11 @@ class Table:
             begun.setdefault(number, []).append(rows.drop_columns("piece"))
             name, length = lengths[number]
             if sum(map(len, begun[number])) == length:
-                parts.write_table(name, pa.concat_tables(begun.pop(number)))
+                found = pa.concat_tables(begun.pop(number))
+                # Actors end the batches of a piece in any order.
+                if "row" in self.samples.keys:
+                    found = found.sort_by("row")
+                parts.write_table(name, found)
         self._join(parts, [lengths[number][0] for number in sorted(lengths)])
         parts.delete_folder("")
 

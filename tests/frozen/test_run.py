@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from PIL import Image
 
 import conr_ray.predict
 from conr_ray import Clusterer
-from conr_ray.config import RunConfig, load_preset
+from conr_ray.config import RunConfig, load_preset, override
+from conr_ray.data.arrays import from_pictures
 from conr_ray.data.store import open_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -26,6 +28,7 @@ from conr_ray.errors import UserError
 from conr_ray.exporting.export_folder import export
 from conr_ray.frozen import open_samples
 from conr_ray.pretrained.sources import package_file
+from conr_ray.python_search import _side
 from tests.frozen.conftest import FROZEN, LITE_WEIGHTS, frozen_config, trained
 from tests.gloo_workers import run_workers
 from tests.tiny_runs import run_here, run_step_by_step, without_times
@@ -204,6 +207,33 @@ def test_a_clusterer_takes_images_in_memory() -> None:
     assert clusterer._repr_html_().count("<img") > 5
 
 
+def test_a_clusterer_does_not_carry_vectors_that_were_left_for_other_nodes(
+    frozen_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(frozen_run, tmp_path / "run")
+    (folder / "embeddings/hash").mkdir(parents=True)
+    (folder / "embeddings/hash/vectors.npy").write_bytes(b"of all images")
+    assert b"of all images" not in pickle.dumps(Clusterer.load(folder))
+
+
+def test_pictures_of_several_sizes_become_what_a_presets_backbone_takes() -> None:
+    noise = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(noise.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)) for i in range(12)
+    ]
+    few: dict[str, Any] = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
+    settings = {name.replace(".", "__"): value for name, value in few.items()}
+    clusterer = Clusterer(2, preset="photos", verbose=False, **settings).fit(pictures)
+    assert clusterer.n_features_in_ == 3 * 224 * 224
+    squares = from_pictures(pictures[:4], 224).transpose(0, 2, 3, 1)
+    expected = clusterer.transform(squares)
+    np.testing.assert_allclose(clusterer.transform(pictures[:4]), expected, atol=1e-5)
+    space = {"preset": "photos", "search": {"seed": {"int": [0, 9]}}}
+    assert _side(space, {}, None, pictures) == 224
+    assert _side(space, {}, "digits", pictures) == 32
+    assert _side(space, {"views.size": 96}, None, pictures) == 96
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -245,3 +275,9 @@ def test_a_preset_becomes_one_on_embedded_images() -> None:
     # With random views they are those of the preset.
     with_views = load_preset("digits", {**digits, "data.embedded_views": 2})
     assert with_views.views.rotation == 0.17
+    # A backbone with the weights of another run sees views in each step.
+    started = {"model.train": "head", "model.init": "runs/a", "data.path": "images"}
+    in_steps = load_preset("imagenet_dogs", started)
+    assert not in_steps.embeds_once and in_steps.views.blur_probability == 0.5
+    once = {"model.backbone": "timm:vit", "model.init": None}
+    assert override(in_steps, once).views.blur_probability == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,30 @@ def test_embedding_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert [rows.start for rows in asked] == [32, 96, 128]
     np.testing.assert_allclose(data.rows, open_samples(config).rows, atol=1e-5)
     assert not list(_folders(tmp_path)[0].glob("part-*"))
+
+
+def test_parts_that_are_there_need_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_PART_ROWS", 32)
+    images = open_data((config := frozen_config()).data)
+    each = 4 * 1280 * images.num_rows
+
+    def embed(_: Any, images: DataSet, left: Iterable[range]) -> Iterator[Part]:
+        for rows in list(left)[:4]:
+            yield rows.start, np.ones((len(rows), 1, 1280), np.float32)
+
+    def room(num_bytes: float) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(num_bytes)))
+
+    room(1.5 * each)
+    with pytest.raises(UserError, match=r"set CONR_RAY_CACHE to a folder with more"):
+        embedded(config, images, tmp_path, embed)
+    room(2 * each)
+    with pytest.raises(AssertionError, match="a part is missing"):
+        embedded(config, images, tmp_path, embed)
+    room(1.5 * each)
+    assert embedded(config, images, tmp_path, embed).rows.shape == (images.num_rows, 1280)
 
 
 def test_random_views_are_drawn_by_key_from_those_that_are_stored() -> None:

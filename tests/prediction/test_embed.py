@@ -98,6 +98,37 @@ def test_rows_of_parquet_keep_their_labels(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "2.parquet").column_names == ["row", "embedding"]
 
 
+def test_parts_of_another_column_are_not_used_and_rows_stay_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conr_ray.prediction.samples._BATCH_ROWS", 2)
+    worked = here.worked_here
+
+    def backwards(read: Any, pieces: Iterable[pa.Table], work: Any) -> Iterator[pa.Table]:
+        for piece in pieces:
+            yield from reversed(list(worked(read, [piece], work)))
+        if cut:
+            raise KeyboardInterrupt
+
+    files = []
+    for pixels in _pixels(6):
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    pq.write_table(pa.table({"one": files, "two": files[::-1]}), tmp_path / "images.parquet")
+    out, cut = tmp_path / "out.parquet", True
+    monkeypatch.setattr(here, "worked_here", backwards)
+    with pytest.raises(KeyboardInterrupt):
+        embed(tmp_path / "images.parquet", out, "--column", "one")
+    cut = False
+    embed(tmp_path / "images.parquet", out, "--column", "two")
+    embed(tmp_path / "images.parquet", tmp_path / "other.parquet", "--column", "one")
+    two, one = pq.read_table(out), pq.read_table(tmp_path / "other.parquet")
+    assert two.column("row").to_pylist() == one.column("row").to_pylist() == list(range(6))
+    found = [np.stack(t.column("embedding").to_pylist()) for t in (one, two)]
+    np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-4)
+
+
 def _no_labels() -> tuple[str, str]:
     return "--label-column", "null"
 

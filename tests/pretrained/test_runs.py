@@ -15,6 +15,7 @@ from torch import Tensor
 import conr_ray.train
 from conr_ray import Clusterer, TrainedRun
 from conr_ray.config import RunConfig
+from conr_ray.data.arrays import from_pictures
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trunk_store import trunk_name
@@ -188,6 +189,10 @@ def test_a_clusterer_takes_pictures_of_all_kinds(tmp_path: Path) -> None:
     state = final_state(tmp_path / "run")["inputs"]
     assert (state["size"], state["shape"]) == (160, [3, 160, 160])
     assert (clusterer.predict(pictures[:4]) == clusterer.labels_[:4]).all()
+    # New ones too.
+    squares = from_pictures(pictures[:4], 160).transpose(0, 2, 3, 1)
+    expected = clusterer.transform(squares)
+    np.testing.assert_allclose(clusterer.transform(pictures[:4]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
