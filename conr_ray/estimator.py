@@ -247,7 +247,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         brightest = 255
         rows: npt.NDArray[Any]
         if is_images(X):
-            rows, brightest = image_rows(X, None, side_for(fields))
+            rows, brightest = image_rows(X, None, side_for(fields, self.preset))
         else:
             rows = self._vectors(X, reset=True)
         labels, class_names = (None, None) if y is None else as_labels(y)

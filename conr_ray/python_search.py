@@ -29,7 +29,7 @@ from conr_ray.scaling.resources import ClusterOptions
 from conr_ray.search_result import SearchResult
 from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.searching.space import SearchSpace
-from conr_ray.searching.space_file import load_space
+from conr_ray.searching.space_file import load_space, preset_of
 from conr_ray.searching.trial_table import Trial
 from conr_ray.storage.files import Folder
 from conr_ray.whole_search import HANG_LIMIT_S, WholeSearch
@@ -125,7 +125,8 @@ def search(
                 raise UserError("labels: they are of images: give these too")
             samples, read = None, _own_data(space, fixed, preset, directory, resume)
         else:
-            samples = given(images, labels, files, side_for(fixed))
+            side = side_for(fixed, preset_of(space, preset))
+            samples = given(images, labels, files, side)
             read = _fitted(space, fixed, preset, samples)
         whole = WholeSearch(
             read,

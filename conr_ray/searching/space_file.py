@@ -92,6 +92,17 @@ def load_space(
     return read
 
 
+def preset_of(space: str | Path | Mapping[str, Any], preset: str | None = None) -> str | None:
+    """The preset to vary; None if the space, which is not checked, names none.
+
+    Raises:
+        UserError: the space cannot be read.
+    """
+    tree = _read(space)
+    named = tree.get("preset") if isinstance(tree, Mapping) else None
+    return preset or (named if isinstance(named, str) else None)
+
+
 def _read(space: str | Path | Mapping[str, Any]) -> Any:
     """The tree of a space; that of a mapping is what a file of it would hold."""
     if not isinstance(space, Mapping):
