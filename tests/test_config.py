@@ -31,6 +31,7 @@ from conr_ray.config_reference import reference
 from conr_ray.errors import UserError
 from conr_ray.method import frameworks
 from conr_ray.method.frameworks import framework_names
+from tests.tiny_runs import NEEDS
 
 DIGITS = load_preset("digits")
 
@@ -225,7 +226,10 @@ def test_every_field_can_be_read_by_its_name() -> None:
         ("k1", "neighborhood.k1"),
         ("lr", "optim.lr"),
         ("num_cluster", "clustering.num_clusters"),
-        ("momentum", "optim.momentum or byol.momentum or moco.momentum or propos.momentum"),
+        (
+            "momentum",
+            "optim.momentum or byol.momentum or heads.momentum or moco.momentum or propos.momentum",
+        ),
         ("size", "views.size or bank.size"),
     ],
 )
@@ -246,7 +250,8 @@ def test_a_section_is_no_field() -> None:
         parse_overrides(["neighborhood=3"])
     assert (
         str(caught.value)
-        == "neighborhood: a section, not a field; choose one of its fields: kind, k1, k2, k"
+        == "neighborhood: a section, not a field; choose one of its fields: pool, kind, k1, "
+        "k2, k"
     )
 
 
@@ -394,7 +399,8 @@ def test_another_choice_leaves_out_what_only_the_first_one_used() -> None:
 
 @pytest.mark.parametrize("name", framework_names())
 def test_a_tree_has_the_section_of_its_framework_alone(name: str) -> None:
-    config = load_preset("digits", {"model.framework": name})
+    changes = {field.replace("__", "."): value for field, value in NEEDS.get(name, {}).items()}
+    config = load_preset("digits", {"model.framework": name, **changes})
     tree = config.model_dump()
     assert set(tree) & set(framework_names()) == {name}
     assert tree[name] == config.framework.model_dump()
@@ -406,7 +412,7 @@ def test_a_tree_has_the_section_of_its_framework_alone(name: str) -> None:
     [
         ("byoll", "did you mean byol?"),
         ("MoCo", "did you mean moco?"),
-        ("xyz", "choose from byol, moco, propos, simsiam"),
+        ("xyz", "choose from byol, heads, moco, propos, simsiam"),
     ],
 )
 def test_an_unknown_framework_is_answered_with_the_nearest(name: str, hint: str) -> None:
@@ -499,7 +505,14 @@ def test_a_broken_framework_file_is_named_and_breaks_no_other(
     monkeypatch.setattr(frameworks, "__path__", [*frameworks.__path__, str(tmp_path)])
     frameworks.framework_names.cache_clear()
     try:
-        assert frameworks.framework_names() == ("byol", "mine", "moco", "propos", "simsiam")
+        assert frameworks.framework_names() == (
+            "byol",
+            "heads",
+            "mine",
+            "moco",
+            "propos",
+            "simsiam",
+        )
         assert load_preset("digits", {"seed": 1}).framework
         with pytest.raises(UserError, match="lr=-1: input should be greater"):
             load_preset("digits", {"optim.lr": -1})

@@ -22,7 +22,7 @@ from conr_ray.method.frameworks import framework_names
 from conr_ray.method.neighbors import contexts, neighbor_lists
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from tests.second_device import device_waits, second_device
-from tests.tiny_runs import tiny_config, without_times
+from tests.tiny_runs import NEEDS, tiny_config, without_times
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def _run(folder: Path, device: torch.device, **changes: Any) -> list[dict[str, A
 def test_a_run_keeps_to_its_device_and_goes_on_there(
     name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    changes = {"model__framework": name, "data__limit": 200, **changes}
+    changes = {"model__framework": name, "data__limit": 200, **changes, **NEEDS.get(name, {})}
     changes |= {"schedule__group_start": 1, "schedule__epochs": 2}
     expected = _run(tmp_path / "cpu", torch.device("cpu"), **changes)
     with second_device() as device:

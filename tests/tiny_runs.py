@@ -17,12 +17,14 @@ from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.stopping import stop_request
-from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.errors import RunStopped
 from conr_ray.frozen import open_samples
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
+from conr_ray.method.stages.group import GroupStage
+from conr_ray.method.stages.pairs import PairStage
 
 TINY: dict[str, Any] = {
     "data.limit": 300,
@@ -39,6 +41,8 @@ TINY: dict[str, Any] = {
     "evaluation.every": 1,
     "checkpoint.every": 1,
 }
+# Of other sections, what a framework works with.
+NEEDS: dict[str, dict[str, Any]] = {"heads": {"neighborhood__pool": "data", "bank__size": 0}}
 # For `Clusterer` and `search`, on samples of their own.
 SHORT: dict[str, Any] = {
     "model__widths": [8, 8],
@@ -70,6 +74,22 @@ def tiny_config(**changes: Any) -> RunConfig:
     """The digits preset cut down; keywords such as schedule__epochs=6 change fields."""
     dotted = {name.replace("__", "."): value for name, value in changes.items()}
     return load_preset("digits", {**TINY, **dotted})
+
+
+def framework_config(name: str, **changes: Any) -> RunConfig:
+    """`tiny_config` for a framework."""
+    return tiny_config(model__framework=name, **{**changes, **NEEDS.get(name, {})})
+
+
+def group_stage_of(config: RunConfig, state: TrainingState, classes: Tensor | None = None) -> Stage:
+    """The group stage of a run; in all data, the next two samples are a sample's neighbours."""
+    if config.neighborhood.pool == "batch":
+        return GroupStage(state.bank, 1.0, classes)
+    stage = PairStage(neighborhood_of(config), 1.0, classes)
+    device = next(state.framework.parameters()).device
+    rows_n1 = torch.arange(1000, device=device)[:, None]
+    stage.neighbors_mk = (rows_n1 + torch.arange(3, device=device)) % 300
+    return stage
 
 
 def lists_of(vectors: Any) -> pa.Array:

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from conr_ray.config import RunConfig
 from conr_ray.errors import BadSetting, UserError
-from conr_ray.method.frameworks import framework_class
 
 
 class Counted(Protocol):
@@ -33,8 +32,8 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
     """Check the data and workers of a run of `config`; returns its number of clusters.
 
     Raises:
-        UserError: too few samples for the batch, the clusters or the neighbours, no number of
-            clusters, or a framework that does not work with `neighborhood.pool`.
+        UserError: too few samples for the batch, the clusters or the neighbours, or no number of
+            clusters.
         BadSetting: a worker would get fewer than 2 samples of a batch, or a part of a group that
             is normalised together.
     """
@@ -53,7 +52,6 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
                 f"{field}={count} exceeds the {data.num_rows} {data.what}: lower it or add "
                 f"{data.what}"
             )
-    _check_pool(config)
     if not 1 <= workers <= config.optim.batch_size // 2:
         raise BadSetting(
             f"workers={workers} is not between 1 and {config.optim.batch_size // 2}, half of "
@@ -75,13 +73,3 @@ def _neighbors_in_all_data(config: RunConfig) -> list[tuple[str, int]]:
     if near.pool != "data" or config.group_start_epoch is None:
         return []
     return [("neighborhood.k1", near.k1), ("neighborhood.k", near.k)]
-
-
-def _check_pool(config: RunConfig) -> None:
-    needed = framework_class(config.model.framework).pool
-    if needed in (None, config.neighborhood.pool) or config.group_start_epoch is None:
-        return
-    raise UserError(
-        f"neighborhood.pool={config.neighborhood.pool}: model.framework={config.model.framework} "
-        f"does not work with it: set neighborhood.pool={needed}, or schedule.group_start=never"
-    )

@@ -57,7 +57,7 @@ class TrainingState:
     framework: Framework[Any]
     optimizer: torch.optim.SGD
     bank: MemoryBank
-    num_clusters: int
+    num_clusters: int = 2
     epoch: int = 0
     # Cluster of each sample of the data set, (n,) int64, centres of unit length (c, d), lengths of
     # the clusters' means (c,), and how many epochs were trained when they were found: None until

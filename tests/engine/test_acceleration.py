@@ -26,11 +26,17 @@ from conr_ray.method.collectives import rank
 from conr_ray.method.frameworks import framework_names
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.stages.base import Stage
-from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
 from tests.engine.test_loop import StopAfter, assert_same_tensors, final_state
 from tests.gloo_workers import run_workers
-from tests.tiny_runs import run_here, tiny_config, train_step, without_times
+from tests.tiny_runs import (
+    framework_config,
+    group_stage_of,
+    run_here,
+    tiny_config,
+    train_step,
+    without_times,
+)
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 64, 4
@@ -53,10 +59,11 @@ def steps_and_embeddings(config: RunConfig, *, compiles: bool) -> tuple[list[flo
     inputs.compile(acceleration.compiled)
     embedder = Embedder(state.framework, inputs, acceleration)
     ids, labels, centers = torch.arange(BATCH), torch.arange(BATCH) % 10, torch.eye(16)[:10]
+    centers = centers[:, : state.framework.embedding_encoder.embedding_dim]
     losses = []
     for number in range(STEPS):
         grouped = number >= STEPS // 2
-        stage: Stage = GroupStage(state.bank) if grouped else InstanceStage()
+        stage: Stage = group_stage_of(config, state) if grouped else InstanceStage()
         step = Step(number, STEPS, number, 5 + number, ids, ids + number, 0.8, labels, centers)
         batch = inputs.take(step.sample_ids_n)
         views = [inputs.random(batch, 9 * number + v, ids, mild=grouped) for v in (1, 2)]
@@ -79,7 +86,7 @@ def test_networks_and_views_are_traced_whole_and_once(
 ) -> None:
     # Everything but the code generation, which takes long.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    assert_compiled_agrees(tiny_config(model__framework=name))
+    assert_compiled_agrees(framework_config(name))
     assert not counters["graph_break"]
     # Views of either strength; each part of the framework in training, what embeds also without.
     num_parts = 3 if name in ("byol", "propos") else 2

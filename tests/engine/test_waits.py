@@ -18,11 +18,10 @@ from conr_ray.method.frameworks.base import Step
 from conr_ray.method.neighbors import neighbor_lists
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.stages.base import Stage
-from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
 from tests.method.naive_reranking import unit_rows
 from tests.second_device import device_waits, second_device
-from tests.tiny_runs import tiny_config, train_step
+from tests.tiny_runs import framework_config, group_stage_of, train_step
 
 BATCH, CLUSTERS = 24, 5
 
@@ -36,16 +35,17 @@ def test_a_training_step_hardly_waits(
     name: str, stage_name: str, bank_size: int, most: int
 ) -> None:
     with second_device() as device:
-        config = tiny_config(
-            model__framework=name, bank__size=bank_size, optim__batch_size=BATCH, neighborhood__k=6
+        config = framework_config(
+            name, bank__size=bank_size, optim__batch_size=BATCH, neighborhood__k=6
         )
         state = TrainingState.create(config, (1, 8, 8), Acceleration(device))
         classes = torch.randint(CLUSTERS, (300,), device=device)
         stage: Stage = InstanceStage()
         if stage_name == "group":
-            stage = GroupStage(state.bank, 1.0, classes)
+            stage = group_stage_of(config, state, classes)
         views = [torch.rand(BATCH, 1, 8, 8, device=device) for _ in range(2)]
         centers = unit_rows(torch.randn(CLUSTERS, 16, device=device))
+        centers = centers[:, : state.framework.embedding_encoder.embedding_dim]
         positions = torch.arange(BATCH, device=device)
 
         def train(ids: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def loaded(name: str, preset: str | None = None, **fixed: Any) -> SearchSpace:
 # The files
 
 
-@pytest.mark.parametrize("preset", preset_names())
+# Heads on a frozen backbone have no instance stage, and contexts of another size.
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name != "photos"])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_ablation_fits_every_preset(file: Path, preset: str) -> None:
     space = load_space(file, preset=preset)

@@ -44,7 +44,8 @@ def known(preset: str, **fixed: Any) -> KnownData:
 
 
 def test_every_preset_has_published_numbers() -> None:
-    assert set(PUBLISHED) == set(preset_names())
+    # Of one's own pictures nothing is published.
+    assert set(PUBLISHED) == set(preset_names()) - {"photos"}
     for preset, counts in PUBLISHED.items():
         found = known(preset)
         assert (found.num_rows, found.num_classes) == counts, preset

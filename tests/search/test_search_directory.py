@@ -128,7 +128,7 @@ def test_a_trunk_of_initial_weights_is_shown_while_they_are_there(
     live, trunks, _ = display({"model.init": {"choice": [None, str(file), f"{file}2"]}})
     point = {"model.init": str(file)}
     config = live._space.config(point)
-    name = trunk_name(config, "images", weights_digest(str(file)))
+    name = trunk_name(config, "images", weights_digest(config.model, config.views.size))
     trunks.directory(name).write_metrics([{"epoch": epoch} for epoch in range(5)])
     started(live, "gone", {"model.init": f"{file}2"})
     assert "trunk" not in shown(live)

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 from conr_ray.errors import UserError
 from conr_ray.fields import Section
 
+# Frameworks that learn no embeddings, in which a batch would be searched, but clusters alone:
+# their neighbours come from all data. Here, since importing a framework takes a second.
+OF_ALL_DATA = ("heads",)
+
 if TYPE_CHECKING:
     from conr_ray.method.frameworks.base import Framework
 

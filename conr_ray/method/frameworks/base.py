@@ -89,12 +89,9 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     Attributes:
         version: increase it with every change of results, so that trunks of earlier versions are
             not reused.
-        pool: the only value of `neighborhood.pool` that its group stage works with; None allows
-            all.
     """
 
     version: ClassVar[int] = 1
-    pool: ClassVar[str | None] = None
 
     def __init__(
         self, config: ConfigT, backbone: Backbone, hidden_dim: int, embedding_dim: int

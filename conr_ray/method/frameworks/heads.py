@@ -16,7 +16,7 @@ Shapes: h heads, c clusters; others as in `base`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -58,7 +58,6 @@ class Framework(base.Framework[Config]):
     clusters are the prototypes of the best head, so that a sample's cluster is its nearest centre.
     """
 
-    pool: ClassVar[str] = "data"
     prototypes: nn.Parameter
     target_prototypes: Tensor
     mean_losses: Tensor
@@ -131,6 +130,11 @@ class Framework(base.Framework[Config]):
     def embedding_encoder(self) -> Encoder:
         """The target network."""
         return self.target.encoder
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Embeddings of the target network, as it is compiled: as a whole."""
+        embeddings: Tensor = self.target(inputs)
+        return embeddings
 
     @property
     def cluster_centers(self) -> Tensor:

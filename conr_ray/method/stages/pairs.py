@@ -101,6 +101,8 @@ class PairStage(Stage):
         if self._classes is not None:
             pairs_b2 = torch.stack(self.samples(step), 1)[local].to(self._classes.device)
             labels_b2 = self._classes[pairs_b2]
+            # A sample that is its own partner tells nothing.
+            labels_b2[:, 1].masked_fill_(pairs_b2[:, 0] == pairs_b2[:, 1], -1)
             figures["neighbor_purity"] = neighbor_matches(labels_b2, labels_b2[:, 0])
         loss = self._weight * torch.stack(losses).mean()
         return with_scatter(loss, framework, outputs, step), figures
