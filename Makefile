@@ -1,4 +1,6 @@
 # make demo   a search on real images, on this machine, with no download and no account
+# make demo-photos   a folder of pictures to clusters and a page of them; it downloads CIFAR-10, unless DATA= names
+#             a Parquet file of it
 # make test   all tests; make test-fast leaves the slow ones out, make test-long runs longer ones
 # make lint   format, lint, types (of benchmarks too), import contracts, secrets, dependencies
 # Each sets up the environment in .venv first, where that is not done yet.
@@ -7,10 +9,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-long lint format docs clean
+.PHONY: demo demo-photos test test-fast test-long lint format docs clean
 
 demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
+
+PHOTOS := data/photos
+
+demo-photos: $(READY)
+	$(BIN)/python examples/photo_folder.py $(PHOTOS) $(if $(DATA),--data $(DATA))
+	name=photos-$$(date +%Y%m%d-%H%M%S) && \
+	$(BIN)/python -m conr_ray.train --preset photos --set data.path=$(PHOTOS) --set clustering.num_clusters=10 \
+	    --set data.stored_size=128 --set views.size=128 --local --name $$name && \
+	$(BIN)/python -m conr_ray.report runs/$$name
 
 test: $(READY)
 	$(BIN)/python -m tests.warm_kernels

@@ -51,10 +51,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _train(args: argparse.Namespace, config: RunConfig) -> None:
+    from conr_ray.config import override, parse_overrides
     from conr_ray.data.store import open_data
     from conr_ray.engine.data_checks import check_data
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
+    from conr_ray.estimating.settings import fitted_to_few, told_of_few
     from conr_ray.frozen import trained_shape
     from conr_ray.prediction.ahead import embedded_ahead
     from conr_ray.scaling.actor_locks import ActorLocks
@@ -66,10 +68,17 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
 
     workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, _subject(args, config)))
-    if not directory.check(config, resume=args.resume) and args.resume:
-        raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
+    # The values of a preset are for many samples; those of a file are somebody's own.
+    fitted = args.preset and config.neighborhood.pool == "data"
+    if not fitted:
+        _check_folder(config, directory, resume=args.resume)
     _check_backbone(config, directory)
     data = open_data(config.data)
+    few: dict[str, float] = {}
+    if fitted:
+        few = fitted_to_few(config, data.num_rows, parse_overrides(args.settings))
+        config = override(config, few)
+        _check_folder(config, directory, resume=args.resume)
     check_data(config, data, workers)
     shape = trained_shape(config, data.row_shape, directory)
     may_begin_trained = config.model.init is not None or is_timm(config.model.backbone)
@@ -102,6 +111,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         # What the config may change, such as its epochs, is nobody else's meanwhile.
         directory.claim(config, resume=args.resume)
         console.print(f"run directory: {directory.uri}", soft_wrap=True)
+        if few:
+            console.print(told_of_few(few, data.num_rows), soft_wrap=True)
         if note:
             console.print(note, soft_wrap=True)
         embedded_ahead(config, data, console, None if args.local else resources, directory)
@@ -199,6 +210,12 @@ def _check(args: argparse.Namespace) -> None:
     console.print(table)
     if failed := [finding.subject for finding in findings if not finding.ok]:
         raise RunFailed(f"a run would fail here: {', '.join(failed)}")
+
+
+def _check_folder(config: RunConfig, directory: RunDirectory, *, resume: bool) -> None:
+    """Raise UserError unless the run can begin, or go on, in its folder."""
+    if not directory.check(config, resume=resume) and resume:
+        raise UserError(f"--resume: no run in {directory.uri}: check --storage and --name")
 
 
 def _check_backbone(config: RunConfig, directory: RunDirectory) -> None:

@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     search = _asked(args)
     if args.plan:
-        _plan(search)
+        _plan(args, search)
     else:
-        _run(search)
+        _run(args, search)
 
 
 def _asked(args: argparse.Namespace) -> WholeSearch:
@@ -84,7 +84,24 @@ def _space(args: argparse.Namespace) -> SearchSpace:
     return load_space(args.space, fixed, args.preset)
 
 
-def _plan(search: WholeSearch) -> None:
+def _fitted(
+    args: argparse.Namespace, search: WholeSearch, num_rows: int
+) -> tuple[WholeSearch, str]:
+    """The search with its preset fitted to few samples, and a line that tells so, or none."""
+    from dataclasses import replace
+
+    from conr_ray.estimating.settings import fitted_to_few, told_of_few
+    from conr_ray.searching.space_file import load_space
+
+    space = search.space
+    few = fitted_to_few(space.config(), num_rows, {**space.fixed, **space.search})
+    if not few:
+        return search, ""
+    space = load_space(args.space, {**space.fixed, **few}, args.preset)
+    return replace(search, space=space), told_of_few(few, num_rows)
+
+
+def _plan(args: argparse.Namespace, search: WholeSearch) -> None:
     """Print what the search will cost. Connects to a cluster only if --address is given."""
     from conr_ray.scaling.actor_locks import ActorLocks
     from conr_ray.scaling.resources import local_nodes, local_resources
@@ -92,6 +109,7 @@ def _plan(search: WholeSearch) -> None:
     from conr_ray.searching.plan import print_plan
 
     images = known_data(search.space)
+    search, few = _fitted(args, search, images.num_rows)
     search = search.checked(images)
     trunks = search.open_trunks(ActorLocks())
     if search.cluster.address is None:
@@ -103,14 +121,19 @@ def _plan(search: WholeSearch) -> None:
         resources = connect(search.cluster, search.workers, 1)
         room = room_for(resources)
     most, console = search.max_concurrent, make_console()
+    if few:
+        console.print(few, soft_wrap=True)
     print_plan(search.space, images, search.num_trials, trunks, resources, room, most, console)
 
 
-def _run(search: WholeSearch) -> None:
+def _run(args: argparse.Namespace, search: WholeSearch) -> None:
     from conr_ray.data.store import open_data
 
     images, console = open_data(search.space.config().data), make_console()
+    search, few = _fitted(args, search, images.num_rows)
     search = search.checked(images)
+    if few:
+        console.print(few, soft_wrap=True)
     way_on = "which goes on with running trials from their last checkpoints"
     stoppable = resumable(search.directory.uri, lambda: way_on)
     trials = search.run(images, console, stoppable)

@@ -255,10 +255,16 @@ def examples(page: str) -> list[str]:
 def run_short(blocks: list[str]) -> dict[str, Any]:
     """Run blocks one after another with a few epochs, which show that each line works."""
     scope: dict[str, Any] = {}
-    short = ", ".join(f"{name}={value}" for name, value in SHORT.items())
+    frozen = {"schedule__epochs": 2, "views__size": 32}
+
+    def shortened(call: re.Match[str]) -> str:
+        fields = frozen if 'preset="photos"' in call[1] else SHORT
+        short = ", ".join(f"{name}={value}" for name, value in fields.items())
+        return f"Clusterer({short}, num_clusters={call[1]}"
+
     for block in blocks:
         block = block.replace("num_clusters=", "")
-        exec(re.sub(r"Clusterer\((?=\w)", f"Clusterer({short}, num_clusters=", block), scope)
+        exec(re.sub(r"Clusterer\((?=\w)([^)]*)", shortened, block), scope)
     return scope
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from conr_ray.config.sections import OWN_SIDE, ModelConfig, RunSections, ViewsConfig
 from conr_ray.fields import Section, short, shown
 from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
-from conr_ray.method.frameworks import OF_ALL_DATA, framework_names
+from conr_ray.method.frameworks import OF_ALL_DATA, OF_BATCHES, framework_names
 
 
 def broken_rules(config: RunSections) -> Iterator[str]:
@@ -124,11 +124,12 @@ def _neighborhood(config: RunSections) -> Iterator[str]:
         yield f"neighborhood.k2={near.k2} exceeds neighborhood.k1={near.k1}: lower k2 or raise k1"
     if config.group_start_epoch is None:
         return
-    if near.pool == "batch" and config.model.framework in OF_ALL_DATA:
-        yield (
-            f"neighborhood.pool=batch: model.framework={config.model.framework} does not work with "
-            "it: set neighborhood.pool=data, or schedule.group_start=never"
-        )
+    for pool, other, refused in (("batch", "data", OF_ALL_DATA), ("data", "batch", OF_BATCHES)):
+        if near.pool == pool and config.model.framework in refused:
+            yield (
+                f"neighborhood.pool={pool}: model.framework={config.model.framework} does not work "
+                f"with it: set neighborhood.pool={other}, or schedule.group_start=never"
+            )
     if near.pool == "data":
         if config.bank.size:
             yield (

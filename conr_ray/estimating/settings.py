@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from conr_ray.config import RunConfig, check_field, load_preset
+from conr_ray.config import RunConfig, check_field, get_field, load_preset
 from conr_ray.errors import UserError
 from conr_ray.method.backbone_names import is_timm
 
 # Side of views and of stored images where the preset's is for the 8 pixels of digits.
 _SIDE = 32
 _DIGITS = "digits"
+# Needs no random views of vectors.
+_HEADS = "heads"
 # Below, a batch has no neighbours to speak of.
 LEAST_ROWS = 10
 _LEAST_BATCH = 16
+# Of a run whose neighbours come from all data; with fewer, its clusters are not found yet.
+_LEAST_STEPS = 400
 
 
 def field_of(keyword: str) -> str:
@@ -68,7 +72,7 @@ def for_samples(
     preset's. A model of timm has views of its own size, and files are stored in this size.
 
     Raises:
-        UserError: there is no such preset, or no such model of timm.
+        UserError: there is no such model of timm.
     """
     rules: dict[str, Any] = {
         "data.name": None,
@@ -78,7 +82,11 @@ def for_samples(
     }
     rules |= source
     base = load_preset(preset)
-    if source["data.source"] == "vectors":
+    if backbone is None and preset != _DIGITS:
+        backbone = base.model.backbone
+    if source["data.source"] == "vectors" and base.model.framework == _HEADS:
+        rules |= {"model.backbone": "identity"}
+    elif source["data.source"] == "vectors":
         rules |= {"model.backbone": "mlp", "model.widths": (256, 256)}
         rules |= {"views.noise": 0.3, "views.dropout": 0.2}
     elif backbone is not None and is_timm(backbone):
@@ -95,10 +103,13 @@ def for_samples(
     return rules
 
 
-def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[str, int]:
+def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[str, float]:
     """The fields of `config` that few samples need: a batch, and neighbourhoods, that they fill.
 
     A batch is at most half of them, or all if they are fewer than 16; `fields` stay as they are.
+    Where neighbours come from all data, a sample's context is at most a quarter of them, and its
+    neighbours in the loss a tenth; epochs are as many as make `_LEAST_STEPS` steps, each as long as
+    one of the whole batch.
 
     Raises:
         UserError: there are fewer than `LEAST_ROWS` samples.
@@ -108,14 +119,56 @@ def for_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[s
     batch, near = config.optim.batch_size, config.neighborhood
     if "optim.batch_size" not in fields:
         batch = min(batch, max(num_rows // 2, min(num_rows, _LEAST_BATCH)))
-    pool = batch + config.bank.size
+    most_k1 = most_k = batch + config.bank.size
+    more: dict[str, float] = {}
+    if near.pool == "data" and config.group_start_epoch is not None:
+        most_k1, most_k = max(2, num_rows // 4), max(2, num_rows // 10)
+        more["optim.lr"] = config.optim.lr * config.optim.batch_size / batch
+        if "schedule.epochs" not in fields:
+            more |= _longer(config, max(1, num_rows // batch))
+    k1 = near.k1 if "neighborhood.k1" in fields else min(near.k1, most_k1)
     fitting = {
         "optim.batch_size": batch,
-        "neighborhood.k1": min(near.k1, pool),
-        "neighborhood.k2": min(near.k2, pool),
-        "neighborhood.k": min(near.k, pool),
+        "neighborhood.k1": k1,
+        "neighborhood.k2": min(near.k2, k1),
+        "neighborhood.k": min(near.k, most_k),
+        **more,
     }
     return {name: value for name, value in fitting.items() if name not in fields}
+
+
+def _longer(config: RunConfig, steps_per_epoch: int) -> dict[str, int]:
+    """As many epochs as make `_LEAST_STEPS` steps, if need be; what is counted in them along."""
+    schedule = config.schedule
+    epochs = max(schedule.epochs, -(-_LEAST_STEPS // steps_per_epoch))
+    lengths = {
+        "schedule.epochs": schedule.epochs,
+        "schedule.warmup_epochs": schedule.warmup_epochs,
+        "evaluation.every": config.evaluation.every,
+        "checkpoint.every": config.checkpoint.every,
+    }
+    return {name: round(count * epochs / schedule.epochs) for name, count in lengths.items()}
+
+
+def fitted_to_few(config: RunConfig, num_rows: int, fields: Collection[str]) -> dict[str, float]:
+    """What `for_few` changes in a preset for `train` and `tune`, which print it; `fields` stay.
+
+    Only where neighbours come from all data: elsewhere the batch is the pool of neighbours, and a
+    smaller one is another method.
+
+    Raises:
+        UserError: there are fewer than `LEAST_ROWS` samples.
+    """
+    if config.neighborhood.pool != "data" or config.group_start_epoch is None:
+        return {}
+    fitting = for_few(config, num_rows, fields)
+    return {name: value for name, value in fitting.items() if get_field(config, name) != value}
+
+
+def told_of_few(changed: Mapping[str, float], num_rows: int) -> str:
+    """A line that tells what has changed in a preset."""
+    told = ", ".join(f"{name}={value:.4g}" for name, value in changed.items())
+    return f"fitted to {num_rows:,} samples: {told}"
 
 
 def backbone_for(preset: str, fields: Mapping[str, Any]) -> str | None:

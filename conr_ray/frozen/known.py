@@ -16,6 +16,7 @@ from typing import Any
 
 from conr_ray.config import RunConfig
 from conr_ray.errors import UserError
+from conr_ray.fields import short
 from conr_ray.frozen.backbone import FrozenBackbone, home_of, weights_file
 from conr_ray.method.backbone_names import HUB, INITIAL_WEIGHTS
 from conr_ray.pretrained import load_pretrained
@@ -73,6 +74,21 @@ class KnownBackbone:
             if (kept := self._kept()) is None:
                 raise
             return kept
+
+    def checked_backbone(self) -> FrozenBackbone:
+        """The backbone itself, whose weights are those of `facts`.
+
+        Raises:
+            UserError: they are others by now; or as `facts`.
+        """
+        if self.backbone.facts["digest"] != self.facts["digest"]:
+            if self._file is not None:
+                self._file.unlink(missing_ok=True)
+            raise UserError(
+                f"model.weights={short(self.config.model.weights)}: not the weights that were "
+                "there before: start again with these, or put those back"
+            )
+        return self.backbone
 
     def _kept(self) -> FrozenBackbone | None:
         """The backbone with the weights that the run keeps; None without any."""

@@ -316,13 +316,18 @@ def _build_once(
         partial = folder.with_suffix(".partial")
         disk.make_folders(partial)
         _check_room(asked, partial)
-        backbone = asked.known.backbone
+        backbone = asked.known.checked_backbone()
         if note := backbone.pretrained.note:
             disk.tell(f"model.weights: {note}")
         _embed_parts(asked, embed, partial, progress or _Lines(asked.images.num_rows))
-        _join(asked, partial, backbone)
-        partial.rename(folder)
+        # In a folder of its own, so that a kill until the end costs no part.
+        joined = folder.with_suffix(".joined")
+        shutil.rmtree(joined, ignore_errors=True)
+        disk.make_folders(joined)
+        _join(asked, partial, joined, backbone)
+        joined.rename(folder)
         disk.sync_folder(folder.parent)
+        shutil.rmtree(partial, ignore_errors=True)
         return unseal(folder, _META)
 
 
@@ -355,10 +360,10 @@ def _embed_parts(asked: Embedding, embed: Embed, folder: Path, progress: Progres
         progress.worked(len(vectors))
 
 
-def _join(asked: Embedding, folder: Path, backbone: FrozenBackbone) -> None:
-    """Make the files of the parts, and remove these."""
+def _join(asked: Embedding, partial: Path, folder: Path, backbone: FrozenBackbone) -> None:
+    """Make the files in `folder` of the parts."""
     num_rows, num_views = asked.images.num_rows, asked.config.data.embedded_views
-    width, parts = backbone.pretrained.out_features, _parts(folder)
+    width, parts = backbone.pretrained.out_features, _parts(partial)
     assert list(parts) == [rows.start for rows in _ranges(num_rows)], "a part is missing"
     sums = statistics_of((num_rows, width))
     with (folder / _VECTORS).open("wb") as plain, (folder / _VIEWS).open("wb") as views:
@@ -370,8 +375,6 @@ def _join(asked: Embedding, folder: Path, backbone: FrozenBackbone) -> None:
             sums.add(first)
             plain.write(first.data)
             views.write(np.ascontiguousarray(block[:, 1:]).tobytes())
-    for path in parts.values():
-        disk.remove_file(path)
     if not num_views:
         disk.remove_file(folder / _VIEWS)
     facts = asked.known.facts

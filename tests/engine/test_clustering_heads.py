@@ -164,3 +164,8 @@ def test_an_export_of_heads_is_the_run(folder: Path, tmp_path: Path) -> None:
     assert told["cluster"].tolist() == wanted
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["head_hidden_dim"] == 0 and written["embedding_dim"] == 6
+
+
+def test_a_framework_whose_views_are_of_one_sample_keeps_to_batches() -> None:
+    with pytest.raises(UserError, match=r"model.framework=propos does not work with it: set"):
+        tiny_config(model__framework="propos", neighborhood__pool="data", bank__size=0)

@@ -21,6 +21,7 @@ from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
 from conr_ray.frozen import FrozenBackbone, embedded, open_samples
 from conr_ray.frozen import store as stores
+from conr_ray.frozen.known import KnownBackbone
 from conr_ray.frozen.store import Part, share_embedded, vectors_of
 from conr_ray.pretrained import load_pretrained
 from conr_ray.storage.files import Folder
@@ -262,3 +263,36 @@ def test_a_data_set_in_memory_is_found_as_that_of_a_source(tmp_path: Path) -> No
     in_memory = data_set(np.array(from_source.rows))
     assert in_memory.rows_fingerprint == from_source.rows_fingerprint
     assert replace(in_memory, labels=from_source.labels).what == "images"
+
+
+def test_a_kill_while_parts_are_joined_costs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen_config(data__limit=40)
+    images = open_data(config.data)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embedded(config, images, tmp_path)
+
+    def nothing(_: FrozenBackbone, __: DataSet, left: Iterable[range]) -> Iterator[Part]:
+        assert not list(left)
+        yield from ()
+
+    again = embedded(config, images, tmp_path, nothing)
+    assert np.array_equal(again.rows, embedded(config, images, tmp_path).rows)
+    assert [path.suffix for path in _folders(tmp_path)] == [""]
+
+
+def test_weights_that_have_changed_unseen_are_refused(tmp_path: Path) -> None:
+    config = frozen_config(data__limit=20)
+    images = open_data(config.data)
+    known = KnownBackbone(config, tmp_path)
+    known.__dict__["facts"] = {**known.facts, "digest": "0" * 64}
+    with pytest.raises(UserError, match="not the weights that were there before: start again"):
+        embedded(config, images, tmp_path, known=known)
+    assert embedded(config, images, tmp_path).num_rows == 20

@@ -17,6 +17,8 @@ from conr_ray.fields import Section
 # Frameworks that learn no embeddings, in which a batch would be searched, but clusters alone:
 # their neighbours come from all data. Here, since importing a framework takes a second.
 OF_ALL_DATA = ("heads",)
+# Frameworks whose own loss takes both views for ones of the same sample.
+OF_BATCHES = ("propos",)
 
 if TYPE_CHECKING:
     from conr_ray.method.frameworks.base import Framework

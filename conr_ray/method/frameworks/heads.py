@@ -150,8 +150,10 @@ class Framework(base.Framework[Config]):
 
 def _probabilities(embeddings_bd: Tensor, prototypes_hcd: Tensor, temperature: float) -> Tensor:
     num_heads, num_clusters, width = prototypes_hcd.shape
-    rows_kd = normalize(prototypes_hcd, dim=2).reshape(-1, width)
-    cosines_bhc = (embeddings_bd @ rows_kd.T).view(-1, num_heads, num_clusters)
+    # The temperature makes much of small differences.
+    with torch.autocast(embeddings_bd.device.type, enabled=False):
+        rows_kd = normalize(prototypes_hcd, dim=2).reshape(-1, width)
+        cosines_bhc = (embeddings_bd @ rows_kd.T).view(-1, num_heads, num_clusters)
     return (cosines_bhc / temperature).softmax(2)
 
 
