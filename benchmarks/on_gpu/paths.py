@@ -28,7 +28,7 @@ from conr_ray.engine.take_snapshot import take_snapshot
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.clustering.kmeans import spherical_kmeans
-from conr_ray.method.frameworks import framework_names
+from conr_ray.method.frameworks import OF_ALL_DATA, framework_names
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from on_gpu.stepper import Stepper, step_of
@@ -162,11 +162,13 @@ def _step(device: torch.device, name: str, *, grouped: bool, compiles: bool = Fa
     changes: dict[str, Any] = {"model__framework": name, "bank__size": 0}
     if name == "propos":
         changes["propos__scattering_start"] = 0
+    if name in OF_ALL_DATA:
+        changes["neighborhood__pool"] = "data"
     config = small_config(**changes)
     how = Acceleration(device, compiles=compiles and device.type == "cuda")
     stepper = Stepper(config, open_data(config.data), how, grouped=grouped)
     views, framework = stepper.views(), stepper.framework
-    loss = stepper.train(views, step_of(device, 64, config.model.embedding_dim))
+    loss = stepper.train(views, step_of(device, 64, framework.embedding_encoder.embedding_dim))
     grads = [p.grad.flatten() for p in framework.parameters() if p.grad is not None]
     framework.eval()
     return {"loss": loss, "gradients": torch.cat(grads), "embeddings": framework.embed(views[0])}

@@ -12,11 +12,13 @@ from conr_ray.config import RunConfig
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
-from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.method.frameworks.base import Framework, Step
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
+from conr_ray.method.stages.pairs import PairStage
 
 
 class Stepper:
@@ -30,8 +32,17 @@ class Stepper:
         self.framework: Framework[Any] = self.state.framework
         self.inputs = make_inputs(config, data, how.device)
         self.inputs.compile(how.compiled)
-        self.stage: Stage = GroupStage(self.state.bank) if grouped else InstanceStage()
+        self.stage: Stage = self._group_stage(data.num_rows) if grouped else InstanceStage()
         self._ids_n = torch.arange(config.optim.batch_size, device=how.device)
+
+    def _group_stage(self, num_rows: int) -> Stage:
+        """With neighbours in all data, if need be those that the drawn weights find."""
+        if self.config.neighborhood.pool == "batch":
+            return GroupStage(self.state.bank)
+        stage = PairStage(neighborhood_of(self.config))
+        embedder = Embedder(self.framework, self.inputs, self.how)
+        stage.find(embedder.plain(torch.arange(num_rows)), num_rows)
+        return stage
 
     def fill_bank(self) -> None:
         """Fill the memory bank with random rows; their ids are not those of the batch."""

@@ -86,7 +86,13 @@ def test_an_offline_run_holds_every_epoch_once_with_config_group_and_figures(
     assert (run.run_id, run.display_name, run.run_group) == ("0003-abcd", "0003-abcd", "")
     assert (run.project, run.job_type) == ("conr_ray", "train")
     stored = offline_file.config(file)
-    assert stored["neighborhood"] == {"kind": "contextual", "k1": 10, "k2": 2, "k": 10}
+    assert stored["neighborhood"] == {
+        "pool": "batch",
+        "kind": "contextual",
+        "k1": 10,
+        "k2": 2,
+        "k": 10,
+    }
     artifacts = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
     artifacts += [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
     models = {a.name: a for a in artifacts if a.type == "model"}
