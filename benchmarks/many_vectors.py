@@ -6,7 +6,7 @@ VECTORS is a table as `python -m conr_ray.embed` writes it. Its vectors are redu
 principal components, repeated and jittered (noise of a tenth of their deviation) until there are
 as many as asked for. Each count is a run of preset photos' heads in a process of its own: how long
 finding contextual neighbours takes, an epoch of the heads, and clustering all; and the most memory
-that the process held, beyond what it holds with the smallest count.
+that the process held.
 """
 
 from __future__ import annotations

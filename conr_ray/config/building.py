@@ -16,7 +16,7 @@ from conr_ray.config.sections import ViewsConfig
 from conr_ray.config.tree import RunConfig, marked_fields, sections
 from conr_ray.errors import UserError
 from conr_ray.fields import Section, short, shown
-from conr_ray.method.backbone_names import is_timm
+from conr_ray.method.backbone_names import embeds_once, is_timm
 from conr_ray.method.frameworks import framework_config, framework_names
 
 _FRAMEWORK = "model.framework"
@@ -107,11 +107,10 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         if mark.is_used(before) and not mark.is_used(now):
             section, _, leaf = name.partition(".")
             tree.get(section, {}).pop(leaf, None)
-    names = ("model.train", "model.backbone", "model.init")
-    # As `ModelConfig.embeds_once`.
+    names = ("model.backbone", "model.train", "model.init")
     embedded_before, embedded_now = (
-        train == "head" and is_timm(str(backbone)) and init is None
-        for train, backbone, init in zip(*map(choice, names), strict=True)
+        embeds_once(str(backbone), train, init)
+        for backbone, train, init in zip(*map(choice, names), strict=True)
     )
     if embedded_now and not embedded_before:
         num_views = choice("data.embedded_views")[1]

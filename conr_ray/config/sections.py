@@ -24,7 +24,15 @@ from conr_ray.fields import (
     Section,
     Whole,
 )
-from conr_ray.method.backbone_names import BACKBONE_NAMES, HUB, NONE, PACKAGE, TIMM, is_timm
+from conr_ray.method.backbone_names import (
+    BACKBONE_NAMES,
+    HUB,
+    NONE,
+    PACKAGE,
+    TIMM,
+    embeds_once,
+    is_timm,
+)
 
 # Of an image in the decoded copy: no run trains on more, and a small file can ask for any number.
 _LARGEST_SIDE = 4096
@@ -219,12 +227,8 @@ class ModelConfig(Section):
 
     @property
     def embeds_once(self) -> bool:
-        """Whether images pass through the backbone once, before training, which is on vectors.
-
-        A backbone with the weights of a run or of another file (`init`), which need not train
-        either, embeds them in each step.
-        """
-        return self.train == "head" and is_timm(self.backbone) and self.init is None
+        """`backbone_names.embeds_once`."""
+        return embeds_once(self.backbone, self.train, self.init)
 
     @property
     def weights_file(self) -> str | None:

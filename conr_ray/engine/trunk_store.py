@@ -43,8 +43,9 @@ def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) 
     for section in ("data", "checkpoint", "tracking"):
         del tree[section]
     del tree["model"]["init"], tree["model"]["weights"]
+    # As it is without these fields; the first one is of the group stage alone.
+    del tree["neighborhood"]["pool"]
     if tree["model"]["train"] == "all":
-        # As it is without the field.
         del tree["model"]["train"]
     if is_timm(config.model.backbone) and not config.embeds_once:
         # What an unset size stands for, and what another timm may know better.

@@ -36,7 +36,7 @@ import pyarrow.fs as pafs
 import torch
 from numpy.typing import NDArray
 
-from conr_ray.config import RunConfig
+from conr_ray.config import RunConfig, ViewsConfig
 from conr_ray.data.sources.files import locate, locked
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet, default_cache_dir, open_data
@@ -55,11 +55,7 @@ SHARED = "embeddings"
 _PART_ROWS = 256
 _PART_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{8})\.npy")
 # Fields of `views` that change what is embedded, if there are random views.
-_NOT_OF_VIEWS = {
-    *("size", "sizes", "crop_scale_group_stage", "group_stage_strength"),
-    # Of vectors, in training.
-    *("noise", "dropout"),
-}
+_OF_VIEWS = ViewsConfig.unused_when_embedded(0) - ViewsConfig.unused_when_embedded(1)
 _LINE_EVERY_S = 10.0
 
 Part = tuple[int, NDArray[np.float32]]
@@ -98,7 +94,7 @@ class Embedding:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the vectors, as JSON values."""
         facts, num_views = self.known.facts, self.config.data.embedded_views
-        views = self.config.views.model_dump(mode="json", exclude=_NOT_OF_VIEWS)
+        views = self.config.views.model_dump(mode="json", include=set(_OF_VIEWS))
         return {
             "format": _FORMAT,
             "images": self.images.rows_fingerprint,

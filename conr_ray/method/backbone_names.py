@@ -19,5 +19,14 @@ def is_timm(backbone: str) -> bool:
     return backbone.startswith(TIMM)
 
 
+def embeds_once(backbone: str, train: str, init: str | None) -> bool:
+    """Whether images pass through the backbone once, before training, which is on vectors.
+
+    A backbone with the weights of a run or of another file (`model.init`), which need not train
+    either, embeds them in each step.
+    """
+    return train == "head" and is_timm(backbone) and init is None
+
+
 # In the folder of a run: the weights that it started from.
 INITIAL_WEIGHTS = "initial_weights.json"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from conr_ray.fields import Section
-from conr_ray.method.networks import Backbone, Encoder
+from conr_ray.method.networks import Backbone, Encoder, TargetNetwork
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -164,6 +164,26 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     def embed(self, inputs: Tensor) -> Tensor:
         """The embeddings that are clustered: (b, d), unit length, float32, no gradient."""
         return normalize(self.embedding_encoder(inputs).float())
+
+
+class TargetFramework(Framework[ConfigT]):
+    """A framework whose embeddings are those of a moving average of its encoder.
+
+    Attributes:
+        target: the average, which the constructor makes.
+    """
+
+    target: TargetNetwork
+
+    @property
+    def embedding_encoder(self) -> Encoder:
+        """The target network."""
+        return self.target.encoder
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Embeddings of the target network, as it is compiled: as a whole."""
+        embeddings: Tensor = self.target(inputs)
+        return embeddings
 
 
 def alignment_loss(

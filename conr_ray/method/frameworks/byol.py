@@ -33,7 +33,7 @@ class Config(Section):
     )
 
 
-class Framework(base.Framework[Config]):
+class Framework(base.TargetFramework[Config]):
     """Online encoder and predictor; the target is a moving average of the encoder."""
 
     def __init__(
@@ -68,13 +68,3 @@ class Framework(base.Framework[Config]):
         momentum = target_momentum(step.number, step.num_steps, self.config.momentum)
         self.target.follow(self.encoder, momentum)
         return {"momentum": momentum}
-
-    @property
-    def embedding_encoder(self) -> Encoder:
-        """The target network."""
-        return self.target.encoder
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the target network, as it is compiled: as a whole."""
-        embeddings: Tensor = self.target(inputs)
-        return embeddings

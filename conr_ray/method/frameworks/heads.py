@@ -51,7 +51,7 @@ class Config(Section):
     )
 
 
-class Framework(base.Framework[Config]):
+class Framework(base.TargetFramework[Config]):
     """The backbone with prototypes; a moving average of both gives the targets.
 
     Embeddings are the backbone's features, centred: there is no projector. The centres of the
@@ -125,16 +125,6 @@ class Framework(base.Framework[Config]):
         with torch.no_grad():
             self.target_prototypes.lerp_(self.prototypes, 1 - momentum)
         return {"temperature": self._temperature(step)}
-
-    @property
-    def embedding_encoder(self) -> Encoder:
-        """The target network."""
-        return self.target.encoder
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the target network, as it is compiled: as a whole."""
-        embeddings: Tensor = self.target(inputs)
-        return embeddings
 
     @property
     def cluster_centers(self) -> Tensor:

@@ -40,7 +40,7 @@ class Config(Section):
     queue_size: Count = Field(4096, description="keys of earlier steps used as negatives")
 
 
-class Framework(base.Framework[Config]):
+class Framework(base.TargetFramework[Config]):
     """Online encoder without predictor, its moving average, and the queue."""
 
     queue_qd: Tensor
@@ -84,13 +84,3 @@ class Framework(base.Framework[Config]):
         self.queue_qd[places_n % size] = keys_nd
         self.queue_place += len(keys_nd)
         return {"momentum": self.config.momentum}
-
-    @property
-    def embedding_encoder(self) -> Encoder:
-        """The target network."""
-        return self.target.encoder
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of the target network, as it is compiled: as a whole."""
-        embeddings: Tensor = self.target(inputs)
-        return embeddings
