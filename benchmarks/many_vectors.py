@@ -88,8 +88,8 @@ def measure(file: Path, clusters: int) -> dict[str, float]:
             timed("neighbours", lambda: run.prepare(stage, 0))
 
             def epoch() -> None:
-                for index, step in enumerate(run.steps(0)):
-                    batches = zip(run.batches(stage, step), run.view_keys(0, index), strict=True)
+                for index, step in enumerate(map(stage.paired, run.steps(0))):
+                    batches = zip(run.batches(step), run.view_keys(0, index), strict=True)
                     views = [
                         run.inputs.random(batch, key, step.positions_b, mild=True)
                         for batch, key in batches

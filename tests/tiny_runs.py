@@ -141,6 +141,7 @@ def run_step_by_step(config: RunConfig, folder: Path) -> tuple[list[MetricRow], 
 
 def train_step(state: TrainingState, stage: Stage, views: list[Tensor], step: Step) -> Tensor:
     """A step as the training loop makes it, on one worker; returns the loss."""
+    step = stage.paired(step)
     outputs = state.framework(views, step)
     loss, _ = stage.loss(state.framework, outputs, step)
     state.optimizer.zero_grad()

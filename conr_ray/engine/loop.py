@@ -109,13 +109,11 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
     side = run.config.views.size_in(epoch)
 
     first = figures.num_steps
-    for index, step in enumerate(run.steps(epoch, first), first):
+    for index, step in enumerate(map(stage.paired, run.steps(epoch, first)), first):
         with phase("views"):
             views = [
                 inputs.random(batch, key, step.positions_b, mild=stage.mild_views, size=side)
-                for batch, key in zip(
-                    run.batches(stage, step), run.view_keys(epoch, index), strict=True
-                )
+                for batch, key in zip(run.batches(step), run.view_keys(epoch, index), strict=True)
             ]
         with phase("online"), run.acceleration.autocast():
             outputs = trained(views, step)

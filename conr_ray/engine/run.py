@@ -174,13 +174,12 @@ class Run:
         encoder = self.state.framework.embedding_encoder
         return not any(True for _ in encoder.parameters())
 
-    def batches(self, stage: Stage, step: Step) -> tuple[Tensor, Tensor]:
+    def batches(self, step: Step) -> tuple[Tensor, Tensor]:
         """The samples of the two views of a step, as stored; often the same."""
-        first_n, second_n = stage.samples(step)
-        first = self.inputs.take(first_n[self.local])
-        if second_n is first_n:
+        first = self.inputs.take(step.sample_ids_n[self.local])
+        if step.partner_ids_n is None:
             return first, first
-        return first, self.inputs.take(second_n[self.local])
+        return first, self.inputs.take(step.partner_ids_n[self.local])
 
     def view_keys(self, epoch: int, index: int) -> list[int]:
         """Random keys of the two views of a step."""

@@ -72,9 +72,9 @@ def test_a_partner_is_one_of_the_neighbours_each_as_often() -> None:
     wanted_nk = cosines_nn.topk(5).indices
     counts_nn = torch.zeros(60, 60)
     for key in range(400):
-        first_n, second_n = stage.samples(step_of(60, key))
-        assert torch.equal(first_n, torch.arange(60))
-        counts_nn[first_n, second_n] += 1
+        partners_n = stage.paired(step_of(60, key)).partner_ids_n
+        assert partners_n is not None
+        counts_nn[torch.arange(60), partners_n] += 1
     drawn_nk = counts_nn.gather(1, wanted_nk)
     assert int(drawn_nk.sum()) == 60 * 400
     # 80 of 400 on average; the deviation is 8.
@@ -114,8 +114,8 @@ def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
     stage.find(unit_rows(rows_nd), 250)
     optimizer = torch.optim.SGD(framework.param_groups()[1].parameters, lr=8.0, momentum=0.9)
     for number in range(150):
-        step = Step(number, 150, 0, number, torch.arange(250), torch.arange(250))
-        views = [rows_nd[ids] for ids in stage.samples(step)]
+        step = stage.paired(Step(number, 150, 0, number, torch.arange(250), torch.arange(250)))
+        views = [rows_nd[step.sample_ids_n], rows_nd[step.partner_ids_n]]
         loss, figures = stage.loss(framework, framework(views, step), step)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

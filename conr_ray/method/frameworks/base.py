@@ -33,6 +33,7 @@ class Step:
         key: its random key (`keyed_random`), used with `positions_b`.
         positions_b: positions of this worker's rows in the global batch.
         sample_ids_n: ids of the samples of the global batch.
+        partner_ids_n: ids of those that the second view of each is of; None if of the same ones.
         fraction: share of the global batch that a stage keeps.
         pseudo_labels_n: their clusters; None before the first clustering.
         centers_cd: their centres (`stages.boundary.boundary_centers`); None likewise.
@@ -47,6 +48,7 @@ class Step:
     fraction: float = 1.0
     pseudo_labels_n: Tensor | None = None
     centers_cd: Tensor | None = None
+    partner_ids_n: Tensor | None = None
 
     @property
     def num_global(self) -> int:

@@ -24,9 +24,9 @@ class Stage(ABC):
     name: ClassVar[str]
     mild_views: ClassVar[bool] = False
 
-    def samples(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Ids of the samples of which the two views are made, each (n,) for the global batch."""
-        return step.sample_ids_n, step.sample_ids_n
+    def paired(self, step: Step) -> Step:
+        """`step` with the samples that the second views are of, if they are others."""
+        return step
 
     @abstractmethod
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:

@@ -9,6 +9,7 @@ neighbours.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,15 +70,15 @@ class PairStage(Stage):
             _, rows_bk = euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=near.k)
         self.neighbors_mk = all_gather_rows(rows_bk, num_rows).int()
 
-    def samples(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The samples of the batch, and one neighbour of each."""
+    def paired(self, step: Step) -> Step:
+        """`step` with one neighbour of each sample, drawn by its key."""
         assert self.neighbors_mk is not None
         ids_n = step.sample_ids_n
         positions_n = torch.arange(len(ids_n), device=ids_n.device)
         drawn_n1 = keyed_random.uniform(fold(step.key, "neighbour"), positions_n, 1)
         rows_nk = self.neighbors_mk[ids_n.to(self.neighbors_mk.device)]
         columns_n1 = (drawn_n1 * rows_nk.shape[1]).long().to(rows_nk.device)
-        return ids_n, rows_nk.gather(1, columns_n1).squeeze(1).long()
+        return replace(step, partner_ids_n=rows_nk.gather(1, columns_n1).squeeze(1).long())
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
         """For the boundary filter, until it keeps all, and if the framework does."""
@@ -99,7 +100,9 @@ class PairStage(Stage):
         ]
         figures = {"kept": torch.stack([kept_b.sum(), torch.ones_like(kept_b).sum()])}
         if self._classes is not None:
-            pairs_b2 = torch.stack(self.samples(step), 1)[local].to(self._classes.device)
+            assert step.partner_ids_n is not None
+            pairs_n2 = torch.stack([step.sample_ids_n, step.partner_ids_n], 1)
+            pairs_b2 = pairs_n2[local].to(self._classes.device)
             labels_b2 = self._classes[pairs_b2]
             # A sample that is its own partner tells nothing.
             labels_b2[:, 1].masked_fill_(pairs_b2[:, 0] == pairs_b2[:, 1], -1)
