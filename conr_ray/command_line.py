@@ -55,6 +55,25 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def add_images_options(parser: argparse.ArgumentParser) -> None:
+    """Which images a command applies a network to: `--images`, or `--dataset` with `--set`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--images",
+        metavar="PATH",
+        help="folder of images, Parquet file, or folder of Parquet files; or s3://...",
+    )
+    what.add_argument("--dataset", metavar="PRESET", help="the data of a preset, such as digits")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="settings",
+        help="with --dataset: set a config field, such as data.path=DIR; can be repeated",
+    )
+
+
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `python -m conr_ray.<command>`, with the common arguments."""
     # Options are sent to a cluster by their names: a part of one would not be recognised there.

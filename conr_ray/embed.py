@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from conr_ray.command_line import (
     Parser,
     add_cluster_options,
+    add_images_options,
     folder_option,
     make_console,
     run_command,
@@ -124,21 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "those of a trained run are written by python -m conr_ray.predict --embeddings.",
         allow_abbrev=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--images",
-        metavar="PATH",
-        help="folder of images, Parquet file, or folder of Parquet files; or s3://...",
-    )
-    what.add_argument("--dataset", metavar="PRESET", help="the data of a preset, such as digits")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="settings",
-        help="with --dataset: set a config field, such as data.path=DIR; can be repeated",
-    )
+    add_images_options(parser)
     parser.add_argument("--backbone", metavar="timm:NAME", required=True, help="a model of timm")
     parser.add_argument(
         "--weights",

@@ -13,6 +13,7 @@ from conr_ray.command_line import (
     Parser,
     add_cluster_options,
     add_clusters_option,
+    add_images_options,
     cluster_options,
     folder_option,
     make_console,
@@ -216,21 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--best-of", metavar="DIR", help="folder of a search: its best trial")
     add_clusters_option(parser)
     parser.add_argument("--study", metavar="URL", help="database of the study of --best-of")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--images",
-        metavar="PATH",
-        help="folder of images, Parquet file, or folder of Parquet files; or s3://...",
-    )
-    what.add_argument("--dataset", metavar="PRESET", help="the data of a preset, such as digits")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="settings",
-        help="with --dataset: set a config field, such as data.path=DIR; can be repeated",
-    )
+    add_images_options(parser)
     parser.add_argument(
         "--column", help="column of Parquet with images or vectors (default: as in the run)"
     )
