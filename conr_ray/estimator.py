@@ -48,7 +48,7 @@ from conr_ray.estimating.settings import (
     side_for,
 )
 from conr_ray.estimating.training import SAMPLES, Workers
-from conr_ray.frozen.store import SHARED
+from conr_ray.frozen.sharing import SHARED
 from conr_ray.method.keyed_random import fold
 from conr_ray.storage.files import Folder
 from conr_ray.storage.scratch import scratch_folder

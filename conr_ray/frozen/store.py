@@ -31,27 +31,24 @@ from typing import Any, BinaryIO, Protocol
 from zlib import crc32
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs as pafs
 import torch
 from numpy.typing import NDArray
 
 from conr_ray.config import RunConfig, ViewsConfig
-from conr_ray.data.sources.files import locate, locked
+from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet, default_cache_dir, open_data
 from conr_ray.errors import UserError, one_line
-from conr_ray.frozen.backbone import FrozenBackbone, home_of, weights_file
+from conr_ray.frozen.backbone import FrozenBackbone, weights_file
 from conr_ray.frozen.known import KnownBackbone
+from conr_ray.frozen.sharing import META, fetched
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 from conr_ray.storage.sealed import Damaged, seal, unseal
 
 # Part of every folder's name: increase it when other vectors or files are made.
 _FORMAT = 1
-_META, _VECTORS, _VIEWS = "meta.json", "vectors.npy", "views.npy"
-# In the folder of a run or a search: what one node has embedded for the others.
-SHARED = "embeddings"
+_VECTORS, _VIEWS = "vectors.npy", "views.npy"
 _PART_ROWS = 256
 _PART_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{8})\.npy")
 # Fields of `views` that change what is embedded, if there are random views.
@@ -208,62 +205,7 @@ def is_embedded(config: RunConfig, images: DataSet, run: Folder | None = None) -
     if not config.embeds_once:
         return True
     known = KnownBackbone(config, default_cache_dir(), run)
-    return (Embedding(config, images, known).folder / _META).exists()
-
-
-def keep_backbone(data: DataSet, run: Folder) -> None:
-    """Keep the weights that have embedded `data` where the run in the folder `run` can be applied.
-
-    That is the folder of the search for its trials and trunks, and else its own; nothing is done
-    for samples that no backbone has embedded.
-    """
-    if data.backbone is None or data.embedded_in is None:
-        return
-    name, home = weights_file(data.backbone["digest"]), home_of(run)
-    if not home.has(name):
-        home.write_bytes(name, (data.embedded_in / name).read_bytes())
-
-
-def share_embedded(data: DataSet, run: Folder) -> None:
-    """Leave embedded images where other nodes find them: in the folder of the run or its search."""
-    if data.embedded_in is None:
-        return
-    place = Folder(f"{home_of(run).uri}/{SHARED}/{data.embedded_in.name}")
-    if not place.has(_META):
-        _copy(Folder(data.embedded_in), place)
-
-
-def _fetched(folder: Path, run: Folder) -> dict[str, Any] | None:
-    """Fetch what another node has left; None if there is nothing, or it is damaged."""
-    place = Folder(f"{home_of(run).uri}/{SHARED}/{folder.name}")
-    if not place.has(_META):
-        return None
-    copy = folder.with_suffix(".copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    try:
-        _copy(place, Folder(copy))
-        unseal(copy, _META)
-        copy.rename(folder)
-        return unseal(folder, _META)
-    except (Damaged, OSError, pa.ArrowException) as error:
-        disk.tell(f"{place.uri} cannot be used ({one_line(error)}): the images are embedded here")
-        return None
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
-
-
-def _copy(source: Folder, target: Folder) -> None:
-    """Copy the files of a folder, which may take more than fits in memory."""
-    here, there = (locate(folder.uri) for folder in (source, target))
-    there.filesystem.create_dir(there.path, recursive=True)
-    # What is written last tells that all is there.
-    for name in sorted(source.file_names(""), key=lambda name: name == _META):
-        pafs.copy_files(
-            f"{here.path}/{name}",
-            f"{there.path}/{name}",
-            source_filesystem=here.filesystem,
-            destination_filesystem=there.filesystem,
-        )
+    return (Embedding(config, images, known).folder / META).exists()
 
 
 def check_frozen(config: RunConfig, run: Folder | None = None) -> None:
@@ -289,7 +231,7 @@ def trained_shape(
 def _whole(folder: Path) -> dict[str, Any] | None:
     """What meta.json of `folder` tells, None if it is not there or not whole."""
     try:
-        return unseal(folder, _META)
+        return unseal(folder, META)
     except (Damaged, OSError) as error:
         if folder.exists():
             disk.tell(f"the cache {folder} is damaged ({one_line(error)}): it is made anew")
@@ -304,9 +246,9 @@ def _build_once(
     disk.make_folders(folder.parent)
     with locked(folder.with_suffix(".lock")):
         with suppress(Damaged, OSError):
-            return unseal(folder, _META)
+            return unseal(folder, META)
         shutil.rmtree(folder, ignore_errors=True)
-        if run is not None and (meta := _fetched(folder, run)) is not None:
+        if run is not None and (meta := fetched(folder, run)) is not None:
             return meta
         _tell_of_others(asked)
         partial = folder.with_suffix(".partial")
@@ -324,7 +266,7 @@ def _build_once(
         joined.rename(folder)
         disk.sync_folder(folder.parent)
         shutil.rmtree(partial, ignore_errors=True)
-        return unseal(folder, _META)
+        return unseal(folder, META)
 
 
 def _ranges(num_rows: int) -> Iterator[range]:
@@ -377,7 +319,7 @@ def _join(asked: Embedding, partial: Path, folder: Path, backbone: FrozenBackbon
     disk.write_file(folder / weights_file(facts["digest"]), backbone.content())
     mean, std = sums.mean_and_std()
     meta = {**asked.identity, "num_rows": num_rows, "mean": mean, "std": std}
-    seal(folder, _META, {**meta, "source": facts["source"], "licence": facts["licence"]})
+    seal(folder, META, {**meta, "source": facts["source"], "licence": facts["licence"]})
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,8 @@ from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
 from conr_ray.frozen import FrozenBackbone, embedded
-from conr_ray.frozen.store import Part, is_embedded, share_embedded, vectors_of
+from conr_ray.frozen.sharing import share_embedded
+from conr_ray.frozen.store import Part, is_embedded, vectors_of
 from conr_ray.prediction.progress import PredictionProgress
 from conr_ray.prediction.samples import SampleForm
 from conr_ray.prediction.table import BatchEmbedding

@@ -22,7 +22,8 @@ from conr_ray.errors import UserError
 from conr_ray.frozen import FrozenBackbone, embedded, open_samples
 from conr_ray.frozen import store as stores
 from conr_ray.frozen.known import KnownBackbone
-from conr_ray.frozen.store import Part, share_embedded, vectors_of
+from conr_ray.frozen.sharing import share_embedded
+from conr_ray.frozen.store import Part, vectors_of
 from conr_ray.pretrained import load_pretrained
 from conr_ray.storage.files import Folder
 from tests.frozen.conftest import LITE, LITE_WEIGHTS, frozen_config
