@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from conr_ray.config import NeighborhoodConfig, RunConfig
+from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.method.clustering.kmeans import spherical_kmeans
-from conr_ray.method.clustering.metrics import agreement, neighbor_matches
+from conr_ray.method.clustering.metrics import agreement
 from conr_ray.method.clustering.spread import effective_rank, mean_cosine
 from conr_ray.method.collectives import (
     all_gather_rows,
@@ -29,7 +29,7 @@ from conr_ray.method.collectives import (
     share,
 )
 from conr_ray.method.keyed_random import fold
-from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
+from conr_ray.method.neighbors.data_neighbors import KINDS, DataNeighbors
 from conr_ray.method.stages.boundary import (
     boundary_centers,
     boundary_ratio,
@@ -144,53 +144,12 @@ def within_ranges(scores: dict[str, float]) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
-class DataNeighbors:
-    """Each sample's neighbours in the whole data set, itself first: row numbers (b, k)."""
-
-    contextual_bk: Tensor
-    euclidean_bk: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        config: NeighborhoodConfig,
-        embeddings_bd: Tensor,
-        num_rows: int,
-        k: int | None = None,
-    ) -> DataNeighbors:
-        """Search among embeddings that are split over the workers, with k1, k2 and k of `config`.
-
-        `k`, if given, replaces that of `config`.
-        """
-        k1, k = min(config.k1, num_rows), min(k or config.k, num_rows)
-        counts = {"k1": k1, "k2": min(config.k2, k1), "k": k}
-        return cls(
-            contextual_neighbors(embeddings_bd, num_rows=num_rows, **counts)[1],
-            euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=k)[1],
-        )
-
-    def metrics(self, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
-        """Share of each kind's neighbours with the sample's label; equal on all workers."""
-        if labels is None:
-            return {}
-        labels_n = torch.from_numpy(labels).to(self.contextual_bk.device)
-        labels_b = labels_n[share(len(labels))]
-        figures = {}
-        for kind in ("contextual", "euclidean"):
-            found_bk = labels_n[getattr(self, f"{kind}_bk")]
-            same, known = all_reduce_sum(neighbor_matches(found_bk, labels_b)).tolist()
-            if known:
-                figures[f"data_purity_{kind}"] = same / known
-        return figures
-
-    def table(self, data: DataSet) -> pa.Table:
-        """A row for each sample: its id, and those of its neighbours of each kind, best first."""
-        columns: dict[str, Any] = {"sample_id": data.sample_ids}
-        for kind in ("contextual", "euclidean"):
-            found_nk = all_gather_rows(getattr(self, f"{kind}_bk"), data.num_rows)
-            columns[kind] = list(data.sample_ids[found_nk.cpu().numpy()])
-        return pa.table(columns)
+def neighbors_table(near: DataNeighbors, data: DataSet) -> pa.Table:
+    """A row for each sample: its id, and those of its neighbours of each kind, best first."""
+    columns: dict[str, Any] = {"sample_id": data.sample_ids}
+    for kind in KINDS:
+        columns[kind] = list(data.sample_ids[near.all_rows(kind).cpu().numpy()])
+    return pa.table(columns)
 
 
 def cluster_data(

@@ -22,7 +22,7 @@ from conr_ray.engine.clusters_csv import write_clusters_csv
 from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.evaluation import DataClustering, DataNeighbors, cluster_data
+from conr_ray.engine.evaluation import DataClustering, cluster_data, neighbors_table
 from conr_ray.engine.initial_weights import agreed_weights, record_backbone
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
@@ -33,7 +33,7 @@ from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import Span
 from conr_ray.engine.step_figures import Pace, StepFigures
 from conr_ray.engine.stopping import stop_request
-from conr_ray.engine.take_snapshot import take_snapshot
+from conr_ray.engine.take_snapshot import NUM_SHOWN, take_snapshot
 from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.errors import RunFailed, RunStopped
 from conr_ray.method import keyed_random
@@ -41,6 +41,7 @@ from conr_ray.method.batch_norm import gathered_running_statistics
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.keyed_random import fold
+from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
@@ -95,13 +96,14 @@ class Run:
             record_backbone(data, config, directory)
         self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
 
-        classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
+        self._classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
+        self._frozen_near: DataNeighbors | None = None
         self._instance_stage = InstanceStage()
         weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
         self._group_stage: GroupStage | PairStage = (
-            PairStage(neighborhood_of(config), weight, classes, self.schedule.all_kept_from)
+            PairStage(config.neighborhood.kind, weight, self._classes, self.schedule.all_kept_from)
             if in_all_data
-            else GroupStage(self.state.bank, weight, classes)
+            else GroupStage(self.state.bank, weight, self._classes)
         )
 
     @property
@@ -166,7 +168,18 @@ class Run:
         elif stage.neighbors_mk is None or not self._is_frozen:
             local = share(self.data.num_rows)
             embeddings_bd = self._embedder.plain(torch.arange(local.start, local.stop))
-            stage.find(embeddings_bd, self.data.num_rows)
+            stage.find(self._neighbors(embeddings_bd))
+
+    def _neighbors(self, embeddings_bd: Tensor) -> DataNeighbors:
+        """Neighbours in the whole data set, of embeddings that this worker has its share of."""
+        if self._frozen_near is not None:
+            return self._frozen_near
+        near = DataNeighbors(
+            neighborhood_of(self.config), embeddings_bd, self.data.num_rows, NUM_SHOWN
+        )
+        if self._is_frozen:
+            self._frozen_near = near
+        return near
 
     @property
     def _is_frozen(self) -> bool:
@@ -216,6 +229,7 @@ class Run:
         fraction = self.schedule.fraction(ended - 1)
         clustering = self._cluster()
         row |= self._scores(clustering)
+        near = self._neighbors(clustering.embeddings_bd)
         if ended == config.schedule.epochs:
             assignments = clustering.assignments(self.data, fraction)
             self._write_table("assignments", assignments)
@@ -223,16 +237,12 @@ class Run:
                 share_kept = config.boundary.initial_fraction
                 write_clusters_csv(self.directory, assignments, share_kept)
             if config.evaluation.neighbors:
-                near = DataNeighbors.of(
-                    config.neighborhood, clustering.embeddings_bd, self.data.num_rows
-                )
-                row |= near.metrics(self.data.labels)
-                self._write_table("neighbors", near.table(self.data))
+                if self._classes is not None:
+                    row |= near.purities(self._classes)
+                self._write_table("neighbors", neighbors_table(near, self.data))
         if not self.schedule.pictured(ended - 1):
             return None
-        snapshot = take_snapshot(
-            config.neighborhood, clustering, self.data, epoch=ended, fraction=fraction
-        )
+        snapshot = take_snapshot(near, clustering, self.data, epoch=ended, fraction=fraction)
         if snapshot is not None:
             snapshot.write(self.directory)
         return snapshot

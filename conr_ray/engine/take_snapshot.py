@@ -11,22 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from conr_ray.config import NeighborhoodConfig
 from conr_ray.data.store import DataSet
-from conr_ray.engine.evaluation import DataClustering, DataNeighbors
+from conr_ray.engine.evaluation import DataClustering
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.method.clustering.metrics import match_clusters
-from conr_ray.method.collectives import all_gather_rows, rank, share
+from conr_ray.method.collectives import rank, share
+from conr_ray.method.neighbors.data_neighbors import KINDS, DataNeighbors
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
 MOST_SAMPLES = 10_000
-_NUM_QUERIES, _NUM_NEIGHBORS = 10, 10
+# Rows of a list of neighbours, the query itself first.
+NUM_SHOWN = 11
+_NUM_QUERIES = 10
 # The number of (largest) clusters with examples, and of examples of each kind.
 _MOST_CLUSTERS, _NUM_EXAMPLES = 50, 5
 
 
 def take_snapshot(
-    config: NeighborhoodConfig,
+    near: DataNeighbors,
     clustering: DataClustering,
     data: DataSet,
     *,
@@ -35,15 +37,13 @@ def take_snapshot(
 ) -> Snapshot | None:
     """The snapshot after `epoch` epochs; called by all workers, None on all but the first.
 
-    Neighbours are found among its samples, which are the same for all runs on the same data.
+    Neighbours are found among its samples, which are the same for all runs on the same data; `near`
+    are those among all.
     """
     rows_m, embeddings_md = clustering.spread_sample(MOST_SAMPLES)
-    local = share(len(rows_m))
-    near = DataNeighbors.of(config, embeddings_md[local], len(rows_m), k=1 + _NUM_NEIGHBORS)
-    found_mk = {
-        kind: all_gather_rows(lists, len(rows_m)).cpu().numpy()
-        for kind, lists in (("contextual", near.contextual_bk), ("euclidean", near.euclidean_bk))
-    }
+    if len(rows_m) < data.num_rows:
+        near = near.among(embeddings_md[share(len(rows_m))], len(rows_m))
+    found_mk = {kind: near.all_rows(kind, NUM_SHOWN).cpu().numpy() for kind in KINDS}
     if rank() > 0:
         return None
     clusters_m = clustering.clusters_n[rows_m]

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.frameworks.heads import Config, Framework, information_loss
+from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.neighbors.pool import Neighborhood
 from conr_ray.method.networks import Identity
 from conr_ray.method.stages.pairs import PairStage
@@ -66,8 +67,8 @@ def test_pairs_that_are_not_kept_do_not_count() -> None:
 
 def test_a_partner_is_one_of_the_neighbours_each_as_often() -> None:
     rows_nd = unit_rows(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
-    stage = PairStage(Neighborhood("euclidean", 1, 1, 5))
-    stage.find(rows_nd, 60)
+    stage = PairStage("euclidean")
+    stage.find(DataNeighbors(Neighborhood("euclidean", 1, 1, 5), rows_nd, 60))
     cosines_nn = rows_nd @ rows_nd.T
     wanted_nk = cosines_nn.topk(5).indices
     counts_nn = torch.zeros(60, 60)
@@ -85,8 +86,8 @@ def test_contextual_partners_are_those_of_the_reranking() -> None:
     from conr_ray import contextual_neighbors
 
     rows_nd = unit_rows(torch.randn(80, 6, generator=torch.Generator().manual_seed(2)))
-    stage = PairStage(Neighborhood("contextual", 12, 4, 6))
-    stage.find(rows_nd, 80)
+    stage = PairStage("contextual")
+    stage.find(DataNeighbors(Neighborhood("contextual", 12, 4, 6), rows_nd, 80))
     assert stage.neighbors_mk is not None
     _, wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=6)
     assert torch.equal(stage.neighbors_mk.long(), wanted_nk)
@@ -110,8 +111,9 @@ def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
     rows_nd -= rows_nd.mean(0)
     framework = Framework(Config(num_heads=8, balance=1.0), Identity(6), 0, 0)
     framework.for_clusters(NUM_CLUSTERS)
-    stage = PairStage(Neighborhood("contextual", 20, 5, 10), all_kept_from=0)
-    stage.find(unit_rows(rows_nd), 250)
+    stage = PairStage("contextual", all_kept_from=0)
+    near = Neighborhood("contextual", 20, 5, 10)
+    stage.find(DataNeighbors(near, unit_rows(rows_nd), 250))
     optimizer = torch.optim.SGD(framework.param_groups()[1].parameters, lr=8.0, momentum=0.9)
     for number in range(150):
         step = stage.paired(Step(number, 150, 0, number, torch.arange(250), torch.arange(250)))
@@ -127,3 +129,29 @@ def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
         assert len(members) and float((members == members.mode().values).float().mean()) > 0.9
     assert len(set(clusters_n.tolist())) == NUM_CLUSTERS
     assert float(figures["kept"][0] / figures["kept"][1]) == 1
+
+
+def test_neighbours_in_the_data_are_found_once_and_as_by_the_reranking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from conr_ray import contextual_neighbors
+    from conr_ray.method.neighbors import data_neighbors
+
+    rows_nd = unit_rows(torch.randn(80, 6, generator=torch.Generator().manual_seed(4)))
+    searches = []
+
+    def counted(embeddings: torch.Tensor, **widths: int) -> tuple[torch.Tensor, torch.Tensor]:
+        searches.append(widths["k"])
+        return contextual_neighbors(embeddings, **widths)
+
+    monkeypatch.setattr(data_neighbors, "contextual_neighbors", counted)
+    near = DataNeighbors(Neighborhood("contextual", 12, 4, 6), rows_nd, 80, least=11)
+    for k in (None, 11, 3):
+        wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=k or 6)[1]
+        assert torch.equal(near.rows("contextual", k), wanted_nk)
+    assert searches == [11]
+    few = near.among(rows_nd[:9], 9)
+    assert torch.equal(
+        few.rows("contextual", 11), contextual_neighbors(rows_nd[:9], k1=9, k2=4, k=9)[1]
+    )
+    assert searches == [11, 9]

@@ -20,8 +20,7 @@ from conr_ray.method.clustering.metrics import neighbor_matches
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 from conr_ray.method.keyed_random import fold
-from conr_ray.method.neighbors.pool import Neighborhood
-from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
+from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.stages.base import Figures, Stage, with_scatter
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
@@ -41,7 +40,7 @@ class PairStage(Stage):
 
     def __init__(
         self,
-        near: Neighborhood,
+        kind: str,
         weight: float = 1.0,
         classes: Tensor | None = None,
         all_kept_from: int | None = None,
@@ -49,26 +48,19 @@ class PairStage(Stage):
         """Use neighbours in the whole data set.
 
         Args:
-            near: how they are found; one of its k is drawn.
+            kind: of the neighbours, 'contextual' or 'euclidean'.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
             all_kept_from: epoch from which the boundary filter keeps all pairs, and needs no
                 clusters; None if there is none.
         """
-        self._near, self._weight, self._classes = near, weight, classes
+        self._kind, self._weight, self._classes = kind, weight, classes
         self._all_kept_from = all_kept_from
         self.neighbors_mk: Tensor | None = None
 
-    def find(self, embeddings_bd: Tensor, num_rows: int) -> None:
-        """Find the neighbours of all samples, of which each worker has its share of embeddings."""
-        near = self._near
-        if near.kind == "contextual":
-            _, rows_bk = contextual_neighbors(
-                embeddings_bd, num_rows=num_rows, k1=near.k1, k2=near.k2, k=near.k
-            )
-        else:
-            _, rows_bk = euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=near.k)
-        self.neighbors_mk = all_gather_rows(rows_bk, num_rows).int()
+    def find(self, near: DataNeighbors) -> None:
+        """Find the neighbours of all samples."""
+        self.neighbors_mk = near.all_rows(self._kind).int()
 
     def paired(self, step: Step) -> Step:
         """`step` with one neighbour of each sample, drawn by its key."""
