@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from conr_ray.data.store import DataSet
 from conr_ray.engine.evaluation import DataClustering
@@ -43,14 +45,17 @@ def take_snapshot(
     rows_m, embeddings_md = clustering.spread_sample(MOST_SAMPLES)
     if len(rows_m) < data.num_rows:
         near = near.among(embeddings_md[share(len(rows_m))], len(rows_m))
-    found_mk = {kind: near.all_rows(kind, NUM_SHOWN).cpu().numpy() for kind in KINDS}
+    labels = None if data.labels is None else data.labels[rows_m.cpu().numpy()]
+    queries_q = _queries(len(rows_m), labels)
+    found_qk = {
+        kind: near.of(kind, queries_q.to(rows_m.device), NUM_SHOWN).cpu().numpy() for kind in KINDS
+    }
     if rank() > 0:
         return None
     clusters_m = clustering.clusters_n[rows_m]
     ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.boundary_centers_cd)
     kept_m = kept_mask(ratios_m, fraction)
     rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
-    labels = None if data.labels is None else data.labels[rows]
     samples = pa.table(
         {
             "sample_id": ids,
@@ -65,7 +70,7 @@ def take_snapshot(
     )
     if data.names is not None:
         samples = samples.append_column("path", pa.array([data.names[row] for row in rows]))
-    neighbors = _neighbors(found_mk, labels)
+    neighbors = _neighbors(queries_q.tolist(), found_qk, labels)
     examples = _examples(clusters_m.cpu().numpy(), ratios_m.cpu().numpy())
     shown = sorted({row[name] for row in neighbors for name in ("query_id", "sample_id")})
     shown = sorted({*shown, *(row["sample_id"] for row in examples)})
@@ -116,14 +121,16 @@ def _labels_column(labels: npt.NDArray[np.int64] | None, count: int) -> pa.Array
 
 
 def _neighbors(
-    found_mk: dict[str, npt.NDArray[np.int64]], labels: npt.NDArray[np.int64] | None
+    queries: list[int],
+    found_qk: dict[str, npt.NDArray[np.int64]],
+    labels: npt.NDArray[np.int64] | None,
 ) -> list[dict[str, Any]]:
     """Rows of the table of neighbours, samples named by their place in the snapshot."""
     rows = []
-    for query in _queries(len(found_mk["contextual"]), labels):
-        euclidean = set(found_mk["euclidean"][query].tolist())
-        for kind, lists_mk in found_mk.items():
-            for place, other in enumerate(lists_mk[query, 1:].tolist(), start=1):
+    for index, query in enumerate(queries):
+        euclidean = set(found_qk["euclidean"][index].tolist())
+        for kind, lists_qk in found_qk.items():
+            for place, other in enumerate(lists_qk[index, 1:].tolist(), start=1):
                 row: dict[str, Any] = {"query_id": query, "kind": kind, "rank": place}
                 row |= {"sample_id": other, "right": None, "hard": None}
                 if labels is not None and min(labels[query], labels[other]) >= 0:
@@ -134,7 +141,7 @@ def _neighbors(
     return rows
 
 
-def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> list[int]:
+def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> Tensor:
     """Samples whose neighbours are shown, spread evenly over classes and their members."""
     labels = np.zeros(count, np.int64) if labels is None else labels
     num_queries, classes = min(_NUM_QUERIES, count), np.unique(labels)
@@ -143,7 +150,7 @@ def _queries(count: int, labels: npt.NDArray[np.int64] | None) -> list[int]:
     for name, times in zip(*np.unique(turns, return_counts=True), strict=True):
         members = np.flatnonzero(labels == name)
         queries += members[(2 * np.arange(times) + 1) * len(members) // (2 * times)].tolist()
-    return queries
+    return torch.tensor(queries)
 
 
 def _examples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -140,15 +141,17 @@ def test_neighbours_in_the_data_are_found_once_and_as_by_the_reranking(
     rows_nd = unit_rows(torch.randn(80, 6, generator=torch.Generator().manual_seed(4)))
     searches = []
 
-    def counted(embeddings: torch.Tensor, **widths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(embeddings: Tensor, **widths: Any) -> tuple[Tensor, Tensor]:
         searches.append(widths["k"])
         return contextual_neighbors(embeddings, **widths)
 
     monkeypatch.setattr(data_neighbors, "contextual_neighbors", counted)
     near = DataNeighbors(Neighborhood("contextual", 12, 4, 6), rows_nd, 80, least=11)
+    wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=11)[1]
     for k in (None, 11, 3):
-        wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=k or 6)[1]
-        assert torch.equal(near.rows("contextual", k), wanted_nk)
+        assert torch.equal(near.rows("contextual", k), wanted_nk[:, : k or 6])
+    assert searches == [11]
+    assert torch.equal(near.of("contextual", torch.tensor([5, 2]), 4), wanted_nk[[5, 2], :4])
     assert searches == [11]
     few = near.among(rows_nd[:9], 9)
     assert torch.equal(

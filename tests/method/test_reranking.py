@@ -115,6 +115,18 @@ def test_all_routes_give_identical_results(
         assert all(torch.equal(other, results[0]) for other in results)
 
 
+@pytest.mark.parametrize("k2", [1, 3])
+def test_some_rows_are_found_the_neighbors_that_all_are(route: str, k2: int) -> None:
+    rows, queries_q = _clustered(90), torch.tensor([40, 3, 89])
+    widths = {"k1": 8, "k2": k2, "k": 9}
+    some = contextual_neighbors(rows, **widths, queries_q=queries_q)  # type: ignore[arg-type]
+    everyone = contextual_neighbors(rows, **widths)  # type: ignore[arg-type]
+    some += euclidean_neighbors(rows, k=9, queries_q=queries_q)
+    everyone += euclidean_neighbors(rows, k=9)
+    for found, expected in zip(some, everyone, strict=True):
+        assert torch.equal(found, expected[queries_q])
+
+
 @pytest.mark.parametrize("num_threads", [2, 5])
 def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
     rows = _clustered(700)

@@ -5,6 +5,9 @@ Shapes: n samples, b of them this worker's share, d width, k neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from conr_ray.method.clustering.metrics import neighbor_matches
@@ -55,12 +58,17 @@ class DataNeighbors:
         """`rows` of all samples, (n, k)."""
         return all_gather_rows(self.rows(kind, k), self._num_rows)
 
-    def _find(self, kind: str, k: int) -> Tensor:
-        embeddings_bd, num_rows = self._embeddings_bd, self._num_rows
-        if kind == "euclidean":
-            return euclidean_neighbors(embeddings_bd, num_rows=num_rows, k=k)[1]
-        widths = {"k1": self._k1, "k2": self._k2, "k": k}
-        return contextual_neighbors(embeddings_bd, num_rows=num_rows, **widths)[1]
+    def of(self, kind: str, queries_q: Tensor, k: int) -> Tensor:
+        """`rows` of some samples, the same on all workers, (q, k); quicker than those of all."""
+        if kind in self._found_bk:
+            return self.all_rows(kind, k)[queries_q]
+        return self._find(kind, min(k, self._num_rows), queries_q)
+
+    def _find(self, kind: str, k: int, queries_q: Tensor | None = None) -> Tensor:
+        search: Callable[..., tuple[Tensor, Tensor]] = euclidean_neighbors
+        if kind == "contextual":
+            search = partial(contextual_neighbors, k1=self._k1, k2=self._k2)
+        return search(self._embeddings_bd, k=k, num_rows=self._num_rows, queries_q=queries_q)[1]
 
     def purities(self, labels_n: Tensor) -> dict[str, float]:
         """Share of each kind's neighbours with the sample's label, -1 where unknown.

@@ -33,7 +33,13 @@ Embeddings = Tensor | npt.NDArray[np.floating[Any]]
 
 
 def contextual_neighbors(
-    embeddings: Embeddings, *, k1: int, k2: int, k: int, num_rows: int | None = None
+    embeddings: Embeddings,
+    *,
+    k1: int,
+    k2: int,
+    k: int,
+    num_rows: int | None = None,
+    queries_q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of every row by contextual similarity, in memory linear in n.
 
@@ -54,6 +60,7 @@ def contextual_neighbors(
         num_rows: n, if the rows are split over the workers of a process group. `embeddings` are
             then this worker's `collectives.share` of them, (b, d), and so are the results.
             Each worker holds all n embeddings for the search, and does its share of the work.
+        queries_q: row numbers; neighbours are found of these alone, on each worker of all of them.
 
     Returns:
         Similarities (n, k) float32 and row numbers (n, k) int64, best first, the row itself before
@@ -68,7 +75,7 @@ def contextual_neighbors(
         raise ValueError(f"k2={k2} must be between 1 and k1={k1}")
     order_n = _similar_together(unit_nd)
     lists = nearest_lists(unit_nd, k1 - 1, None if num_rows is None else local, order_n)
-    rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
+    rows_b = _queried(queries_q, local, unit_nd.device)
     live_n = torch.ones(len(unit_nd), dtype=torch.bool, device=unit_nd.device)
     pool = Pool(lists.keys_as, _own_products(unit_nd), live_n)
     ((keys_bk, own_b),) = contextual_lists([pool], rows_b, k2=k2, width=k - 1, order_p=order_n)
@@ -76,7 +83,11 @@ def contextual_neighbors(
 
 
 def euclidean_neighbors(
-    embeddings: Embeddings, *, k: int, num_rows: int | None = None
+    embeddings: Embeddings,
+    *,
+    k: int,
+    num_rows: int | None = None,
+    queries_q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of every row by cosine, equivalent to distance at unit length.
 
@@ -85,8 +96,15 @@ def euclidean_neighbors(
     unit_nd, local = _checked(embeddings, num_rows, k=k)
     order_n = _similar_together(unit_nd)
     keys_nk = nearest_lists(unit_nd, k - 1, None if num_rows is None else local, order_n).keys_as
-    rows_b = torch.arange(local.start, local.stop, device=unit_nd.device)
-    return _with_self(keys_nk[local], _own_products(unit_nd[local]), rows_b)
+    rows_b = _queried(queries_q, local, unit_nd.device)
+    return _with_self(keys_nk[rows_b], _own_products(unit_nd[rows_b]), rows_b)
+
+
+def _queried(queries_q: Tensor | None, local: slice, device: torch.device) -> Tensor:
+    """The rows whose neighbours this worker finds."""
+    if queries_q is None:
+        return torch.arange(local.start, local.stop, device=device)
+    return queries_q.to(device)
 
 
 def _similar_together(unit_nd: Tensor) -> Tensor | None:
