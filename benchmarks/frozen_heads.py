@@ -68,7 +68,7 @@ DATA_SETS = {
     "fashion_mnist": ("fashion_mnist.parquet", "label"),
 }
 # Of k, k1 and k2.
-WIDTHS = ((20, 50, 10), (50, 100, 20), (100, 200, 40))
+WIDTHS = ((20, 50, 5), (50, 100, 10), (100, 200, 20))
 RATES = {"TEMI": (1e-3, 5e-3, 2.5e-2), "SCAN": (1e-4, 1e-3, 1e-2)}
 Scores = dict[str, float]
 
