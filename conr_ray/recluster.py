@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # The one to judge by without labels: see docs/label_free.md.
 _SCORE = "neighbor_consistency"
+_AUTO, _DOCS = "auto", "docs/num_clusters.md"
 _RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
 
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     reclustering, uri = _reclustering(args, numbers)
     out = Folder((args.out or f"{uri}/{PLACE}").rstrip("/"))
     console = make_console()
-    rows, chosen = _clustered(reclustering, numbers, console)
+    rows, chosen, why = _clustered(reclustering, numbers, console)
     text = "\n".join(
         ",".join(map(str, line)) for line in [list(rows[0]), *(r.values() for r in rows)]
     )
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     reclustering.write(chosen[1], folder)
     console.print(_table(rows, chosen[0]))
     lines = []
-    if len(numbers) > 1:
+    if why is not None:
+        lines.append(f"by the tree of merged clusters: {why}; when not to trust it: {_DOCS}")
+    if len(rows) > 1:
         lines.append(
             f"highest {_SCORE.replace('_', ' ')}: {chosen[0]} clusters. It is a hint, not the "
             "truth: for another number, --clusters NUMBER"
@@ -54,16 +57,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _numbers(text: str) -> range:
-    """The numbers of clusters that --clusters names."""
+    """The numbers of clusters that --clusters names; an empty range for `auto`."""
+    if text.strip() == _AUTO:
+        return range(0)
     found = _RANGE.fullmatch(text.strip())
     if found is None:
-        raise UserError(f"--clusters {text}: give a number, such as 12, or a range, such as 5..30")
+        raise UserError(
+            f"--clusters {text}: give a number, such as 12, a range, such as 5..30, or {_AUTO}"
+        )
     first = int(found[1])
     last = int(found[2] or first)
     if last < first:
         raise UserError(
             f"--clusters {text}: the range is the wrong way round: give {last}..{first}"
         )
+    if found[2] is not None and last == first:
+        raise UserError(f"--clusters {text}: the range holds one number: give {first}")
     if first < 2:
         raise UserError(f"--clusters {text}: fewer than 2 clusters tell nothing: give 2 or more")
     return range(first, last + 1)
@@ -86,7 +95,7 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
     if args.data is not None:
         run = dataclasses.replace(run, config=override(run.config, {"data.path": args.data}))
     data = open_samples(run.config, directory)
-    if numbers[-1] > data.num_rows:
+    if numbers and numbers[-1] > data.num_rows:
         raise UserError(
             f"--clusters {args.clusters}: the run has {data.num_rows} {data.what}: give no more"
         )
@@ -95,8 +104,11 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
 
 def _clustered(
     reclustering: Reclustering, numbers: range, console: Console
-) -> tuple[list[dict[str, Any]], tuple[int, Any]]:
-    """A row of scores for each number; the number with the highest `_SCORE`, and its clusters."""
+) -> tuple[list[dict[str, Any]], tuple[int, Any], str | None]:
+    """A row of scores for each number; the number taken, its clusters, and what the tree says.
+
+    Without `numbers`, the tree's own number is the only one.
+    """
     import torch
     from rich.progress import track
 
@@ -108,6 +120,10 @@ def _clustered(
         transient=True,
     )
     embeddings_nd = torch.cat(list(parts))
+    why = None
+    if len(numbers) != 1:
+        choice = reclustering.number(embeddings_nd, numbers)
+        why, numbers = choice.why, numbers or range(choice.num_clusters, choice.num_clusters + 1)
     rows: list[dict[str, Any]] = []
     chosen: tuple[int, Any] | None = None
     best = 0.0
@@ -117,7 +133,7 @@ def _clustered(
         if chosen is None or rows[-1][_SCORE] > best:
             chosen, best = (number, found), rows[-1][_SCORE]
     assert chosen is not None
-    return rows, chosen
+    return rows, chosen, why
 
 
 def _table(rows: list[dict[str, Any]], chosen: int) -> Any:
@@ -147,8 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clusters",
         required=True,
-        metavar="N|N..M",
-        help="number, or a range: that with the highest neighbor consistency is written",
+        metavar="N|N..M|auto",
+        help="number; a range: that with the highest neighbor consistency is written; or auto: "
+        "the number that a tree of merged clusters shows",
     )
     parser.add_argument(
         "--data", metavar="PATH", help="where the run's samples are now (default: its data.path)"

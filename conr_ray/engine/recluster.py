@@ -21,6 +21,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import UserError
+from conr_ray.method.clustering.number import LEAST_BOUND, NumberChoice, choose_number
 from conr_ray.method.keyed_random import fold
 from conr_ray.storage.files import Folder
 
@@ -84,6 +85,22 @@ class Reclustering:
                 )
             self.stored.write_table(name, pa.table({"embedding": as_lists(rows_bd)}))
             yield rows_bd
+
+    def number(self, embeddings_nd: Tensor, numbers: range) -> NumberChoice:
+        """The number of `numbers` that shows in the embeddings; of 2 to 30 if there are none.
+
+        Raises:
+            UserError: all embeddings are equal.
+        """
+        total = self.data.num_rows
+        numbers = numbers or range(2, min(LEAST_BOUND, total) + 1)
+        seed = fold(self.run.config.seed, "number")
+        try:
+            return choose_number(embeddings_nd, total, numbers[0], numbers[-1], seed=seed)
+        except ValueError as error:
+            raise UserError(
+                f"--clusters: {error}: the run tells its {self.data.what} not apart: train it anew"
+            ) from None
 
     def clustered(self, embeddings_nd: Tensor, num_clusters: int) -> DataClustering:
         """k-means as the run makes it: in its own number of clusters it finds the run's own."""

@@ -78,6 +78,18 @@ def test_the_best_of_a_range_can_be_applied_and_nothing_is_embedded_twice(
     assert part.stat().st_mtime_ns == before
 
 
+def test_auto_takes_the_number_that_shows_in_the_embeddings(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row,) = recluster(folder, "auto")
+    number = int(row["num_clusters"])
+    told = capsys.readouterr().out
+    assert f"by the tree of merged clusters: {number} clusters" in told
+    assert TrainedRun.load(folder, num_clusters=number).num_clusters == number
+    recluster(folder, "3..6")
+    assert "by the tree of merged clusters: " in capsys.readouterr().out
+
+
 def test_the_clusters_of_a_run_can_be_written_to_a_bucket(folder: Path, s3_bucket: str) -> None:
     recluster(folder, "4", "--out", f"{s3_bucket}/four")
     assert Folder(f"{s3_bucket}/four/4").read_table("centers.parquet") is not None
@@ -90,6 +102,7 @@ def test_the_clusters_of_a_run_can_be_written_to_a_bucket(folder: Path, s3_bucke
         ("5..", "give a number, such as 12, or a range"),
         ("-3", "give a number"),
         ("1", "fewer than 2 clusters tell nothing"),
+        ("5..5", "--clusters 5..5: the range holds one number: give 5"),
         ("0..4", "fewer than 2"),
         ("30..5", "the wrong way round: give 5..30"),
         ("5..301", "--clusters 5..301: the run has 300 images: give no more"),
