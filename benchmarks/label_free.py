@@ -84,7 +84,7 @@ def scored(folder: Path) -> dict[str, float]:
         Acceleration(device),
     )
     clusters = config.clustering.num_clusters or images.num_classes
-    assert clusters is not None, "set clustering.num_clusters"
+    assert isinstance(clusters, int), "set clustering.num_clusters"
     found = cluster_data(
         config, embedder, num_rows=images.num_rows, num_clusters=clusters, epoch=epoch, warm_cd=None
     )

@@ -82,7 +82,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     a folder of images or of a Parquet file.
 
     Args:
-        num_clusters: number of clusters.
+        num_clusters: number of clusters; or `auto`, or a range, `5..30`: chosen without labels.
         preset: name of the config to begin with; views, network and batch are fitted to X.
         folder: where the run is kept, local or s3://...; commands can go on with it. By default
             the result is in memory alone. If it holds this run, fitting goes on with it.
@@ -113,7 +113,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def __init__(
         self,
-        num_clusters: int = 10,
+        num_clusters: int | str = 10,
         preset: str = "digits",
         folder: str | None = None,
         verbose: bool = True,

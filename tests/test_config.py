@@ -169,7 +169,10 @@ _VALID: dict[str, st.SearchStrategy[Any]] = {
     "neighborhood.k1": st.integers(2, 128),
     "optim.lr": _POSITIVE,
     "optim.weight_decay": st.just(0.0) | _POSITIVE,
-    "clustering.num_clusters": st.none() | st.integers(2, 10**9),
+    "clustering.num_clusters": st.none()
+    | st.integers(2, 10**9)
+    | st.just("auto")
+    | st.just("5..30"),
 }
 
 
@@ -295,6 +298,10 @@ def test_unknown_keys_of_a_file_are_refused(tree: Any, message: str) -> None:
         ("optim.momentum", 1, "less than 1"),
         ("optim.batch_size", 1, "greater than or equal to 2"),
         ("clustering.num_clusters", 1, "greater than or equal to 2"),
+        ("clustering.num_clusters", "many", "give a number, a range such as 5..30, or auto"),
+        ("clustering.num_clusters", "5..5", "the range holds one number: give 5"),
+        ("clustering.num_clusters", "30..5", "the wrong way round: give 5..30"),
+        ("clustering.num_clusters", "1..5", "fewer than 2 clusters tell nothing"),
         ("data.download", "perhaps", "valid boolean"),
         ("data.name", 10, "valid string"),
         ("data.limit", 0, "greater than or equal to 1"),

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from conr_ray.config.cluster_numbers import checked_numbers
 from conr_ray.fields import (
     Count,
     Counts,
@@ -46,6 +47,7 @@ _GROUP_STAGE = Mark(stage="group")
 _STRENGTH = Mark(stage="group", used_by=_FOR_ALL.used_by)
 
 
+Numbers = Annotated[str, AfterValidator(checked_numbers)]
 _HEAD = Mark(used_by=("model.train", ("head",)))
 
 
@@ -332,8 +334,10 @@ class OptimConfig(Section):
 class ClusteringConfig(Section):
     """k-means on target embeddings: pseudo-labels and final clusters."""
 
-    num_clusters: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="if unset, the number of labelled classes"
+    num_clusters: Annotated[int, Field(ge=2)] | Numbers | None = Field(
+        None,
+        description="a number; auto (2 to 30) or a range, `5..30`: chosen without labels; if "
+        "unset, the number of labelled classes",
     )
     restarts: Count = Field(10, description="k-means++ starts; the best is kept")
     max_iterations: Count = Field(100, description="per start")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from conr_ray.config import RunConfig
+from conr_ray.config.cluster_numbers import numbers_of
 from conr_ray.errors import BadSetting, UserError
 
 
@@ -29,7 +30,7 @@ class Counted(Protocol):
 
 
 def check_data(config: RunConfig, data: Counted, workers: int) -> int:
-    """Check the data and workers of a run of `config`; returns its number of clusters.
+    """Check the data and workers of a run of `config`; returns its least number of clusters.
 
     Raises:
         UserError: too few samples for the batch, the clusters or the neighbours, or no number of
@@ -37,7 +38,12 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
         BadSetting: a worker would get fewer than 2 samples of a batch, or a part of a group that
             is normalised together.
     """
-    num_clusters = config.clustering.num_clusters or data.num_classes
+    wanted = config.clustering.num_clusters
+    numbers = numbers_of(wanted, data.num_rows)
+    num_clusters = data.num_classes if wanted is None else wanted
+    if numbers is not None:
+        num_clusters = numbers[-1]
+    assert not isinstance(num_clusters, str)
     if num_clusters is None:
         raise UserError(
             f"clustering.num_clusters is not set and the {data.what} have no labels: set it"
@@ -64,7 +70,7 @@ def check_data(config: RunConfig, data: Counted, workers: int) -> int:
             f"workers={workers} would split rows that model.norm_batch={rows} takes together: use "
             f"{', '.join(fewer)} or {most}, or leave model.norm_batch unset"
         )
-    return num_clusters
+    return num_clusters if numbers is None else numbers[0]
 
 
 def _neighbors_in_all_data(config: RunConfig) -> list[tuple[str, int]]:

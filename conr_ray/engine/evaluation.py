@@ -5,6 +5,7 @@ Shapes: n samples, b of them this worker's share, c clusters, d width, k neighbo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +162,12 @@ def cluster_data(
     epoch: int,
     warm_cd: Tensor | None,
     learned_cd: Tensor | None = None,
+    choose: Callable[[Tensor], int] | None = None,
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
-    The result depends only on the networks, and on what `cluster_embeddings` depends on.
+    The result depends only on the networks, and on what `cluster_embeddings` depends on. `choose`
+    gives another number of clusters for the embeddings; centres of another number are no start.
 
     Raises:
         FloatingPointError: an embedding on any worker is not finite; raised on all workers.
@@ -174,6 +177,10 @@ def cluster_data(
     broken = (~embeddings_bd.isfinite()).any().float()
     if all_reduce_sum(broken):
         raise FloatingPointError("the embeddings are not finite")
+    if choose is not None:
+        num_clusters = choose(embeddings_bd)
+    if warm_cd is not None and len(warm_cd) != num_clusters:
+        warm_cd = None
     return cluster_embeddings(
         config,
         embeddings_bd,

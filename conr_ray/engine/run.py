@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml, override
+from conr_ray.config.cluster_numbers import numbers_of
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
@@ -35,9 +36,10 @@ from conr_ray.engine.step_figures import Pace, StepFigures
 from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import NUM_SHOWN, take_snapshot
 from conr_ray.engine.training_state import TrainingState, neighborhood_of
-from conr_ray.errors import RunFailed, RunStopped
+from conr_ray.errors import RunFailed, RunStopped, UserError
 from conr_ray.method import keyed_random
 from conr_ray.method.batch_norm import gathered_running_statistics
+from conr_ray.method.clustering.number import choose_number
 from conr_ray.method.collectives import broadcast_first, rank, share, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.keyed_random import fold
@@ -69,7 +71,8 @@ class Run:
         """Create or load the networks; arguments are those of `loop.train`."""
         self.data, self.directory = data, directory
         self._span, self._device = span, device
-        self._num_clusters = check_data(config, data, world_size())
+        least = check_data(config, data, world_size())
+        self._numbers = numbers_of(config.clustering.num_clusters, data.num_rows)
         self._steps_per_epoch = data.num_rows // config.optim.batch_size
         self.local = share(config.optim.batch_size)
         self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
@@ -82,9 +85,11 @@ class Run:
         self.inputs = make_inputs(config, data, device)
         self.inputs.compile(self.acceleration.compiled)
         self.schedule = Schedule(config, self._steps_per_epoch)
-        self.state = TrainingState.create(
-            config, data.row_shape, self.acceleration, self._num_clusters
-        )
+        if self._numbers is not None and checkpoint is not None:
+            least = checkpoint["num_clusters"]
+        self._begin(least)
+        if self._numbers is not None and checkpoint is None and self._learns_centers:
+            self._begin(self._chosen_number(self._embedded()))
         if checkpoint is not None:
             self.state.load(checkpoint, config, data.fingerprint)
         elif (weights := agreed_weights(config, device)) is not None:
@@ -94,7 +99,6 @@ class Run:
                 weights.record(directory)
         if rank() == 0:
             record_backbone(data, config, directory)
-        self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
 
         self._classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
         self._frozen_near: DataNeighbors | None = None
@@ -105,6 +109,39 @@ class Run:
             if in_all_data
             else GroupStage(self.state.bank, weight, self._classes)
         )
+
+    def _begin(self, num_clusters: int) -> None:
+        """Make the state before the first step."""
+        shape = self.data.row_shape
+        self.state = TrainingState.create(self.config, shape, self.acceleration, num_clusters)
+        self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
+
+    @property
+    def _learns_centers(self) -> bool:
+        return self.state.framework.cluster_centers is not None
+
+    def _embedded(self) -> Tensor:
+        """The embeddings of this worker's share of the samples."""
+        local = share(self.data.num_rows)
+        return self._embedder.plain(torch.arange(local.start, local.stop))
+
+    def _chosen_number(self, embeddings_bd: Tensor) -> int:
+        """The number of clusters that shows in the embeddings."""
+        numbers = self._numbers
+        assert numbers is not None
+        seed = fold(self.config.seed, "number")
+        try:
+            choice = choose_number(
+                embeddings_bd, self.data.num_rows, numbers[0], numbers[-1], seed=seed
+            )
+        except ValueError as error:
+            raise UserError(
+                f"clustering.num_clusters={self.config.clustering.num_clusters}: {error}: give "
+                "the number"
+            ) from None
+        if rank() == 0:
+            logger.info("%s", choice.why)
+        return choice.num_clusters
 
     @property
     def num_trained(self) -> int:
@@ -166,9 +203,7 @@ class Run:
         if (found := (self.state.within or {}).get("neighbors")) is not None:
             stage.neighbors_mk = found
         elif stage.neighbors_mk is None or not self._is_frozen:
-            local = share(self.data.num_rows)
-            embeddings_bd = self._embedder.plain(torch.arange(local.start, local.stop))
-            stage.find(self._neighbors(embeddings_bd))
+            stage.find(self._neighbors(self._embedded()))
 
     def _neighbors(self, embeddings_bd: Tensor) -> DataNeighbors:
         """Neighbours in the whole data set, of embeddings that this worker has its share of."""
@@ -285,7 +320,7 @@ class Run:
         row = self.state.history[-1]
         if not has_collapsed(row):
             return
-        error = collapse(self.config, row, self._num_clusters, self.last_checkpoint)
+        error = collapse(self.config, row, self.state.num_clusters, self.last_checkpoint)
         if self._stops_on_collapse:
             raise error
         if rank() == 0:
@@ -296,34 +331,43 @@ class Run:
         return self.config.evaluation.on_collapse == "stop"
 
     def _cluster(self) -> DataClustering:
-        state = self.state
+        state, choose = self.state, None
+        fresh = state.centers is None or self.schedule.evaluated(state.epoch - 1)
+        if self._numbers is not None and fresh and not self._learns_centers:
+            choose = self._chosen_number
         try:
             found = cluster_data(
                 self.config,
                 self._embedder,
                 num_rows=self.data.num_rows,
-                num_clusters=self._num_clusters,
+                num_clusters=state.num_clusters,
                 epoch=state.epoch,
                 warm_cd=state.centers if self.schedule.continues(state.epoch - 1) else None,
                 learned_cd=state.framework.cluster_centers,
+                choose=choose,
             )
         except FloatingPointError as error:
             raise RunFailed(
                 f"{error} after {state.epoch} epochs of {self._steps_per_epoch} steps; last good "
                 f"checkpoint: {self.last_checkpoint}; lower optim.lr"
             ) from None
+        state.num_clusters = len(found.centers_cd)
         state.pseudo_labels = found.clusters_n
         state.centers, state.center_lengths = found.centers_cd, found.lengths_c
         state.clustered_epoch = state.epoch
         return found
 
     def _scores(self, clustering: DataClustering) -> dict[str, float]:
+        number = {} if self._numbers is None else {"num_clusters": self.state.num_clusters}
         key = fold(self.config.seed, "scores", self.state.epoch)
         ended = self.state.epoch
         # Members of a population are compared after the last epoch of each span.
         label_free = self.schedule.scored(ended - 1) or ended == self.last_epoch
         try:
-            return clustering.metrics(self.data.labels, self._embedder, key, label_free=label_free)
+            scores = clustering.metrics(
+                self.data.labels, self._embedder, key, label_free=label_free
+            )
+            return {**number, **scores}
         except FloatingPointError as error:
             raise RunFailed(f"{error} after {ended} epochs: please report it") from None
 

@@ -34,7 +34,7 @@ def field_of(keyword: str) -> str:
 
 def config_for(
     preset: str,
-    num_clusters: int | None,
+    num_clusters: int | str | None,
     fields: Mapping[str, Any],
     source: Mapping[str, Any],
     shape: tuple[int, ...] | None,
@@ -43,7 +43,7 @@ def config_for(
 
     Args:
         preset: name of the preset to begin with.
-        num_clusters: number of clusters.
+        num_clusters: number of clusters, `auto` or a range.
         fields: what the user sets, by dotted name.
         source: fields of `data` that lead to the samples.
         shape: (d,) of vectors, (c, h, w) of images, None of those that are in files.

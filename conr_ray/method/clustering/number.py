@@ -113,12 +113,12 @@ def choose_number(
     weights_nk, neighbors_nk = (all_gather_rows(one, count) for one in found)
     directions_nd = _principal(rows_nd, seed)
     votes_c = np.zeros(bound + 1)
-    neighbors_nk, weights_nk = neighbors_nk.cpu().numpy(), weights_nk.cpu().numpy()
+    near_nk, weight_nk = neighbors_nk.cpu().numpy(), weights_nk.cpu().numpy()
     for division in range(_DIVISIONS):
         key = fold(seed, "small", division)
         small = spherical_kmeans(directions_nd[own], count, num_small, seed=key, restarts=1)
         small_n = all_gather_rows(small.labels_b, count).cpu().numpy()
-        votes_c += _votes(small_n, neighbors_nk, weights_nk, bound)
+        votes_c += _votes(small_n, near_nk, weight_nk, bound)
     # On unequal hardware the last bit could differ, and with it what the workers do.
     votes_c = broadcast_first(torch.from_numpy(votes_c).to(local_bd.device)).cpu().numpy()
     return _chosen(votes_c / max(votes_c.sum(), 1.0), least, most)
