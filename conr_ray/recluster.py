@@ -63,7 +63,7 @@ def _numbers(text: str) -> range:
     found = _RANGE.fullmatch(text.strip())
     if found is None:
         raise UserError(
-            f"--clusters {text}: give a number, such as 12, a range, such as 5..30, or {_AUTO}"
+            f"--clusters {text}: give a number, such as 12, or a range, such as 5..30, or {_AUTO}"
         )
     first = int(found[1])
     last = int(found[2] or first)
