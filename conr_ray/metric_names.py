@@ -24,7 +24,6 @@ SPREAD = {
     "mean_cosine": "mean cosine of two samples' embeddings; 1 if they coincide",
     "smallest_share": "share of the samples that are in the smallest cluster; 0 if one is empty",
 }
-NUMBER = {"num_clusters": "number of clusters, where the run chooses it"}
 TRAINING = {
     "loss": "mean over the epoch's steps",
     "neighbor_purity": "share of the neighbours in the loss that have the sample's label",
@@ -68,7 +67,6 @@ MEANINGS = {
     **AGREEMENT_WITH_LABELS,
     **LABEL_FREE_SCORES,
     **SPREAD,
-    **NUMBER,
     **TRAINING,
     **WHOLE_DATA,
     **TIMES,
