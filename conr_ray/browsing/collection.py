@@ -29,7 +29,12 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError, one_line, printable
 from conr_ray.prediction.output import hashes
 from conr_ray.reporting.predicted_pictures import PredictedPictures
-from conr_ray.reporting.predictions_data import FORMAT, Predicted, is_prediction
+from conr_ray.reporting.predictions_data import (
+    FORMAT,
+    Predicted,
+    is_prediction,
+    prediction_fingerprint,
+)
 from conr_ray.reporting.sample_names import shown_path
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
@@ -231,8 +236,7 @@ class PredictionCollection(Collection):
     @cached_property
     def fingerprint(self) -> str:
         """Of the run and the images, so that edits hold when images are added."""
-        told = [self.told.get(name) for name in ("run", "state", "what", "images")]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        return prediction_fingerprint(self.told)
 
     @cached_property
     def _pictures(self) -> PredictedPictures:
