@@ -11,6 +11,7 @@ Shapes: n samples.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,16 @@ def write_edits(folder: Folder, log: EditLog, fingerprint: str) -> None:
     rows = [_row(step) for step in log.steps]
     table = pa.Table.from_pylist(rows, _SCHEMA)
     folder.write_table(EDITS, table.replace_schema_metadata({_OF: fingerprint, _FORMAT: _VERSION}))
-    names = log.names()
+    write_names(folder, log.names())
+
+
+def write_names(folder: Folder, names: Mapping[int, str]) -> None:
+    """Write names.yaml.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    names = dict(names)
     text = yaml.safe_dump(names, allow_unicode=True, sort_keys=True) if names else "{}\n"
     folder.write_text(NAMES, _HEAD + text)
 
