@@ -67,11 +67,11 @@ def browse(folder: str) -> dict[str, float]:
         # Pictures come after the page.
         session.thumbnails.prepare = lambda rows: None  # type: ignore[method-assign]
 
-        def timed(name: str, path: str, **fields: str) -> None:
+        def timed(figure: str, path: str, **fields: str) -> None:
             began = time.perf_counter()
             answer = page.post(path, data=fields) if fields else page.get(path)
             assert answer.status_code == 200, answer.text
-            found[name] = time.perf_counter() - began
+            found[figure] = time.perf_counter() - began
 
         assert page.get("/?token=token").status_code == 200
         found["first_view_s"] = time.perf_counter() - began

@@ -6,7 +6,6 @@ Shapes: n samples, d embedding width.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conr_ray.browsing.columns import Columns, Part, open_columns
@@ -40,6 +40,8 @@ from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
 _PART_ROWS = 2**16
+# Between the name of a Parquet file and the row in it.
+_BETWEEN = "\n"
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -250,8 +252,7 @@ class PredictionCollection(Collection):
             for batch in file.iter_batches(_PART_ROWS, columns=wanted):
                 ids = hashes(pa.Table.from_batches([batch]), keys).view(np.int64)
                 columns = [batch.column(name).to_numpy() for name in wanted[-2:]]
-                names = [_written(*values) for values in _values(batch)]
-                yield ids, columns[0], columns[1], pa.array(names, pa.string())
+                yield ids, columns[0], columns[1], _names(batch)
 
     def name(self, row: int) -> str:
         """Its path, or where in a Parquet file it is."""
@@ -259,8 +260,11 @@ class PredictionCollection(Collection):
 
     def _predicted(self, row: int) -> Predicted:
         assert self.columns.names is not None
-        known = json.loads(self.columns.names[row].as_py())
-        return Predicted(0, 0.0, **known)
+        text = self.columns.names[row].as_py()
+        if "path" in self._files[0].schema_arrow.names:
+            return Predicted(0, 0.0, path=text)
+        file, _, number = text.rpartition(_BETWEEN)
+        return Predicted(0, 0.0, file=file or None, row=int(number))
 
     def pictures(self, rows: Sequence[int]) -> Mapping[int, bytes]:
         """From where the images are."""
@@ -338,17 +342,11 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _values(batch: Any) -> Iterator[tuple[Any, Any, Any]]:
+def _names(batch: Any) -> pa.Array:
+    """Where images are: the path, or the file if there are several, and the row."""
     there = batch.schema.names
-    none = [None] * len(batch)
-    columns = [
-        batch.column(name).to_pylist() if name in there else none
-        for name in ("path", "file", "row")
-    ]
-    return zip(*columns, strict=True)
-
-
-def _written(path: str | None, file: str | None, row: int | None) -> str:
-    """Where an image is, as JSON, without what is not known."""
-    told = {"path": path, "file": file, "row": row}
-    return json.dumps({name: value for name, value in told.items() if value is not None})
+    if "path" in there:
+        return batch.column("path")
+    rows = pc.cast(batch.column("row"), pa.string())
+    files = batch.column("file") if "file" in there else pa.array([""] * len(batch))
+    return pc.binary_join_element_wise(files, rows, _BETWEEN)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.optimize import linear_sum_assignment
 
 from conr_ray.edits.folder import EDITS, NAMES, read_edits
 from conr_ray.edits.log import EditLog
@@ -259,6 +258,9 @@ def _moves(directory: Folder, pairs: Counter[tuple[int, int]]) -> Moves:
 
     Clusters then and now are matched one to one, so that as few images as possible have moved.
     """
+    # Takes long to import, and is seldom needed.
+    from scipy.optimize import linear_sum_assignment
+
     then, now = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
     names = sorted({*then, *now})
     place = {name: index for index, name in enumerate(names)}
