@@ -146,6 +146,16 @@ def add_clusters_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_edits_option(parser: argparse.ArgumentParser, does: str) -> None:
+    """The argument that leaves a person's edits out, in commands that heed them."""
+    parser.add_argument(
+        "--no-edits",
+        dest="edits",
+        action="store_false",
+        help=f"{does} without what has been changed with conr_ray.browse",
+    )
+
+
 def _clusters(text: str) -> int:
     """The value of an argument that is a number of clusters."""
     if not text.isdecimal() or not 2 <= int(text) < 10**9:

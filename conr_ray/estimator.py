@@ -99,6 +99,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         labels_: int64 (n,), the cluster of each sample of `fit`.
         boundary_ratios_: float32 (n,); above 1 a sample is nearer to another cluster's centre.
         cluster_centers_: float32 (num_clusters, d) of unit length, in the space of `transform`.
+        cluster_names_: names by cluster that a person has given.
         history_: a pandas.DataFrame, a row of metrics for each epoch.
         n_features_in_: numbers in a sample.
 
@@ -108,8 +109,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     labels_: npt.NDArray[np.int64]
     boundary_ratios_: npt.NDArray[np.float32]
+    cluster_names_: dict[int, str]
     cluster_centers_: npt.NDArray[np.float32]
     _examples: dict[int, list[Example]]
+    _edited = False
 
     def __init__(
         self,
@@ -221,17 +224,21 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             directory.write_bytes(name, content)
 
     @classmethod
-    def load(cls, folder: str | Path, num_clusters: int | None = None) -> Self:
+    def load(
+        cls, folder: str | Path, num_clusters: int | None = None, *, edits: bool = True
+    ) -> Self:
         """The clusterer in the folder of a run or of `save`, local or s3://....
 
-        With `num_clusters`, its clusters are those that `conr_ray.recluster` has made.
+        With `num_clusters`, its clusters are those that `conr_ray.recluster` has made; with
+        `edits`, clusters are as a person has changed them with `conr_ray.browse`, and
+        `cluster_names_` names them.
         """
         directory = RunDirectory(folder)
         known = directory.read_json(_CLUSTERER) or {}
         loaded = cls(preset=known.get("preset", "digits"))
         if known:
             loaded.set_params(**known["fields"])
-        loaded._finish(directory, known.get("brightest"), num_clusters)
+        loaded._finish(directory, known.get("brightest"), num_clusters, edits=edits)
         loaded.num_clusters = len(loaded.cluster_centers_)
         return loaded
 
@@ -292,7 +299,12 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return rows
 
     def _finish(
-        self, directory: RunDirectory, brightest: int | None, num_clusters: int | None = None
+        self,
+        directory: RunDirectory,
+        brightest: int | None,
+        num_clusters: int | None = None,
+        *,
+        edits: bool = False,
     ) -> None:
         """Take over the result of a run, or `num_clusters` clusters that were made of it."""
         below = directory.parent.paths_below(directory.uri.rpartition("/")[2])
@@ -302,7 +314,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self._brightest = brightest
         self._examples = {}
         self._reclustered = num_clusters
-        self._run = run = TrainedRun.load(directory, num_clusters=num_clusters)
+        self._edited = edits
+        self._run = run = TrainedRun.load(directory, num_clusters=num_clusters, edits=edits)
         assert run.state.centers is not None
         self._files |= run.backbone_files()
         self.cluster_centers_ = run.state.centers.numpy()
@@ -313,6 +326,11 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         if assigned is None:
             raise UserError(f"{directory.uri}: the run has not ended: resume it")
         self.labels_ = assigned.column("cluster").to_numpy()
+        self.cluster_names_ = {}
+        if run.edits is not None:
+            log = run.edits.log
+            self.labels_ = log.clusters(assigned.column("sample_id").to_numpy(), self.labels_)
+            self.cluster_names_ = log.names()
         self.boundary_ratios_ = assigned.column("boundary_ratio").to_numpy()
         metrics = directory.read_table("metrics.parquet")
         assert metrics is not None
@@ -327,7 +345,9 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                 folder = Folder(path)
                 for name, content in self._files.items():
                     folder.write_bytes(name, content)
-                self._run = run = TrainedRun.load(path, num_clusters=self._reclustered)
+                self._run = run = TrainedRun.load(
+                    path, num_clusters=self._reclustered, edits=self._edited
+                )
                 # Its weights are read while they are there.
                 _ = run.backbone
         return run

@@ -13,6 +13,7 @@ from conr_ray.command_line import (
     Parser,
     add_cluster_options,
     add_clusters_option,
+    add_edits_option,
     add_images_options,
     cluster_options,
     folder_option,
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     check_options(args)
     if sent_to_head("conr_ray.predict", arguments, args):
         return
+    from conr_ray.edits.folder import digest_of_edits
     from conr_ray.engine.trained_run import TrainedRun
     from conr_ray.prediction.patience import patient
     from conr_ray.prediction.placing import Placing, digest_of
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     with folder_option("--run" if args.run else "--best-of"):
         directory = _run(args)
         load = patient(TrainedRun.load, directory.is_local)
-        run = load(directory, _device(args), args.clusters)
+        run = load(directory, _device(args), args.clusters, edits=args.edits)
         placing = Placing(run, args.embeddings)
         state = patient(digest_of, directory.is_local)(directory, run)
     with told_as_options(args):
@@ -65,12 +67,15 @@ def main(arguments: Sequence[str]) -> None:
         "images": samples.place,
         "embeddings": args.embeddings,
     }
+    if run.edits is not None and (digest := digest_of_edits(run.edits.log)):
+        names = {str(cluster): name for cluster, name in run.edits.names.items()}
+        about |= {"edits": digest, "names": names}
     resources = None if args.local else connected(args)
     out, console = absolute(args.out), make_console()
     progress = PredictionProgress(total, console)
     try:
         with folder_option("--out"), signals_handled(), progress, told_as_options(args):
-            placed = _placed(samples, placing, directory.uri, args.clusters, resources)
+            placed = _placed(samples, placing, directory.uri, args, resources)
             outcome = predict(samples, about, out, placed, progress, again=args.all)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -149,7 +154,7 @@ def _placed(
     samples: NewSamples,
     placing: Placing,
     run_uri: str,
-    num_clusters: int | None,
+    args: argparse.Namespace,
     resources: WorkerResources | None,
 ) -> Placed:
     if resources is None:
@@ -166,7 +171,8 @@ def _placed(
         placed_on_ray,
         samples,
         run_uri=run_uri,
-        num_clusters=num_clusters,
+        num_clusters=args.clusters,
+        edits=args.edits,
         resources=resources,
         embeddings=placing.embeddings,
     )
@@ -216,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run", metavar="DIR", help="folder of a run, or s3://bucket/folder")
     run.add_argument("--best-of", metavar="DIR", help="folder of a search: its best trial")
     add_clusters_option(parser)
+    add_edits_option(parser, "predict")
     parser.add_argument("--study", metavar="URL", help="database of the study of --best-of")
     add_images_options(parser)
     parser.add_argument(

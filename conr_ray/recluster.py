@@ -25,6 +25,9 @@ _RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
 def main(arguments: Sequence[str]) -> None:
     """Parse the arguments, cluster in each number, print the scores and where the clusters are."""
     args = _parser().parse_args(arguments)
+    if args.edits:
+        _correct(args)
+        return
     numbers = _numbers(args.clusters)
     from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
     from conr_ray.storage.files import Folder
@@ -54,6 +57,37 @@ def main(arguments: Sequence[str]) -> None:
         f"assignments: {folder.uri}/assignments.parquet{beside}",
     ]
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def _correct(args: argparse.Namespace) -> None:
+    """Spread what a person has changed to samples with similar contexts; print where it is."""
+    import torch
+
+    from conr_ray.edits.folder import EDITS, assigned_fingerprint, read_edits, write_names
+    from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
+
+    reclustering, uri = _reclustering(args, range(2, 3))
+    directory = reclustering.run.directory
+    assignments = directory.read_table("assignments.parquet")
+    if assignments is None:
+        raise UserError(f"--run {uri}: the run has not ended: resume it")
+    log = read_edits(directory, assigned_fingerprint(assignments))
+    if not log.active:
+        raise UserError(
+            f"--edits: nothing of {uri} is changed: do so with python -m conr_ray.browse"
+        )
+    embeddings_nd = torch.cat(list(reclustering.embeddings()))
+    found, names = reclustering.corrected(embeddings_nd, log, assignments)
+    number = len(found.centers_cd)
+    folder = ClustersFolder(f"{(args.out or f'{uri}/{PLACE}').rstrip('/')}/{number}")
+    if folder.has(EDITS):
+        raise UserError(f"{folder.uri} has edits of its own: choose another --out, or move it away")
+    reclustering.write(found, folder)
+    write_names(folder, names)
+    row = {"num_clusters": number, **reclustering.scores(found)}
+    console = make_console()
+    console.print(_table([row], number))
+    console.print(f"assignments: {folder.uri}/assignments.parquet", soft_wrap=True)
 
 
 def _numbers(text: str) -> range:
@@ -160,12 +194,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run", required=True, metavar="DIR", help="folder of the run, or s3://bucket/folder"
     )
-    parser.add_argument(
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument(
         "--clusters",
-        required=True,
         metavar="N|N..M|auto",
         help="number; a range: that with the highest neighbor consistency is written; or auto: "
         "the number that a tree of merged clusters shows",
+    )
+    wanted.add_argument(
+        "--edits",
+        action="store_true",
+        help="cluster anew with what has been changed with conr_ray.browse",
     )
     parser.add_argument(
         "--data", metavar="PATH", help="where the run's samples are now (default: its data.path)"

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from conr_ray.command_line import Parser, make_console, run_command
+from conr_ray.command_line import Parser, add_edits_option, make_console, run_command
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def _drawn(way: str, args: argparse.Namespace) -> str:
         return f"figures in {args.figures}: {', '.join(names)}"
     baseline = _directory(args.baseline) if args.baseline else None
     directory = _directory(args.directory)
-    place = write_report(directory, out=args.out, study_url=args.study, baseline=baseline)
+    place = write_report(
+        directory, out=args.out, study_url=args.study, baseline=baseline, edits=args.edits
+    )
     return f"report: {place}"
 
 
@@ -58,6 +60,8 @@ def _way(args: argparse.Namespace) -> str:
     for option in ("out", "baseline", "study", "search"):
         if getattr(args, option) is not None and option not in _HEEDED[way]:
             raise UserError(f"--{option} has no effect with {way}: leave it out")
+    if not args.edits and way != "DIR":
+        raise UserError(f"--no-edits has no effect with {way}: leave it out")
     return way
 
 
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write (default: report.html in DIR; for --compare, compare.html here)",
     )
     parser.add_argument("--baseline", metavar="DIR", help="another run to compare the run with")
+    add_edits_option(parser, "report")
     parser.add_argument(
         "--study", metavar="URL", help="database of the search's study, if it is in one"
     )

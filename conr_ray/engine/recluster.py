@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
+from conr_ray.edits.log import JUNK, EditLog
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder, as_lists, from_lists
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, cluster_embeddings
@@ -21,12 +24,17 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import UserError
+from conr_ray.method.clustering.corrections import corrected_clusters
 from conr_ray.method.clustering.number import LEAST_BOUND, NumberChoice, choose_number
 from conr_ray.method.keyed_random import fold
+from conr_ray.method.neighbors.reranking import contextual_neighbors
+from conr_ray.method.stages.boundary import boundary_centers, center_lengths
 from conr_ray.storage.files import Folder
 
 # Rows of a stored part of the embeddings: a multiple of the embedder's batch.
 _PART_ROWS = 2**16
+# Of the graph on which corrections spread: see docs/log.md.
+_CONTEXT, _AVERAGED, _NEIGHBORS = 50, 10, 20
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,50 @@ class Reclustering:
             epoch=run.state.epoch,
             learned_cd=learned_cd,
         )
+
+    def corrected(
+        self, embeddings_nd: Tensor, log: EditLog, assignments: pa.Table
+    ) -> tuple[DataClustering, dict[int, str]]:
+        """The clusters that a person has changed, and the changes spread by `corrected_clusters`.
+
+        They are numbered from 0 in the order of their numbers, without those that are empty. What
+        was marked as junk takes the cluster of its neighbours.
+
+        Args:
+            embeddings_nd: of the run's samples.
+            log: the changes of the clusters in `assignments`.
+            assignments: of the run.
+
+        Returns:
+            The clusters, and names by their new numbers.
+
+        Raises:
+            UserError: one cluster is left.
+        """
+        ids_n = assignments.column("sample_id").to_numpy()
+        edited_n = log.clusters(ids_n, assignments.column("cluster").to_numpy())
+        numbers = [number for number in np.unique(edited_n).tolist() if number != JUNK]
+        if len(numbers) < 2:
+            raise UserError("--edits: one cluster is left: leave two or more")
+        new = {number: place for place, number in enumerate(numbers)}
+        clusters_n = torch.tensor([new.get(number, -1) for number in edited_n.tolist()])
+        fixed_ids = [i for i, number in log.fixed().items() if number != JUNK]
+        fixed_n = torch.from_numpy(np.isin(ids_n, fixed_ids)) & (clusters_n >= 0)
+        count = len(ids_n)
+        k1 = min(_CONTEXT, count)
+        _, near_nk = contextual_neighbors(
+            embeddings_nd, k1=k1, k2=min(_AVERAGED, k1), k=min(_NEIGHBORS + 1, count)
+        )
+        found_n = corrected_clusters(
+            near_nk[:, 1:], clusters_n.to(near_nk.device), fixed_n, len(numbers)
+        ).to(embeddings_nd.device)
+        sums_cd = embeddings_nd.new_zeros(len(numbers), embeddings_nd.shape[1])
+        centers_cd = normalize(sums_cd.index_add_(0, found_n, embeddings_nd))
+        lengths_c = center_lengths(embeddings_nd, found_n, centers_cd)
+        around_cd = boundary_centers(self.run.config.boundary.centers, centers_cd, lengths_c)
+        found = DataClustering(embeddings_nd, found_n, centers_cd, lengths_c, around_cd)
+        names = {new[number]: name for number, name in log.names().items() if number in new}
+        return found, names
 
     def scores(self, found: DataClustering) -> dict[str, float]:
         """`DataClustering.metrics`."""

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.inputs import Inputs, inputs_from_state
+from conr_ray.edits.centers import EditedClusters
+from conr_ray.edits.folder import EDITS, NAMES, assigned_fingerprint, read_edits
 from conr_ray.engine.acceleration import Acceleration, has_tf32
 from conr_ray.engine.clusters_csv import confident_ratio
 from conr_ray.engine.clusters_folder import ClustersFolder
@@ -26,7 +28,7 @@ from conr_ray.engine.training_state import TrainingState, check_checkpoint
 from conr_ray.errors import StorageError, UserError, one_line
 from conr_ray.frozen import FrozenBackbone
 from conr_ray.frozen.backbone import COLOURS, weights_file
-from conr_ray.method.stages.boundary import center_distances, distance_ratio
+from conr_ray.method.stages.boundary import boundary_centers, center_distances, distance_ratio
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
@@ -66,6 +68,7 @@ class TrainedRun:
             that of its search.
         confident_ratio: samples with a boundary ratio up to it are confident: the share
             `boundary.initial_fraction` of the run's own samples. None before the run has ended.
+        edits: a person's changes of the clusters, if they are heeded and there are some.
     """
 
     config: RunConfig
@@ -74,6 +77,7 @@ class TrainedRun:
     device: torch.device
     directory: Folder
     confident_ratio: float | None = None
+    edits: EditedClusters | None = None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -102,6 +106,8 @@ class TrainedRun:
         run: RunDirectory | str | Path,
         device: torch.device | str = "cpu",
         num_clusters: int | None = None,
+        *,
+        edits: bool = False,
     ) -> TrainedRun:
         """From the newest checkpoint of a run that can be used.
 
@@ -112,10 +118,12 @@ class TrainedRun:
             device: where to compute.
             num_clusters: use the clusters that `conr_ray.recluster` has made of the run's samples
                 in this number, instead of the run's own.
+            edits: heed what a person has changed with `conr_ray.browse`.
 
         Raises:
             UserError: it is not a run, has no checkpoint, or none but damaged ones or those of
-                another layout; or there is no such device, or no such clusters.
+                another layout; or there is no such device, or no such clusters; or the edits are
+                of other clusters.
         """
         directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
         device = torch.device(device)
@@ -136,9 +144,11 @@ class TrainedRun:
             for refusal in refusals:
                 told = str(refusal).rpartition(": ")[0]
                 disk.tell(f"{told}: that after {epoch} epochs is used")
-            if num_clusters is None:
-                return run_then
-            return run_then.with_clusters(ClustersFolder.of(directory, num_clusters))
+            place: Folder = directory
+            if num_clusters is not None:
+                place = reclustered = ClustersFolder.of(directory, num_clusters)
+                run_then = run_then.with_clusters(reclustered)
+            return run_then.with_edits(place) if edits else run_then
         raise refusals[0]
 
     @classmethod
@@ -190,6 +200,27 @@ class TrainedRun:
         )
         ratio = _confident_ratio(folder, self.config.boundary.initial_fraction)
         return replace(self, state=state, confident_ratio=ratio)
+
+    def with_edits(self, folder: Folder) -> TrainedRun:
+        """The run with a person's changes of its clusters, if there are some in `folder`.
+
+        Raises:
+            UserError: they are of other clusters than its assignments tell, or damaged.
+        """
+        if not (folder.has(EDITS) or folder.has(NAMES)):
+            return self
+        assignments = folder.read_table("assignments.parquet")
+        kind = self.config.boundary.centers
+        centers_cd = self.state.boundary_centers(kind)
+        if assignments is None or centers_cd is None:
+            raise UserError(f"{folder.uri}/{EDITS}: edits of clusters that are not there")
+        log = read_edits(folder, assigned_fingerprint(assignments))
+
+        def scaled(means_kd: Tensor) -> Tensor:
+            lengths_k = means_kd.norm(dim=1)
+            return boundary_centers(kind, means_kd / lengths_k[:, None], lengths_k)
+
+        return replace(self, edits=EditedClusters(log, centers_cd, scaled))
 
     def embedder(self, inputs: Inputs) -> Embedder:
         """What embeds samples that are prepared for this run's networks."""
@@ -243,6 +274,11 @@ class TrainedRun:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
         embeddings_nd = self.embed(samples)
         clusters_n = (embeddings_nd @ centers_cd.T).argmax(1)
+        if self.edits is not None:
+            clusters_n = self.edits.clusters(embeddings_nd, clusters_n)
+            own_n, other_n = self.edits.distances(embeddings_nd, clusters_n)
+            ratios_n = self.edits.ratios(own_n, other_n)
+            return Placement(embeddings_nd, clusters_n, own_n, other_n, ratios_n)
         own_n, other_n = center_distances(embeddings_nd, clusters_n, boundary_centers_cd)
         ratios_n = distance_ratio(own_n, other_n)
         return Placement(embeddings_nd, clusters_n, own_n, other_n, ratios_n)

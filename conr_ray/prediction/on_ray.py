@@ -42,9 +42,11 @@ class _Actor:
         return self._work(batch)
 
 
-def _placing(uri: str, num_clusters: int | None, embeddings: bool, device: str) -> Work:
+def _placing(
+    uri: str, num_clusters: int | None, edits: bool, embeddings: bool, device: str
+) -> Work:
     load = patient(TrainedRun.load, "://" not in uri)
-    return Placing(load(uri, device, num_clusters), embeddings)
+    return Placing(load(uri, device, num_clusters, edits=edits), embeddings)
 
 
 def placed_on_ray(
@@ -55,16 +57,17 @@ def placed_on_ray(
     resources: WorkerResources,
     *,
     embeddings: bool,
+    edits: bool = False,
 ) -> Iterator[pa.Table]:
     """The rows of the samples in `pieces`, batch by batch, in any order.
 
     `resources.workers` actors place them among the run's own clusters, or `num_clusters`
-    reclustered ones.
+    reclustered ones; with `edits`, as a person has changed them.
 
     Raises:
         RunFailed: a task failed, or its node too often.
     """
-    make = partial(_placing, run_uri, num_clusters, embeddings)
+    make = partial(_placing, run_uri, num_clusters, edits, embeddings)
     yield from worked_on_ray(pieces, samples.read, make, resources)
 
 

@@ -127,8 +127,8 @@ class PredictionDirectory:
         else:
             self._check(before, about, again=again)
         first = int((before or {}).get("first_part", 0))
-        same = ("state", "embeddings")
-        going_on = first and all((before or {}).get(name) == about[name] for name in same)
+        same = ("state", "edits", "embeddings")
+        going_on = first and all((before or {}).get(name) == about.get(name) for name in same)
         taken_over = "holder" in (before or {})
         # The other process would give that part the next number.
         after = max(self.part_numbers(), default=0) + 1 + taken_over
@@ -161,6 +161,11 @@ class PredictionDirectory:
             raise UserError(
                 f"--out {uri}: holds predictions of this run after {before.get('epochs')} epochs: "
                 "add --all to predict all again, or choose another --out"
+            )
+        if before.get("edits") != about.get("edits") and not again:
+            raise UserError(
+                f"--out {uri}: holds predictions among clusters that have been changed since (or "
+                "without changes): add --all to predict all again, or choose another --out"
             )
         if before.get("embeddings") != about["embeddings"] and not again:
             other = "without" if about["embeddings"] else "with"

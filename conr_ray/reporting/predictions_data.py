@@ -9,17 +9,21 @@ Memory holds counts and a few examples, whatever the number of images.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.optimize import linear_sum_assignment
 
+from conr_ray.edits.folder import EDITS, NAMES, read_edits
+from conr_ray.edits.log import EditLog
 from conr_ray.errors import UserError, printable
+from conr_ray.prediction.output import hashes
 from conr_ray.reporting.sample_names import shown_path
 from conr_ray.storage.files import Folder
 
@@ -90,6 +94,7 @@ class PredictionsData:
         moves: None if no image was predicted before.
         errors: names and reasons of some images that could not be read; `num_errors` of all.
         problems: parts that could not be read.
+        names: of clusters that have one.
     """
 
     told: dict[str, Any]
@@ -99,6 +104,7 @@ class PredictionsData:
     errors: list[tuple[str, str]]
     num_errors: int
     problems: list[str]
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -123,8 +129,20 @@ def is_prediction(directory: Folder) -> bool:
     return directory.has("prediction.json")
 
 
-def read_predictions(directory: Folder) -> PredictionsData:
-    """The predictions in a folder. Damaged parts are listed in `problems`.
+def prediction_fingerprint(told: Mapping[str, Any]) -> str:
+    """What tells the clusters of a prediction from others, for a person's edits of them.
+
+    It is of the run and the images as prediction.json tells them, so that edits hold when images
+    are added.
+    """
+    known = [told.get(name) for name in ("run", "state", "edits", "what", "images")]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+
+
+def read_predictions(directory: Folder, *, edits: bool = False) -> PredictionsData:
+    """The predictions in a folder, in clusters as a person has changed them if `edits`.
+
+    Damaged parts are listed in `problems`.
 
     Raises:
         UserError: it is of another format, or prediction.json cannot be read.
@@ -135,19 +153,31 @@ def read_predictions(directory: Folder) -> PredictionsData:
             f"{directory.uri}/prediction.json: format={told.get('format')}: this version reads "
             f"{FORMAT}: use the version of conr_ray that wrote it"
         )
-    told = {"run": "", "epochs": "?", "images": "", "what": "", "complete": False, **told}
     problems: list[str] = []
+    log = _read_edits(directory, told, problems) if edits else EditLog()
+    told = {"run": "", "epochs": "?", "images": "", "what": "", "complete": False, **told}
     clusters: dict[int, Cluster] = {}
     moved: Counter[tuple[int, int]] = Counter()
     judged = 0
     for table in _parts(directory, problems):
-        judged += _count(table, clusters, moved)
+        judged += _count(table, clusters, moved, log)
     for cluster in clusters.values():
         cluster.unsure = [one for one in cluster.unsure if one not in cluster.surest]
     moves = _moves(directory, moved) if moved else None
     errors, num_errors = _errors(directory, problems)
     ordered = dict(sorted(clusters.items()))
-    return PredictionsData(told, ordered, judged, moves, errors, num_errors, problems)
+    names = {int(number): name for number, name in dict(told.get("names") or {}).items()}
+    names |= log.names()
+    return PredictionsData(told, ordered, judged, moves, errors, num_errors, problems, names)
+
+
+def _read_edits(directory: Folder, told: Mapping[str, Any], problems: list[str]) -> EditLog:
+    if directory.has(EDITS) or directory.has(NAMES):
+        try:
+            return read_edits(directory, prediction_fingerprint(told))
+        except UserError as error:
+            problems.append(str(error))
+    return EditLog()
 
 
 def _parts(directory: Folder, problems: list[str]) -> Iterator[pa.Table]:
@@ -165,8 +195,16 @@ def _parts(directory: Folder, problems: list[str]) -> Iterator[pa.Table]:
         yield table.select([column for column in _COLUMNS if column in table.column_names])
 
 
-def _count(table: pa.Table, clusters: dict[int, Cluster], moved: Counter[tuple[int, int]]) -> int:
-    """Add the rows of a part; return how many are judged to be confident or not."""
+def _count(
+    table: pa.Table,
+    clusters: dict[int, Cluster],
+    moved: Counter[tuple[int, int]],
+    log: EditLog,
+) -> int:
+    """Add the rows of a part; return how many are judged to be confident or not.
+
+    What has moved since the last time is told of the clusters before a person's changes.
+    """
     clusters_n = table.column("cluster").to_numpy()
     ratios_n = table.column("boundary_ratio").to_numpy()
     judged = 0
@@ -184,6 +222,9 @@ def _count(table: pa.Table, clusters: dict[int, Cluster], moved: Counter[tuple[i
         )
         for (then, now), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
             moved[then, now] += count
+    if log.active:
+        keys = [name for name in ("path", "file", "row") if name in table.column_names]
+        clusters_n = log.clusters(hashes(table, keys).view(np.int64), clusters_n)
     order = np.lexsort((ratios_n, clusters_n))
     names, starts = np.unique(clusters_n[order], return_index=True)
     for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
@@ -217,6 +258,9 @@ def _moves(directory: Folder, pairs: Counter[tuple[int, int]]) -> Moves:
 
     Clusters then and now are matched one to one, so that as few images as possible have moved.
     """
+    # Takes long to import, and is seldom needed.
+    from scipy.optimize import linear_sum_assignment
+
     then, now = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
     names = sorted({*then, *now})
     place = {name: index for index, name in enumerate(names)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from conr_ray.edits.log import called
 from conr_ray.reporting import chart_style as style
 from conr_ray.reporting.blocks import (
     MOST_ROWS,
@@ -77,7 +78,7 @@ def _clusters(data: PredictionsData, pictures: PredictedPictures) -> list[Block]
     wanted = [image for _, cluster in shown for image in (*cluster.surest, *cluster.unsure)]
     files = pictures.read(wanted)
     if files:
-        blocks.append(_examples(shown, files, pictures))
+        blocks.append(_examples(shown, files, pictures, data.names))
     else:
         blocks.append(Note("the images cannot be reached from here: no pictures are shown"))
     return [*blocks, _sizes(data, ranked), _table(data, ranked)]
@@ -87,6 +88,7 @@ def _examples(
     shown: Sequence[tuple[int, Cluster]],
     files: dict[Predicted, bytes],
     pictures: PredictedPictures,
+    cluster_names: Mapping[int, str],
 ) -> Pictures:
     groups = []
     for number, cluster in shown:
@@ -100,7 +102,7 @@ def _examples(
             if row:
                 rows.append(PictureRow(name, row))
         if rows:
-            groups.append(PictureGroup(f"cluster {number} ({cluster.size:,})", rows))
+            groups.append(PictureGroup(f"{called(number, cluster_names)} ({cluster.size:,})", rows))
     caption = (
         f"Images of {counted(len(groups), 'cluster')} (number of images in brackets): the surest, "
         "nearest to the centre, and the least sure, at the boundary to another cluster or beyond."
@@ -135,12 +137,12 @@ def _sizes(data: PredictionsData, ranked: Sequence[tuple[int, Cluster]]) -> Char
 
 
 def _table(data: PredictionsData, ranked: Sequence[tuple[int, Cluster]]) -> Table:
-    rows = []
+    rows, names = [], data.names
     for number, cluster in ranked[:MOST_ROWS]:
         share = cluster.confident / cluster.size if data.judged else None
         rows.append(
             [
-                Cell.of(number),
+                Cell.of(number, f"{number}: {names[number]}" if number in names else None),
                 Cell.of(cluster.size, f"{cluster.size:,}"),
                 Cell.of(cluster.size / data.num_images, f"{cluster.size / data.num_images:.1%}"),
                 Cell.of(share, "-" if share is None else f"{share:.1%}"),

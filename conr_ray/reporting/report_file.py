@@ -50,6 +50,7 @@ def write_report(
     out: str | None = None,
     study_url: str | None = None,
     baseline: RunDirectory | None = None,
+    edits: bool = True,
 ) -> str:
     """Write the report of the run, search or predictions in a directory; return its path.
 
@@ -58,17 +59,18 @@ def write_report(
         out: the file; None means report.html in the directory.
         study_url: database of a search's study, if it is in one.
         baseline: a run to compare the run with.
+        edits: show the clusters of a run or prediction as a person has changed them.
     """
     place = out or f"{directory.uri}/{FILE_NAME}"
     if is_prediction(directory):
         if baseline is not None or study_url is not None:
             raise UserError("--baseline and --study have no effect on predictions: leave them out")
-        return write_page(predictions_page(read_predictions(directory)), place)
+        return write_page(predictions_page(read_predictions(directory, edits=edits)), place)
     if is_search(directory):
         if baseline is not None:
             raise UserError("the baseline is for a run, not for a search: leave it out")
         return write_search_report(SearchDirectory(directory, study_url), place)
-    run = read_run(directory)
+    run = read_run(directory, edits=edits)
     extra = []
     if baseline is not None:
         extra = comparison.sections([run, _read(baseline, study_url)], "baseline")

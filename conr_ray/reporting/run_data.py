@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from conr_ray.config import RunConfig
+from conr_ray.edits.folder import EDITS, NAMES, assigned_fingerprint, read_edits
+from conr_ray.edits.log import EditLog
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
 from conr_ray.engine.run_directory import RunDirectory
@@ -31,6 +35,7 @@ class RunData:
         weights: what it started from, as `RunDirectory.initial_weights` reads it.
         snapshot: data for its figures; `positions` are its samples' places on a map.
         problems: one line for each part of the report that could not be read.
+        edits: a person's changes of its clusters, which the snapshot shows.
     """
 
     name: str
@@ -41,6 +46,7 @@ class RunData:
     positions: Positions | None = None
     problems: dict[str, str] = field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
+    edits: EditLog = field(default_factory=EditLog)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -82,8 +88,10 @@ def variant_of(config: RunConfig) -> str:
     return "CoNR" if config.neighborhood.kind == "contextual" else "Euclidean neighbours"
 
 
-def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
-    """The run in a directory. Damaged files are listed in `problems`.
+def read_run(directory: RunDirectory, *, draw_map: bool = True, edits: bool = False) -> RunData:
+    """The run in a directory, its clusters as a person has changed them if `edits`.
+
+    Damaged files are listed in `problems`.
 
     Raises:
         UserError: its config is missing or cannot be read.
@@ -96,7 +104,41 @@ def read_run(directory: RunDirectory, *, draw_map: bool = True) -> RunData:
     weights = _weights(directory, problems)
     name = directory.uri.rpartition("/")[2]
     data = RunData(name, config, rows, origin, problems=problems, weights=weights)
-    return with_figures(data, directory, draw_map=draw_map)
+    found = with_figures(data, directory, draw_map=draw_map)
+    return _edited(found, directory) if edits else found
+
+
+def _edited(data: RunData, directory: RunDirectory) -> RunData:
+    """The run with its snapshot in the clusters that a person has made of them.
+
+    A snapshot that was taken before the run's end shows clusters of that time, and is left alone.
+    """
+    if not (directory.has(EDITS) or directory.has(NAMES)):
+        return data
+    try:
+        assignments = directory.read_table("assignments.parquet")
+        if assignments is None:
+            return data
+        log = read_edits(directory, assigned_fingerprint(assignments))
+    except UserError as error:
+        return dataclasses.replace(data, problems={**data.problems, "edits": str(error)})
+    if data.snapshot is None:
+        return dataclasses.replace(data, edits=log)
+    ids_n, clusters_n = (assignments[name].to_numpy() for name in ("sample_id", "cluster"))
+    found = dict(zip(ids_n.tolist(), log.clusters(ids_n, clusters_n).tolist(), strict=True))
+    snapshot = data.snapshot
+    tables = {}
+    for name in ("samples", "examples"):
+        table = getattr(snapshot, name)
+        ids = table["sample_id"].to_pylist()
+        clusters = [
+            found.get(sample, cluster)
+            for sample, cluster in zip(ids, table["cluster"].to_pylist(), strict=True)
+        ]
+        at = table.column_names.index("cluster")
+        tables[name] = table.set_column(at, "cluster", pa.array(clusters, pa.int64()))
+    snapshot = dataclasses.replace(snapshot, **tables)
+    return dataclasses.replace(data, edits=log, snapshot=snapshot)
 
 
 def read_files_that_are_whole(

@@ -56,8 +56,11 @@ def cluster_section(data: RunData, text: str = "Clusters") -> list[Section]:
     snapshot = data.snapshot
     if snapshot is None:
         return []
-    blocks = attempt("the examples", lambda: cluster_blocks(snapshot, data.names))
-    intro = f"As found by the networks after {snapshot.epoch} epochs."
+    names = data.edits.names()
+    blocks = attempt("the examples", lambda: cluster_blocks(snapshot, data.names, names))
+    blocks += [Note(problem) for problem in _of(data, "edits")]
+    intro = f"As found by the networks after {snapshot.epoch} epochs"
+    intro += ", and changed by a person." if data.edits.active else "."
     return [Section("clusters", text, blocks, intro)]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from conr_ray.edits.log import called
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.reporting.blocks import (
     MOST_ROWS,
@@ -72,8 +74,10 @@ def neighbor_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None
     return Pictures("Neighbours", caption, groups, marked=labelled)
 
 
-def example_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None:
-    """Typical and boundary images of each cluster."""
+def example_pictures(
+    snapshot: Snapshot, names: SampleNames, cluster_names: Mapping[int, str] | None = None
+) -> Pictures | None:
+    """Typical and boundary images of each cluster, which may have names."""
     rows = snapshot.examples.to_pylist()
     files, labels = _files(snapshot), _labels(snapshot)
     if not rows or not files:
@@ -94,7 +98,8 @@ def example_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None:
                     pictures.append(Picture(data, alt, "", names.file(sample)))
             if pictures:
                 lists.append(PictureRow(kind, pictures))
-        groups.append(PictureGroup(f"cluster {cluster} ({sizes[cluster]:,})", lists))
+        told = called(cluster, cluster_names or {})
+        groups.append(PictureGroup(f"{told} ({sizes[cluster]:,})", lists))
     caption = (
         f"Images of {len(groups)} clusters (number of samples in brackets): typical ones, nearest "
         "to the centre, and ones at the boundary to another cluster."
@@ -102,9 +107,12 @@ def example_pictures(snapshot: Snapshot, names: SampleNames) -> Pictures | None:
     return Pictures("Examples of clusters", caption, groups)
 
 
-def cluster_blocks(snapshot: Snapshot, names: SampleNames) -> list[Block]:
+def cluster_blocks(
+    snapshot: Snapshot, names: SampleNames, cluster_names: Mapping[int, str] | None = None
+) -> list[Block]:
     """The examples of each cluster, and a table of the clusters that names the surest samples."""
-    pictures = example_pictures(snapshot, names)
+    named = cluster_names or {}
+    pictures = example_pictures(snapshot, names, named)
     found: list[Block] = [] if pictures is None else [pictures]
     sizes = Counter(snapshot.samples["cluster"].to_pylist())
     total = sum(sizes.values())
@@ -114,7 +122,7 @@ def cluster_blocks(snapshot: Snapshot, names: SampleNames) -> list[Block]:
             kinds[row["cluster"], row["kind"]] = names.name(row["sample_id"])
     rows = [
         (
-            str(cluster),
+            f"{cluster}: {called(cluster, named)}" if cluster in named else str(cluster),
             size,
             f"{size / total:.1%}",
             *(kinds.get((cluster, kind), "") for kind in ("typical", "boundary")),

@@ -1,0 +1,1 @@
+"""A local page over clusters, on which a person changes and names them."""
