@@ -35,9 +35,13 @@ _REFINING = (0.03, 0.015, 0.0075, 0.004)
 _SMALLEST = 0.7
 # Added to the deviation of pixels, 0 to 255, so that noise in a plain picture is no likeness.
 _NOISE = 2.0
+# Deviation of detail that is lost in re-encoding.
+_GRAIN = 4.0
 # Correlation of whole pictures below which no window is sought, and that of the best window of the
 # grid below which it is not refined: planted copies have at least 0.29 and 0.93.
 _HOPELESS, CLOSE = 0.2, 0.9
+# Difference on the grid up to which either picture may be the crop.
+_UNDECIDED = 0.03
 # Pairs that are compared at a time: a picture's windows take 8 KB.
 _PAIRS = 1024
 # Detail, what differs from the pixels around it, may be less alike by so many times.
@@ -107,24 +111,25 @@ def _compared(
     used, places = torch.unique(joined, return_inverse=True)
     windows_nx, whole_n, pictures_n = _windows(grey_n[used]), whole_n[used], pictures_n[used]
     left, right = places.view(2, -1)
-    scores, windows = [], []
-    for one, other in ((left, right), (right, left)):
-        found_mx = torch.einsum("mxp,mp->mx", windows_nx[one], whole_n[other])
-        best_m, window_m = found_mx.max(1)
-        window_m4 = _WINDOWS[window_m]
-        close = (best_m > CLOSE).nonzero()[:, 0]
+    pairs = ((left, right), (right, left))
+    found_mx = [torch.einsum("mxp,mp->mx", windows_nx[a], whole_n[b]) for a, b in pairs]
+    best = [one_mx.amax(1) for one_mx in found_mx]
+    least_m = torch.maximum(*best) - _UNDECIDED
+    scores, shares = [], []
+    for (one, other), one_mx, best_m in zip(pairs, found_mx, best, strict=True):
+        window_m4 = _WINDOWS[one_mx.argmax(1)]
+        close = ((best_m > CLOSE) & (best_m >= least_m)).nonzero()[:, 0]
         # What is not refined stays below all that is.
         best_m = best_m.clamp(max=CLOSE)
         if len(close):
-            refined, at = _refined(
+            best_m[close], window_m4[close] = _refined(
                 pictures_n[one[close]], pictures_n[other[close]], window_m4[close]
             )
-            best_m[close], window_m4[close] = refined, at
         scores.append(best_m)
-        windows.append(window_m4[:, 2:].mean(1))
+        shares.append(window_m4[:, 2:].mean(1))
     turned_m = scores[1] > scores[0]
     scores_m[hopeful] = torch.maximum(*scores)
-    inside_m[hopeful] = torch.where(turned_m, 1 / windows[1], windows[0])
+    inside_m[hopeful] = torch.where(turned_m, 1 / shares[1], shares[0])
     return scores_m.numpy(), inside_m.numpy()
 
 
@@ -156,7 +161,8 @@ def _centred(pixels: Tensor) -> Tensor:
     """Without their mean, and at unit length but for noise, over the last dimension."""
     pixels = pixels - pixels.mean(-1, keepdim=True)
     noise = _NOISE * float(pixels.shape[-1]) ** 0.5
-    return pixels / (pixels.square().sum(-1, keepdim=True) + noise**2).sqrt()
+    unit: Tensor = pixels / (pixels.square().sum(-1, keepdim=True) + noise**2).sqrt()
+    return unit
 
 
 def _seen(grey_n: Tensor) -> Tensor:
@@ -207,11 +213,22 @@ def _refined(one: Tensor, other: Tensor, window_m4: Tensor) -> tuple[Tensor, Ten
                 better = found > best_m
                 best_m = torch.where(better, found, best_m)
                 window_m4 = torch.where(better[:, None], tried, window_m4)
-    detail_m = (_detail(seen(window_m4)) * _detail(whole @ other @ whole.T)).sum(1)
+    detail_m = _same_detail(seen(window_m4), whole @ other @ whole.T)
     return torch.minimum(best_m, 1 - (1 - detail_m) / _DETAIL), window_m4
 
 
-def _detail(pixels: Tensor) -> Tensor:
-    """Pixels (m, 3, h, w) without what is around them, which skies and seas share, (m, p)."""
-    around = avg_pool2d(pixels, 5, 1, 2, count_include_pad=False)
-    return _centred((pixels - around).flatten(1))
+def _same_detail(one: Tensor, other: Tensor) -> Tensor:
+    """How alike two pictures (m, 3, h, w) are in what differs from the pixels around it, (m,).
+
+    Skies and seas have the rest in common. Where both have no detail but noise, it is alike.
+    """
+    details = []
+    for pixels in (one, other):
+        around = avg_pool2d(pixels, 5, 1, 2, count_include_pad=False)
+        # Contrast may differ between copies.
+        contrast_m = pixels.flatten(1).std(1).clamp(min=_NOISE)
+        details.append((pixels - around).flatten(1) / contrast_m[:, None])
+        noise_m = (_GRAIN / contrast_m).square()
+        details.append(details[-1].square().mean(1) + noise_m)
+    apart_m = (details[0] - details[2]).square().mean(1)
+    return 1 - apart_m / (details[1] + details[3])

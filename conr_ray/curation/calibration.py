@@ -1,9 +1,9 @@
 """Thresholds without labels, and the precision to expect above them.
 
 Scores of what is to be found are compared with those of ordinary samples or pairs, whose upper tail
-is taken to fall exponentially. As many of them as it lets expect above a threshold are false there
-(target-decoy estimate of the false discovery rate, Elias and Gygi 2007; tail over a threshold,
-Pickands 1975).
+is taken to fall exponentially, or normally if they are averages. As many of them as it lets expect
+above a threshold are false there (target-decoy estimate of the false discovery rate, Elias and Gygi
+2007; tail over a threshold, Pickands 1975; empirical null, Efron 2004).
 
 Shapes: n scores.
 """
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+
+# No estimate says that all are true.
+_SUREST = 0.9999
 
 Floats = NDArray[np.floating]
 
@@ -65,7 +69,34 @@ class Tail:
             return self.share * np.nan_to_num(np.exp(-self.rate * over), nan=1.0)
 
 
-def precisions(scores_n: Floats, tail: Tail, count: int | None = None) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Normal:
+    """Ordinary scores that are averages: normal above their median `start`.
+
+    Attributes:
+        start: a score.
+        deviation: 0 or more.
+    """
+
+    start: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores_n: Floats) -> Normal:
+        """From the median and the upper tenth's begin, so that the scores above may be anything."""
+        start, end = np.quantile(scores_n, [0.5, 0.9])
+        return cls(float(start), float(end - start) / float(norm.isf(0.1)))
+
+    def beyond(self, scores_n: Floats) -> NDArray[np.float64]:
+        """Share of ordinary scores above each of some scores."""
+        over = np.asarray(scores_n, np.float64) - self.start
+        found: NDArray[np.float64] = norm.sf(over / max(self.deviation, 1e-12))
+        return found
+
+
+def precisions(
+    scores_n: Floats, tail: Tail | Normal, count: int | None = None
+) -> NDArray[np.float64]:
     """For each score, the share of true ones to expect among the scores at least as high.
 
     It does not fall with the score. Below the tail's start it is 0.
@@ -81,7 +112,7 @@ def precisions(scores_n: Floats, tail: Tail, count: int | None = None) -> NDArra
     # As many are at least as high, equal ones included.
     observed = np.searchsorted(-falling, -falling, side="right")
     expected = count * tail.beyond(falling)
-    found = np.clip(1 - expected / np.maximum(observed, 1), 0, 1)
+    found = np.clip(1 - expected / np.maximum(observed, 1), 0, _SUREST)
     found[falling < tail.start] = 0
     # The best that any lower threshold reaches, from the lowest score up.
     found = np.maximum.accumulate(found[::-1])[::-1]

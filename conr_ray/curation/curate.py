@@ -56,7 +56,7 @@ def curated(
     else:
         told("pictures")
         thumbnails = pictures.thumbnails(samples.num_rows, folder)
-        broken.update(thumbnails.unread)
+        broken = {**thumbnails.unread, **broken}
         contrasts_n = thumbnails.contrasts_n
         blank = {
             row: float(contrasts_n[row])
@@ -81,7 +81,7 @@ def curated(
         sound_n = np.ones(samples.num_rows, bool)
         sound_n[list(samples.broken)] = False
         members = wrong_members(neighbors, samples.clusters_n, sound_n)
-        thresholds["wrong member"] = "as many votes as members of the other cluster get"
+        thresholds["wrong member"] = "votes nearly as strong as members of the other cluster get"
     return Findings(
         samples.num_rows, samples.keys, groups, far, members, blank, broken, thresholds, notes
     )

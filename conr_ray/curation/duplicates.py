@@ -30,6 +30,7 @@ _ORDINARY, _ORDINARY_PAIRS = 6, 8192
 _COPIED = 400
 # Likeness below which no pair is a duplicate, whatever it is compared with.
 _LEAST_LIKENESS = 0.935
+_NEARLY_EQUAL = 0.95
 # The rate of the tail where too few ordinary pairs are alike, per unit of `_stretched`.
 _RATE = 6.0
 # Distances below this are rounding.
@@ -96,9 +97,17 @@ def by_pixels(
     ordinary = _ordinary(neighbors, thumbnails, generator)
     tail = Tail.above(_stretched(ordinary), _stretched(np.array([CLOSE]))[0], _RATE)
     precisions_m = precisions(_stretched(found.scores_m), tail)
+    # Equal ones are copies, however much alike all others are.
+    equal = np.flatnonzero(found.scores_m > _NEARLY_EQUAL)
+    for start in range(0, len(equal), _ORDINARY_PAIRS):
+        some = equal[start : start + _ORDINARY_PAIRS]
+        pixels = (thumbnails.pixels_n[side[some]] for side in (left_m, right_m))
+        precisions_m[some[np.equal(*pixels).all((1, 2, 3))]] = 1
     copies = _planted(thumbnails, generator)
-    least = max(_LEAST_LIKENESS, threshold(found.scores_m, precisions_m, LEAST_PRECISION))
-    chosen = found.scores_m >= least
+    unequal = precisions_m < 1
+    least = threshold(found.scores_m[unequal], precisions_m[unequal], LEAST_PRECISION)
+    least = max(_LEAST_LIKENESS, least)
+    chosen = (found.scores_m >= least) | (precisions_m == 1)
     return Pairs(
         left_m[chosen],
         right_m[chosen],

@@ -17,6 +17,8 @@ from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, si
 
 # Neighbours whose contexts are averaged, and those that vote.
 _K2, _VOTERS = 5, 15
+# Share of the votes that members of a cluster get, which is enough elsewhere.
+_STRONG = 0.8
 _BLOCK = 65536
 
 
@@ -43,9 +45,9 @@ def wrong_members(
 ) -> WrongMembers:
     """Those whose contextual neighbours (paper section 3.2) vote for another cluster.
 
-    A vote counts if it is at least as strong as the cluster's own members get on average, so that
-    loose clusters need less: the threshold of confident learning (Northcutt et al. 2021) with votes
-    in place of a classifier's probabilities.
+    A vote counts if it is nearly as strong as what the cluster's own members get on average, so
+    that loose clusters need less: the threshold of confident learning (Northcutt et al. 2021) with
+    votes in place of a classifier's probabilities, eased to `_STRONG` of it.
 
     Args:
         neighbors: with the samples' nearest others.
@@ -58,7 +60,7 @@ def wrong_members(
     usual = np.bincount(places, own_n[known]) / np.maximum(np.bincount(places), 1)
     wanted = np.searchsorted(names, np.where(named_n >= 0, named_n, names[0] if len(names) else 0))
     strong = known & (named_n >= 0) & (other_n > own_n)
-    strong[strong] = other_n[strong] >= usual[wanted[strong]]
+    strong[strong] = other_n[strong] >= _STRONG * usual[wanted[strong]]
     rows = np.flatnonzero(strong)
     precision = other_n[rows] / (other_n[rows] + own_n[rows])
     rows = rows[np.lexsort((rows, -other_n[rows], -precision))]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conr_ray.curation.calibration import Tail, precisions, threshold
+from conr_ray.curation.calibration import Normal, precisions, threshold
 from conr_ray.curation.cells import Neighbors
 from conr_ray.curation.samples import Samples
 
-LEAST_PRECISION = 0.8
+LEAST_PRECISION = 0.7
 """Of all outliers that are reported together."""
 
 # Samples that stand for all; the share of them that a distance is averaged over.
@@ -53,8 +53,8 @@ def outliers(samples: Samples, neighbors: Neighbors, seed: int = 0) -> Outliers:
     The score is the mean distance to the nearest 5% of all (distance to a measure, Chazal et al.
     2011), estimated from a sample: small groups that are close to one another stay far. It is then
     averaged over the neighbours, thrice, so that a sample counts as far if those that are like it
-    are; its logarithm is compared with the upper half of all, whose tail tells how many are
-    expected above any threshold. Distances are between half-whitened vectors.
+    are; its logarithm is compared with the upper half of all, which tells how many are expected
+    above any threshold. Distances are between half-whitened vectors.
     """
     sound_n = np.ones(samples.num_rows, bool)
     sound_n[list(samples.broken)] = False
@@ -67,8 +67,7 @@ def outliers(samples: Samples, neighbors: Neighbors, seed: int = 0) -> Outliers:
     median = max(float(np.median(far_n[sound_n])), 1e-12)
     scores_n = np.log(np.maximum(far_n, 1e-12) / median)
     scores_n[~sound_n] = 0
-    tail = Tail.between(scores_n[sound_n], 0.5, 0.9)
-    precisions_n = precisions(scores_n, tail)
+    precisions_n = precisions(scores_n, Normal.of(scores_n[sound_n]))
     least = threshold(scores_n, precisions_n, LEAST_PRECISION)
     rows_m = np.flatnonzero((scores_n >= least) & sound_n)
     rows_m = rows_m[np.lexsort((rows_m, -scores_n[rows_m]))]
