@@ -103,9 +103,9 @@ class WholeSearch:
         def check(config: RunConfig) -> None:
             check_data(config, images, self.workers)
             model = config.model
-            start = (model.init, model.weights, model.backbone, model.stem, model.widths)
-            if (start, config.views.size) not in read:
-                read.add((start, config.views.size))
+            start = (model.init, model.weights, model.backbone, model.train, model.stem)
+            if (key := (*start, model.widths, config.views.size)) not in read:
+                read.add(key)
                 _check_start(config, images)
 
         check(self.space.config())
