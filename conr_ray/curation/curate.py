@@ -1,7 +1,8 @@
 """Look for everything that is to be cleaned in a set of samples.
 
-Memory holds a few numbers of each sample; vectors, thumbnails and neighbours lie in files of a
-folder that is deleted afterwards. Time is near-linear in the number of samples.
+Memory holds a few numbers of each sample, and the contexts of wrong members, if clusters are known;
+vectors, thumbnails and neighbours lie in files of a folder that is deleted afterwards. Time is
+near-linear in the number of samples.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from conr_ray.curation.cells import Neighbors
 from conr_ray.method.neighbors.contexts import Pool, contextual_lists
 from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
 
-# Neighbours whose contexts are averaged, and those that vote.
-_K2, _VOTERS = 5, 15
+# Neighbours that are a context, those whose contexts are averaged, and those that vote. Wider
+# contexts take six times the memory, 25 KB a sample.
+_K1, _K2, _VOTERS = 11, 3, 15
 # Share of the votes that members of a cluster get, which is enough elsewhere.
 _STRONG = 0.8
 _BLOCK = 65536
@@ -78,7 +79,7 @@ def _votes(
     keys_nk[rows_nk < 0] = EMPTY
     sound = torch.from_numpy(sound_n)
     keys_nk[~sound[rows_nk.clamp(min=0)]] = EMPTY
-    keys_nk = keys_nk.sort(dim=1, descending=True).values.contiguous()
+    keys_nk = keys_nk.sort(dim=1, descending=True).values[:, : _K1 - 1].contiguous()
     queries_q = sound.nonzero()[:, 0]
     pool = Pool(keys_nk, torch.ones(len(keys_nk)), sound)
     width = min(_VOTERS, len(queries_q) - 1)
