@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -91,6 +91,11 @@ class ParquetTable(Source):
         with file_errors(self._location.text):
             return int(self._file.metadata.num_rows)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file, as its end tells."""
+        return self._num_rows
+
     @cached_property
     def _kept(self) -> NDArray[np.bool_] | None:
         """Which rows of the file are read; None for all."""
@@ -153,6 +158,12 @@ class ParquetTable(Source):
                 f"choose from {listed(self._columns)}"
             )
         self._check_once(self.column_field, self._column)
+
+    def columns(self, names: Collection[str]) -> Any:
+        """Those of some whole columns that are there, once, as an Arrow table."""
+        found = [name for name in self._columns if name in names and self._columns.count(name) == 1]
+        with file_errors(self._location.text):
+            return self._file.read(columns=found)
 
     def _kept_parts(self) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
         """The column of samples part by part: first row, Arrow array, offsets of kept rows.

@@ -41,6 +41,13 @@ class VectorsSource(ParquetTable):
                 block = self._block(row, column.take(pa.array(offsets)), offsets)
             yield block
 
+    def blocks_with_problems(self) -> Iterator[tuple[NDArray[np.float32], list[str | None]]]:
+        """All vectors in order, and what is wrong with each, None for nothing; see `vectors_in`."""
+        for _, column, offsets in self._kept_parts():
+            with file_errors(self._location.text):
+                block = vectors_in(column.take(pa.array(offsets)), self._width)
+            yield block
+
     def check_column(self) -> None:
         """Raise UserError unless the column is there and holds vectors."""
         super().check_column()
