@@ -20,16 +20,17 @@ from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.evaluation import DataNeighbors, cluster_data
+from conr_ray.engine.evaluation import cluster_data
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.take_snapshot import take_snapshot
 from conr_ray.engine.trained_run import TrainedRun
-from conr_ray.engine.training_state import TrainingState
+from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.frameworks import OF_ALL_DATA, framework_names
 from conr_ray.method.neighbors.bank import MemoryBank, Neighborhood
+from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.neighbors.reranking import contextual_neighbors, euclidean_neighbors
 from on_gpu.stepper import Stepper, step_of
 
@@ -182,10 +183,11 @@ def _evaluation(device: torch.device) -> Tensors:
     found = cluster_data(
         config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1, warm_cd=None
     )
-    near = DataNeighbors.of(config.neighborhood, found.embeddings_bd, data.num_rows)
-    snapshot = take_snapshot(config.neighborhood, found, data, epoch=1, fraction=0.8)
-    assert snapshot is not None
-    scores = found.metrics(data.labels, embedder, 11, label_free=True) | near.metrics(data.labels)
+    near = DataNeighbors(neighborhood_of(config), found.embeddings_bd, data.num_rows)
+    snapshot = take_snapshot(near, found, data, epoch=1, fraction=0.8)
+    assert snapshot is not None and data.labels is not None
+    scores = found.metrics(data.labels, embedder, 11, label_free=True)
+    scores |= near.purities(torch.from_numpy(data.labels).to(device))
     fit = (found.embeddings_bd * found.centers_cd[found.clusters_n]).sum(1).mean()
     return {
         "embeddings": found.embeddings_bd,

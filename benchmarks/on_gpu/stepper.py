@@ -15,6 +15,7 @@ from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.training_state import TrainingState, neighborhood_of
 from conr_ray.method.frameworks.base import Framework, Step
+from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.stages.base import Stage
 from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
@@ -39,9 +40,10 @@ class Stepper:
         """With neighbours in all data, if need be those that the drawn weights find."""
         if self.config.neighborhood.pool == "batch":
             return GroupStage(self.state.bank)
-        stage = PairStage(neighborhood_of(self.config))
+        stage = PairStage(self.config.neighborhood.kind)
         embedder = Embedder(self.framework, self.inputs, self.how)
-        stage.find(embedder.plain(torch.arange(num_rows)), num_rows)
+        embeddings_nd = embedder.plain(torch.arange(num_rows))
+        stage.find(DataNeighbors(neighborhood_of(self.config), embeddings_nd, num_rows))
         return stage
 
     def fill_bank(self) -> None:
