@@ -3,6 +3,7 @@
 from conr_ray.config.building import build, check_value, override
 from conr_ray.config.declared import as_scalar, from_scalar, kind_of, typed
 from conr_ray.config.names import all_field_names, check_field, differences, field_names, get_field
+from conr_ray.config.networks import ModelConfig
 from conr_ray.config.reading import (
     from_yaml,
     load_config,
@@ -10,16 +11,12 @@ from conr_ray.config.reading import (
     parse_overrides,
     preset_names,
 )
+from conr_ray.config.samples import MOST_STORED_PIXELS, OWN_SIDE, DataConfig, ViewsConfig
 from conr_ray.config.sections import (
-    MOST_STORED_PIXELS,
-    OWN_SIDE,
     BankConfig,
-    DataConfig,
-    ModelConfig,
     NeighborhoodConfig,
     OptimConfig,
     TrackingConfig,
-    ViewsConfig,
 )
 from conr_ray.config.tree import RunConfig, mark_of, marked_fields, section_of, sections
 from conr_ray.config.yaml_text import dump_yaml, parse_yaml, read_yaml

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from conr_ray.config.declared import adapter, typed_tree
 from conr_ray.config.names import check_field, field_names
-from conr_ray.config.sections import ViewsConfig
+from conr_ray.config.samples import ViewsConfig
 from conr_ray.config.tree import RunConfig, marked_fields, sections
 from conr_ray.errors import UserError
 from conr_ray.fields import Section, short, shown

@@ -12,7 +12,7 @@ from typing import Any
 from conr_ray.config.building import build
 from conr_ray.config.declared import is_text, kind_of, typed, typed_tree
 from conr_ray.config.names import check_field
-from conr_ray.config.sections import ModelConfig
+from conr_ray.config.networks import ModelConfig
 from conr_ray.config.tree import RunConfig
 from conr_ray.config.yaml_text import NotYaml, Word, parse_yaml, read_yaml
 from conr_ray.errors import UserError

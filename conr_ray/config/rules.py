@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from conr_ray.config.sections import OWN_SIDE, ModelConfig, RunSections, ViewsConfig
+from conr_ray.config.networks import ModelConfig
+from conr_ray.config.samples import OWN_SIDE, ViewsConfig
+from conr_ray.config.sections import RunSections
 from conr_ray.fields import Section, short, shown
 from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
 from conr_ray.method.frameworks import OF_ALL_DATA, OF_BATCHES, framework_names

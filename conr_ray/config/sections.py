@@ -7,236 +7,25 @@ changes for other data sets. Frameworks declare their own sections in
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from conr_ray.config.cluster_numbers import checked_numbers
+from conr_ray.config.networks import ModelConfig
+from conr_ray.config.samples import DataConfig, ViewsConfig
 from conr_ray.fields import (
     Count,
-    Counts,
     Fraction,
     Mark,
-    Names,
     NonNegative,
     Positive,
-    Probability,
     Section,
     Whole,
 )
-from conr_ray.method.backbone_names import (
-    BACKBONE_NAMES,
-    HUB,
-    NONE,
-    PACKAGE,
-    TIMM,
-    embeds_once,
-    is_timm,
-)
 
-# Of an image in the decoded copy: no run trains on more, and a small file can ask for any number.
-_LARGEST_SIDE = 4096
-MOST_STORED_PIXELS = _LARGEST_SIDE**2
-
-_IMAGES = ("digits", "torchvision", "parquet", "folder")
-_FOR_IMAGES = Mark(used_by=("data.source", _IMAGES))
-_FOR_ALL = Mark(used_by=("data.source", (*_IMAGES, "vectors")))
-_TIMM_NAME = f"{TIMM}NAME"
 _GROUP_STAGE = Mark(stage="group")
-_STRENGTH = Mark(stage="group", used_by=_FOR_ALL.used_by)
-
-
 Numbers = Annotated[str, AfterValidator(checked_numbers)]
-_HEAD = Mark(used_by=("model.train", ("head",)))
-
-
-def _source(*names: str) -> Mark:
-    return Mark(used_by=("data.source", names))
-
-
-def _backbone(*names: str) -> Mark:
-    return Mark(used_by=("model.backbone", names))
-
-
-# Of a view for our own backbones, pixels.
-OWN_SIDE = 32
-
-_Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
-
-
-class DataConfig(Section):
-    """Where the images or vectors come from and how they are stored."""
-
-    source: Literal["digits", "torchvision", "parquet", "folder", "vectors"] = "torchvision"
-    name: Annotated[str | None, _source("torchvision")] = Field(
-        None, description="torchvision data set: cifar10, cifar100, ..."
-    )
-    path: Annotated[str | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
-        None, description="Parquet file, image folder or torchvision root"
-    )
-    download: Annotated[bool, _source("torchvision")] = Field(
-        False, description="let torchvision download missing files"
-    )
-    splits: Annotated[Names | None, _source("torchvision", "parquet", "vectors")] = Field(
-        None, description="splits to join; all if unset"
-    )
-    classes: Annotated[Names | None, _source("folder")] = Field(
-        None, description="sub-folders to read; all if unset"
-    )
-    image_column: Annotated[str, _source("parquet")] = Field(
-        "image", description="column of a Parquet file"
-    )
-    vector_column: Annotated[str, _source("vectors")] = Field(
-        "embedding", description="column of a Parquet file: lists of floats of equal length"
-    )
-    label_column: str | None = Field(
-        "label", description="for metrics, and for num_clusters if unset; null ignores labels"
-    )
-    limit: Count | None = Field(None, description="train on a fixed random subset of this size")
-    stored_size: Annotated[_Side | None, _FOR_IMAGES] = Field(
-        None, description="resize images to squares of this side, pixels; needed if sizes differ"
-    )
-    placement: Literal["device", "host"] = Field(
-        "device", description="keep all samples on the device, or memory-mapped on the host"
-    )
-    embedded_views: Annotated[int, Field(ge=0, le=1000), _HEAD] = Field(
-        0,
-        description="random views of each image that the backbone embeds beside the plain one; "
-        "training draws from them",
-    )
-
-    @property
-    def title(self) -> str:
-        """What people call the data: the name of the data set, or of the folder or file."""
-        if self.source == "torchvision" and self.name is not None:
-            return self.name
-        last = (self.path or "").rstrip("/").rpartition("/")[2]
-        return last.removesuffix(".parquet") or self.source
-
-
-class ViewsConfig(Section):
-    """The random views. An amplitude of 0 switches a transformation off."""
-
-    mark: ClassVar[Mark] = Mark(changeable=True, used_by=_FOR_IMAGES.used_by)
-
-    size: Annotated[Count | None, Mark(changeable=False)] = Field(
-        None,
-        description="side of a view, pixels; unset is 32, or what a model of timm was made for",
-    )
-    sizes: tuple[tuple[Whole, Count], ...] = Field(
-        (), description="epochs, and the side of training views from each on; size before the first"
-    )
-    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area")
-    crop_scale_group_stage: Annotated[tuple[Fraction, Fraction], _GROUP_STAGE] = (0.45, 1.0)
-    crop_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width over height")
-    flip_probability: Probability = Field(0.5, description="of a horizontal flip")
-    rotation: NonNegative = Field(0.0, description="maximum angle, radians")
-    zoom: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="maximum change of scale")
-    shear: NonNegative = Field(0.0, description="maximum shear, tangent of the angle")
-    shift: NonNegative = Field(0.0, description="maximum shift, in half widths")
-    jitter_probability: Probability = Field(0.8, description="of applying the next four changes")
-    brightness: NonNegative = Field(0.4, description="maximum deviation of the factor from 1")
-    contrast: NonNegative = Field(0.4, description="as brightness")
-    saturation: NonNegative = Field(0.4, description="as brightness; colour images only")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="maximum change, turns")
-    grayscale_probability: Probability = Field(0.2, description="colour images only")
-    blur_probability: Probability = Field(0.0, description="of a Gaussian blur")
-    blur_sigma: tuple[Positive, Positive] = Field(
-        (0.1, 2.0), description="standard deviation, pixels"
-    )
-    noise: Annotated[NonNegative, _FOR_ALL] = Field(
-        0.0, description="standard deviation of added noise; on pixels in 0-1 or scaled vectors"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1), _source("vectors")] = Field(
-        0.0, description="share of a vector's features set to their mean"
-    )
-    group_stage_strength: Annotated[float, Field(ge=0, le=2), _STRENGTH] = Field(
-        1.0, description="group stage: factor on all amplitudes except crop and blur"
-    )
-
-    def size_in(self, epoch: int) -> int | None:
-        """Side of a training view in `epoch`, pixels; None for a model's own."""
-        return next((side for first, side in reversed(self.sizes) if epoch >= first), self.size)
-
-    @classmethod
-    def unused_when_embedded(cls, num_views: int) -> frozenset[str]:
-        """Fields without effect on images that are embedded before training.
-
-        With `num_views` random views of each, those have none that say what changes during
-        training; without, none that say how images are changed.
-        """
-        of_training = {"sizes", "crop_scale_group_stage"}
-        of_vectors = {"noise", "dropout", "group_stage_strength"}
-        every = frozenset(cls.model_fields) - of_vectors - {"size"}
-        return frozenset(of_training) if num_views else every
-
-
-def _known_backbone(name: str) -> str:
-    """Refuse what is no backbone; whether timm has a model is for timm to say, later."""
-    if name in BACKBONE_NAMES or (is_timm(name) and name != TIMM):
-        return name
-    near = difflib.get_close_matches(name.lower(), BACKBONE_NAMES, n=1)
-    known = f"choose from {', '.join(BACKBONE_NAMES)} and {_TIMM_NAME}"
-    raise ValueError(f"no such backbone; {f'did you mean {near[0]}?' if near else known}")
-
-
-class ModelConfig(Section):
-    """The networks (paper section 3.1)."""
-
-    framework: str = Field(
-        "byol",
-        description="self-supervised framework; its own fields are in the section of its name",
-    )
-    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(
-        "resnet18",
-        description="resnet18, resnet34, convnet; mlp or identity for vectors; timm:NAME for any "
-        "model of timm, with its own size and colours of images",
-    )
-    weights: Annotated[str, _backbone(_TIMM_NAME)] = Field(
-        HUB,
-        description="what a model of timm begins with, unless init is set: hub (timm's own), "
-        "package:NAME (the file in an installed package), path or URI of a file, or none",
-    )
-    train: Annotated[
-        Literal["all", "last_blocks", "head"], _backbone("resnet18", "resnet34", _TIMM_NAME)
-    ] = Field(
-        "all",
-        description="which part of the backbone learns: all, its last stage and what follows, or "
-        "nothing, so that only the heads do; images then pass through a model of timm once, before "
-        "training",
-    )
-    stem: Annotated[Literal["cifar", "imagenet"], _backbone("resnet18", "resnet34")] = Field(
-        "cifar", description="cifar keeps the resolution"
-    )
-    widths: Annotated[Counts, _backbone("convnet", "mlp")] = Field(
-        (32, 64, 64, 128), description="channels of the convnet's layers, or widths of the mlp's"
-    )
-    head_hidden_dim: Count = Field(
-        4096, description="hidden width of projector and predictor, except SimSiam's predictor"
-    )
-    embedding_dim: Count = Field(256, description="output width of projector and predictor")
-    init: str | None = Field(
-        None,
-        description="weights to start from: folder or URI of a run, or a file .safetensors, .pt or "
-        ".pth of its export or with torchvision's names; drawn by the seed if unset",
-    )
-    norm_batch: Annotated[int, Field(ge=2)] | None = Field(
-        None,
-        description="rows whose statistics batch normalisation takes together; the global batch if "
-        "unset",
-    )
-
-    @property
-    def embeds_once(self) -> bool:
-        """`backbone_names.embeds_once`."""
-        return embeds_once(self.backbone, self.train, self.init)
-
-    @property
-    def weights_file(self) -> str | None:
-        """The path or URI of a file that `weights` is; None if it is none."""
-        named = self.weights in (HUB, NONE) or self.weights.startswith(PACKAGE)
-        return None if named else self.weights
 
 
 class ScheduleConfig(Section):

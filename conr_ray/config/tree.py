@@ -23,7 +23,8 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from conr_ray.config.rules import broken_rules
-from conr_ray.config.sections import OWN_SIDE, RunSections, ViewsConfig
+from conr_ray.config.samples import OWN_SIDE, ViewsConfig
+from conr_ray.config.sections import RunSections
 from conr_ray.config.yaml_text import dump_yaml
 from conr_ray.errors import UserError
 from conr_ray.fields import Mark, Section, short
