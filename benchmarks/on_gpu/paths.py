@@ -183,7 +183,7 @@ def _evaluation(device: torch.device) -> Tensors:
     found = cluster_data(
         config, embedder, num_rows=data.num_rows, num_clusters=10, epoch=1, warm_cd=None
     )
-    near = DataNeighbors(neighborhood_of(config), found.embeddings_bd, data.num_rows)
+    near = DataNeighbors(neighborhood_of(config), lambda: found.embeddings_bd, data.num_rows)
     snapshot = take_snapshot(near, found, data, epoch=1, fraction=0.8)
     assert snapshot is not None and data.labels is not None
     scores = found.metrics(data.labels, embedder, 11, label_free=True)

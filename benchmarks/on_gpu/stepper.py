@@ -42,8 +42,8 @@ class Stepper:
             return GroupStage(self.state.bank)
         stage = PairStage(self.config.neighborhood.kind)
         embedder = Embedder(self.framework, self.inputs, self.how)
-        embeddings_nd = embedder.plain(torch.arange(num_rows))
-        stage.find(DataNeighbors(neighborhood_of(self.config), embeddings_nd, num_rows))
+        near = neighborhood_of(self.config)
+        stage.find(DataNeighbors(near, lambda: embedder.plain(torch.arange(num_rows)), num_rows))
         return stage
 
     def fill_bank(self) -> None:

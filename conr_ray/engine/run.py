@@ -6,7 +6,7 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -203,15 +203,16 @@ class Run:
         if (found := (self.state.within or {}).get("neighbors")) is not None:
             stage.neighbors_mk = found
         elif stage.neighbors_mk is None or not self._is_frozen:
-            stage.find(self._neighbors(self._embedded()))
+            stage.find(self._neighbors(self._embedded))
 
-    def _neighbors(self, embeddings_bd: Tensor) -> DataNeighbors:
-        """Neighbours in the whole data set, of embeddings that this worker has its share of."""
+    def _neighbors(self, embed: Callable[[], Tensor]) -> DataNeighbors:
+        """Neighbours in the whole data set; `embed` gives this worker's share of embeddings."""
         if self._frozen_near is not None:
             return self._frozen_near
-        near = DataNeighbors(
-            neighborhood_of(self.config), embeddings_bd, self.data.num_rows, NUM_SHOWN
-        )
+        if self._is_frozen:
+            # Made anew for each search: they are as large as the data.
+            embed = self._embedded
+        near = DataNeighbors(neighborhood_of(self.config), embed, self.data.num_rows, NUM_SHOWN)
         if self._is_frozen:
             self._frozen_near = near
         return near
@@ -264,7 +265,7 @@ class Run:
         fraction = self.schedule.fraction(ended - 1)
         clustering = self._cluster()
         row |= self._scores(clustering)
-        near = self._neighbors(clustering.embeddings_bd)
+        near = self._neighbors(lambda: clustering.embeddings_bd)
         if ended == config.schedule.epochs:
             assignments = clustering.assignments(self.data, fraction)
             self._write_table("assignments", assignments)

@@ -44,7 +44,7 @@ def take_snapshot(
     """
     rows_m, embeddings_md = clustering.spread_sample(MOST_SAMPLES)
     if len(rows_m) < data.num_rows:
-        near = near.among(embeddings_md[share(len(rows_m))], len(rows_m))
+        near = near.among(lambda: embeddings_md[share(len(rows_m))], len(rows_m))
     labels = None if data.labels is None else data.labels[rows_m.cpu().numpy()]
     queries_q = _queries(len(rows_m), labels)
     found_qk = {

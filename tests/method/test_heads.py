@@ -69,7 +69,7 @@ def test_pairs_that_are_not_kept_do_not_count() -> None:
 def test_a_partner_is_one_of_the_neighbours_each_as_often() -> None:
     rows_nd = unit_rows(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
     stage = PairStage("euclidean")
-    stage.find(DataNeighbors(Neighborhood("euclidean", 1, 1, 5), rows_nd, 60))
+    stage.find(DataNeighbors(Neighborhood("euclidean", 1, 1, 5), lambda: rows_nd, 60))
     cosines_nn = rows_nd @ rows_nd.T
     wanted_nk = cosines_nn.topk(5).indices
     counts_nn = torch.zeros(60, 60)
@@ -88,7 +88,7 @@ def test_contextual_partners_are_those_of_the_reranking() -> None:
 
     rows_nd = unit_rows(torch.randn(80, 6, generator=torch.Generator().manual_seed(2)))
     stage = PairStage("contextual")
-    stage.find(DataNeighbors(Neighborhood("contextual", 12, 4, 6), rows_nd, 80))
+    stage.find(DataNeighbors(Neighborhood("contextual", 12, 4, 6), lambda: rows_nd, 80))
     assert stage.neighbors_mk is not None
     _, wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=6)
     assert torch.equal(stage.neighbors_mk.long(), wanted_nk)
@@ -114,7 +114,7 @@ def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
     framework.for_clusters(NUM_CLUSTERS)
     stage = PairStage("contextual", all_kept_from=0)
     near = Neighborhood("contextual", 20, 5, 10)
-    stage.find(DataNeighbors(near, unit_rows(rows_nd), 250))
+    stage.find(DataNeighbors(near, lambda: unit_rows(rows_nd), 250))
     optimizer = torch.optim.SGD(framework.param_groups()[1].parameters, lr=8.0, momentum=0.9)
     for number in range(150):
         step = stage.paired(Step(number, 150, 0, number, torch.arange(250), torch.arange(250)))
@@ -146,14 +146,14 @@ def test_neighbours_in_the_data_are_found_once_and_as_by_the_reranking(
         return contextual_neighbors(embeddings, **widths)
 
     monkeypatch.setattr(data_neighbors, "contextual_neighbors", counted)
-    near = DataNeighbors(Neighborhood("contextual", 12, 4, 6), rows_nd, 80, least=11)
+    near = DataNeighbors(Neighborhood("contextual", 12, 4, 6), lambda: rows_nd, 80, least=11)
     wanted_nk = contextual_neighbors(rows_nd, k1=12, k2=4, k=11)[1]
     for k in (None, 11, 3):
         assert torch.equal(near.rows("contextual", k), wanted_nk[:, : k or 6])
     assert searches == [11]
     assert torch.equal(near.of("contextual", torch.tensor([5, 2]), 4), wanted_nk[[5, 2], :4])
     assert searches == [11]
-    few = near.among(rows_nd[:9], 9)
+    few = near.among(lambda: rows_nd[:9], 9)
     assert torch.equal(
         few.rows("contextual", 11), contextual_neighbors(rows_nd[:9], k1=9, k2=4, k=9)[1]
     )

@@ -22,26 +22,27 @@ class DataNeighbors:
     """Neighbours among embeddings that are split over the workers."""
 
     def __init__(
-        self, near: Neighborhood, embeddings_bd: Tensor, num_rows: int, least: int = 1
+        self, near: Neighborhood, embed: Callable[[], Tensor], num_rows: int, least: int = 1
     ) -> None:
         """Search nothing yet.
 
         Args:
             near: k1, k2 and k; each is at most n here.
-            embeddings_bd: this worker's share of n.
+            embed: gives the embeddings (b, d), this worker's share of n; called for each search, so
+                that they need not be kept.
             num_rows: n.
             least: neighbours that are found, if k is less.
         """
         self._near, self._wanted = near, least
-        self._embeddings_bd, self._num_rows = embeddings_bd, num_rows
+        self._embed, self._num_rows = embed, num_rows
         self._k1 = min(near.k1, num_rows)
         self._k2, self._k = min(near.k2, self._k1), min(near.k, num_rows)
         self._least = min(max(least, near.k), num_rows)
         self._found_bk: dict[str, Tensor] = {}
 
-    def among(self, embeddings_bd: Tensor, num_rows: int) -> DataNeighbors:
+    def among(self, embed: Callable[[], Tensor], num_rows: int) -> DataNeighbors:
         """Neighbours found likewise among others."""
-        return DataNeighbors(self._near, embeddings_bd, num_rows, self._wanted)
+        return DataNeighbors(self._near, embed, num_rows, self._wanted)
 
     def rows(self, kind: str, k: int | None = None) -> Tensor:
         """Row numbers (b, k), the sample itself first; k is that of `near` unless given.
@@ -68,7 +69,7 @@ class DataNeighbors:
         search: Callable[..., tuple[Tensor, Tensor]] = euclidean_neighbors
         if kind == "contextual":
             search = partial(contextual_neighbors, k1=self._k1, k2=self._k2)
-        return search(self._embeddings_bd, k=k, num_rows=self._num_rows, queries_q=queries_q)[1]
+        return search(self._embed(), k=k, num_rows=self._num_rows, queries_q=queries_q)[1]
 
     def purities(self, labels_n: Tensor) -> dict[str, float]:
         """Share of each kind's neighbours with the sample's label, -1 where unknown.
