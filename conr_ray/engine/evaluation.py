@@ -24,9 +24,9 @@ from conr_ray.method.clustering.metrics import agreement
 from conr_ray.method.clustering.spread import effective_rank, mean_cosine
 from conr_ray.method.collectives import (
     all_gather_rows,
-    all_gather_varying,
     all_reduce_sum,
     broadcast_first,
+    evenly_spaced,
     share,
 )
 from conr_ray.method.keyed_random import fold
@@ -66,12 +66,7 @@ class DataClustering:
 
         The same on all workers.
         """
-        num_rows = len(self.clusters_n)
-        count = min(num_rows, most)
-        rows_m = torch.arange(count, device=self.clusters_n.device) * num_rows // count
-        mine = share(num_rows)
-        own_m = rows_m[(rows_m >= mine.start) & (rows_m < mine.stop)] - mine.start
-        return rows_m, all_gather_varying(self.embeddings_bd[own_m])
+        return evenly_spaced(self.embeddings_bd, len(self.clusters_n), most)
 
     def metrics(
         self,

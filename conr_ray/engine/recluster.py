@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.edits.log import JUNK, EditLog
+from conr_ray.engine.cluster_number import number_in
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder, as_lists, from_lists
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, cluster_embeddings
@@ -25,7 +26,7 @@ from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import UserError
 from conr_ray.method.clustering.corrections import corrected_clusters
-from conr_ray.method.clustering.number import LEAST_BOUND, NumberChoice, choose_number
+from conr_ray.method.clustering.number import LEAST_BOUND, NumberChoice
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import contextual_neighbors
 from conr_ray.method.stages.boundary import boundary_centers, center_lengths
@@ -102,13 +103,14 @@ class Reclustering:
         """
         total = self.data.num_rows
         numbers = numbers or range(2, min(LEAST_BOUND, total) + 1)
-        seed = fold(self.run.config.seed, "number")
-        try:
-            return choose_number(embeddings_nd, total, numbers[0], numbers[-1], seed=seed)
-        except ValueError as error:
-            raise UserError(
-                f"--clusters: {error}: the run tells its {self.data.what} not apart: train it anew"
-            ) from None
+        return number_in(
+            embeddings_nd,
+            total,
+            numbers,
+            self.run.config.seed,
+            "--clusters",
+            f"the run tells its {self.data.what} not apart: train it anew",
+        )
 
     def clustered(self, embeddings_nd: Tensor, num_clusters: int) -> DataClustering:
         """k-means as the run makes it: in its own number of clusters it finds the run's own."""

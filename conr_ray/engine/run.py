@@ -6,28 +6,28 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from conr_ray.config import RunConfig, from_yaml, override
+from conr_ray.config import RunConfig
 from conr_ray.config.cluster_numbers import numbers_of
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.engine.acceleration import Acceleration
-from conr_ray.engine.checkpoints import Position
 from conr_ray.engine.clusters_csv import write_clusters_csv
 from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.evaluation import DataClustering, cluster_data, neighbors_table
+from conr_ray.engine.evaluation import DataClustering, neighbors_table
 from conr_ray.engine.initial_weights import agreed_weights, record_backbone
-from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
-from conr_ray.engine.precision import settled_precision
+from conr_ray.engine.resume import read_newest, tell_again, with_settled_precision
+from conr_ray.engine.run_clusters import RunClusters
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.snapshot import Snapshot
@@ -36,11 +36,10 @@ from conr_ray.engine.step_figures import Pace, StepFigures
 from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import NUM_SHOWN, take_snapshot
 from conr_ray.engine.training_state import TrainingState, neighborhood_of
-from conr_ray.errors import RunFailed, RunStopped, UserError
+from conr_ray.errors import RunFailed, RunStopped
 from conr_ray.method import keyed_random
 from conr_ray.method.batch_norm import gathered_running_statistics
-from conr_ray.method.clustering.number import choose_number
-from conr_ray.method.collectives import broadcast_first, rank, share, world_size
+from conr_ray.method.collectives import rank, share, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.data_neighbors import DataNeighbors
@@ -78,9 +77,11 @@ class Run:
         self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
 
         self.last_epoch = span.until or config.schedule.epochs
-        self._saved, checkpoint = self._read_newest()
+        self._saved, checkpoint = read_newest(directory, span, self.last_epoch, device)
         self._pace = Pace()
-        self.config = config = self._settled(config, checkpoint)
+        self.config = config = with_settled_precision(
+            config, checkpoint, directory, data.row_shape, device
+        )
         self.acceleration = Acceleration.of(config.optim, device)
         self.inputs = make_inputs(config, data, device)
         self.inputs.compile(self.acceleration.compiled)
@@ -88,8 +89,9 @@ class Run:
         if self._numbers is not None and checkpoint is not None:
             least = checkpoint["num_clusters"]
         self._begin(least)
-        if self._numbers is not None and checkpoint is None and self._learns_centers:
-            self._begin(self._chosen_number(self._embedded()))
+        learns_centers = self.state.framework.cluster_centers is not None
+        if self._numbers is not None and checkpoint is None and learns_centers:
+            self._begin(self._clusters.number(self._clusters.embedded()))
         if checkpoint is not None:
             self.state.load(checkpoint, config, data.fingerprint)
         elif (weights := agreed_weights(config, device)) is not None:
@@ -114,34 +116,10 @@ class Run:
         """Make the state before the first step."""
         shape = self.data.row_shape
         self.state = TrainingState.create(self.config, shape, self.acceleration, num_clusters)
-        self._embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
-
-    @property
-    def _learns_centers(self) -> bool:
-        return self.state.framework.cluster_centers is not None
-
-    def _embedded(self) -> Tensor:
-        """The embeddings of this worker's share of the samples."""
-        local = share(self.data.num_rows)
-        return self._embedder.plain(torch.arange(local.start, local.stop))
-
-    def _chosen_number(self, embeddings_bd: Tensor) -> int:
-        """The number of clusters that shows in the embeddings."""
-        numbers = self._numbers
-        assert numbers is not None
-        seed = fold(self.config.seed, "number")
-        try:
-            choice = choose_number(
-                embeddings_bd, self.data.num_rows, numbers[0], numbers[-1], seed=seed
-            )
-        except ValueError as error:
-            raise UserError(
-                f"clustering.num_clusters={self.config.clustering.num_clusters}: {error}: give "
-                "the number"
-            ) from None
-        if rank() == 0:
-            logger.info("%s", choice.why)
-        return choice.num_clusters
+        embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
+        self._clusters = RunClusters(
+            self.config, self.data, self.schedule, self.state, embedder, self._numbers
+        )
 
     @property
     def num_trained(self) -> int:
@@ -197,13 +175,14 @@ class Run:
     def prepare(self, stage: Stage, epoch: int) -> None:
         """Find what the loss of `stage` reads of the whole data set in `epoch`."""
         if stage.needs_clusters(self.state.framework, epoch):
-            self.ensure_clusters()
+            with self._named_failures():
+                self._clusters.ensure()
         if not isinstance(stage, PairStage):
             return
         if (found := (self.state.within or {}).get("neighbors")) is not None:
             stage.neighbors_mk = found
         elif stage.neighbors_mk is None or not self._is_frozen:
-            stage.find(self._neighbors(self._embedded))
+            stage.find(self._neighbors(self._clusters.embedded))
 
     def _neighbors(self, embed: Callable[[], Tensor]) -> DataNeighbors:
         """Neighbours in the whole data set; `embed` gives this worker's share of embeddings."""
@@ -211,7 +190,7 @@ class Run:
             return self._frozen_near
         if self._is_frozen:
             # Made anew for each search: they are as large as the data.
-            embed = self._embedded
+            embed = self._clusters.embedded
         near = DataNeighbors(neighborhood_of(self.config), embed, self.data.num_rows, NUM_SHOWN)
         if self._is_frozen:
             self._frozen_near = near
@@ -234,18 +213,13 @@ class Run:
         """Random keys of the two views of a step."""
         return [fold(self.config.seed, "view", view, epoch, index) for view in (1, 2)]
 
-    def ensure_clusters(self) -> None:
-        """Find pseudo-labels unless the existing ones are from after the last epoch."""
-        if self.state.clustered_epoch != self.state.epoch:
-            self._cluster()
-
     def tell_what_was(self, observer: Observer) -> None:
         """Complete the files of an interrupted run, and report its earlier epochs."""
         state = self.state
         due = state.history and self.schedule.evaluated(state.epoch - 1)
         if due and state.clustered_epoch != state.epoch:
             # The run that it started from did not need these.
-            state.history[-1] = {**state.history[-1], **self._scores(self._cluster())}
+            state.history[-1] = {**state.history[-1], **self._clustered()[1]}
         if state.history and rank() == 0:
             # The run may have stopped after its checkpoint, before these were written.
             self.directory.write_metrics(state.history)
@@ -263,8 +237,8 @@ class Run:
         """
         config, ended = self.config, self.state.epoch
         fraction = self.schedule.fraction(ended - 1)
-        clustering = self._cluster()
-        row |= self._scores(clustering)
+        clustering, scores = self._clustered()
+        row |= scores
         near = self._neighbors(lambda: clustering.embeddings_bd)
         if ended == config.schedule.epochs:
             assignments = clustering.assignments(self.data, fraction)
@@ -331,82 +305,27 @@ class Run:
     def _stops_on_collapse(self) -> bool:
         return self.config.evaluation.on_collapse == "stop"
 
-    def _cluster(self) -> DataClustering:
-        state, choose = self.state, None
-        fresh = state.centers is None or self.schedule.evaluated(state.epoch - 1)
-        if self._numbers is not None and fresh and not self._learns_centers:
-            choose = self._chosen_number
-        try:
-            found = cluster_data(
-                self.config,
-                self._embedder,
-                num_rows=self.data.num_rows,
-                num_clusters=state.num_clusters,
-                epoch=state.epoch,
-                warm_cd=state.centers if self.schedule.continues(state.epoch - 1) else None,
-                learned_cd=state.framework.cluster_centers,
-                choose=choose,
-            )
-        except FloatingPointError as error:
-            raise RunFailed(
-                f"{error} after {state.epoch} epochs of {self._steps_per_epoch} steps; last good "
-                f"checkpoint: {self.last_checkpoint}; lower optim.lr"
-            ) from None
-        state.num_clusters = len(found.centers_cd)
-        state.pseudo_labels = found.clusters_n
-        state.centers, state.center_lengths = found.centers_cd, found.lengths_c
-        state.clustered_epoch = state.epoch
-        return found
-
-    def _scores(self, clustering: DataClustering) -> dict[str, float]:
-        number = {} if self._numbers is None else {"num_clusters": self.state.num_clusters}
-        key = fold(self.config.seed, "scores", self.state.epoch)
+    def _clustered(self) -> tuple[DataClustering, dict[str, float]]:
+        """The clusters of all samples after the trained epochs, and their scores."""
+        with self._named_failures():
+            found = self._clusters.find()
         ended = self.state.epoch
-        # Members of a population are compared after the last epoch of each span.
-        label_free = self.schedule.scored(ended - 1) or ended == self.last_epoch
         try:
-            scores = clustering.metrics(
-                self.data.labels, self._embedder, key, label_free=label_free
-            )
-            return {**number, **scores}
+            # Members of a population are compared after the last epoch of each span.
+            return found, self._clusters.scores(found, last=ended == self.last_epoch)
         except FloatingPointError as error:
             raise RunFailed(f"{error} after {ended} epochs: please report it") from None
 
-    def _read_newest(self) -> tuple[Position | None, dict[str, Any] | None]:
-        """The newest checkpoint up to the last epoch, the same one on all workers, and its place.
-
-        Without one of the run's own, that of its origin, if it has one, and None as its place.
-        """
-        known = self.directory.checkpoints() if rank() == 0 else []
-        newest = max((place for place in known if place <= (self.last_epoch, 0)), default=(0, 0))
-        agreed = broadcast_first(torch.tensor(newest, device=self._device)).tolist()
-        epoch, steps = int(agreed[0]), int(agreed[1])
-        if epoch or steps:
-            state = self.directory.load_checkpoint(epoch, self._device, steps)
-            return (epoch, steps), state
-        if self._span.origin is None:
-            return None, None
-        origin, epoch = self._span.origin
-        return None, origin.load_checkpoint(epoch, self._device)
-
-    def _settled(self, config: RunConfig, checkpoint: Mapping[str, Any] | None) -> RunConfig:
-        """`config` with the precision that the run keeps; the first worker writes it."""
-        if config.optim.precision != "auto":
-            return config
-        kept: str = "auto"
-        if checkpoint is not None:
-            config_then = from_yaml(checkpoint["config"], "the checkpoint's config", trusted=True)
-            kept = config_then.optim.precision
-            if kept == "auto" and self._device.type == "cpu":
-                # What it once stood for.
-                kept = "fp32"
-        elif rank() == 0 and (claimed := self.directory.read_config()) is not None:
-            kept = claimed.optim.precision
-        precision = settled_precision(config, kept, self.data.row_shape, self._device)
-        config = override(config, {"optim.precision": precision})
-        if rank() == 0:
-            self.directory.write_config(config)
-        return config
+    @contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """Turn embeddings that are not finite into the failure of the run."""
+        try:
+            yield
+        except FloatingPointError as error:
+            raise RunFailed(
+                f"{error} after {self.state.epoch} epochs of {self._steps_per_epoch} steps; last "
+                f"good checkpoint: {self.last_checkpoint}; lower optim.lr"
+            ) from None
 
     def _save(self, steps: int = 0, *, pinned: bool = False) -> None:
         """Write a checkpoint after the trained epochs and `steps` of the next one."""
@@ -430,12 +349,3 @@ class Run:
     def _write_table(self, name: str, table: pa.Table) -> None:
         if rank() == 0:
             self.directory.write_table(f"{name}.parquet", table)
-
-
-def tell_again(directory: RunDirectory, rows: Sequence[MetricRow], observer: Observer) -> None:
-    """Report a run that was already fully trained: its earlier observers may have died."""
-    snapshot = Snapshot.read(directory) if rank() == 0 else None
-    if snapshot is not None:
-        observer.snapshot(snapshot)
-    observer.inherit(rows)
-    observer.epoch(rows[-1])

@@ -86,6 +86,17 @@ def all_gather_varying(local: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def evenly_spaced(local: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
+    """At most `most` of `num_rows` rows, of which each worker has its share.
+
+    Returns their numbers (m,) and themselves, (m, ...); the same on all workers.
+    """
+    count, own = min(num_rows, most), share(num_rows)
+    rows_m = torch.arange(count, device=local.device) * num_rows // count
+    own_m = rows_m[(rows_m >= own.start) & (rows_m < own.stop)] - own.start
+    return rows_m, all_gather_varying(local[own_m])
+
+
 class _DifferentiableSum(torch.autograd.Function):
     """A sum over the workers whose gradient is the sum of all workers' gradients."""
 

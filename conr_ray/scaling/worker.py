@@ -11,7 +11,7 @@ from conr_ray.data.store import DataSet
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer, Observers
 from conr_ray.engine.profile import Profile
-from conr_ray.engine.run import tell_again
+from conr_ray.engine.resume import tell_again
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import train_from_trunk

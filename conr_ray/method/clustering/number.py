@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.clustering.merge_tree import Floats, Ints, MergeTree, links_between
-from conr_ray.method.collectives import all_gather_rows, all_reduce_sum, broadcast_first, share
+from conr_ray.method.collectives import all_gather_rows, broadcast_first, evenly_spaced, share
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.reranking import contextual_neighbors
 
@@ -97,7 +97,7 @@ def choose_number(
     """
     if not 2 <= least <= most <= num_rows:
         raise ValueError(f"{least}..{most} clusters of {num_rows} rows")
-    rows_nd = _sample(local_bd, num_rows)
+    _, rows_nd = evenly_spaced(local_bd, num_rows, MOST_ROWS)
     count, bound = len(rows_nd), max(LEAST_BOUND, most)
     if bool((rows_nd == rows_nd[0]).all()):
         raise ValueError("all rows are equal")
@@ -122,16 +122,6 @@ def choose_number(
     # On unequal hardware the last bit could differ, and with it what the workers do.
     votes_c = broadcast_first(torch.from_numpy(votes_c).to(local_bd.device)).cpu().numpy()
     return _chosen(votes_c / max(votes_c.sum(), 1.0), least, most)
-
-
-def _sample(local_bd: Tensor, num_rows: int) -> Tensor:
-    """At most `MOST_ROWS` of all rows, evenly spaced, the same on all workers."""
-    count, own = min(num_rows, MOST_ROWS), share(num_rows)
-    rows_m = torch.arange(count, device=local_bd.device) * num_rows // count
-    mine_m = (rows_m >= own.start) & (rows_m < own.stop)
-    rows_md = local_bd.new_zeros(count, local_bd.shape[1])
-    rows_md[mine_m] = local_bd[rows_m[mine_m] - own.start]
-    return all_reduce_sum(rows_md)
 
 
 def _centred(rows_nd: Tensor) -> Tensor:
