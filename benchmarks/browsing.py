@@ -55,7 +55,7 @@ def browse(folder: str) -> dict[str, float]:
     began = time.perf_counter()
     from starlette.testclient import TestClient
 
-    from conr_ray.browsing.collection import open_collection
+    from conr_ray.browsing.opened import open_collection
     from conr_ray.browsing.server import Server
     from conr_ray.browsing.session import Session
 

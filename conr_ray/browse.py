@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
             f"browse needs a package that is not installed ({error.name}): "
             'pip install "conr_ray[browse]"'
         ) from None
-    from conr_ray.browsing.collection import open_collection
+    from conr_ray.browsing.opened import open_collection
     from conr_ray.browsing.session import Session
 
     collection = open_collection(args.directory.rstrip("/") or "/", args.clusters)
@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m conr_ray.browse",
         description="Look at clusters, change and name them, on a page of this machine.",
     )
-    parser.add_argument("directory", metavar="DIR", help="folder of a run or of predictions")
+    parser.add_argument(
+        "directory", metavar="DIR", help="folder of a run, of predictions, or of conr_ray.curate"
+    )
     add_clusters_option(parser)
     parser.add_argument(
         "--port", type=int, default=0, help="of the page (default: one that is free)"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conr_ray.command_line import Parser, absolute, folder_option, make_console, run_command
 from conr_ray.errors import UserError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from conr_ray.curation.pictures import Pictures
     from conr_ray.curation.samples import Samples
 
-_TABLE, _PAGE = "curation.parquet", "curation.html"
+_PAGE, _COLUMN = "curation.html", "embedding"
 
 
 @folder_option("--out")
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     from conr_ray.cores import usable_cores
+    from conr_ray.curation.about import ABOUT, TABLE
     from conr_ray.curation.curate import curated
     from conr_ray.reporting.curation_page import curation_page
     from conr_ray.reporting.report_file import write_page
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
         samples, pictures, notes = _opened(args, folder)
         found = curated(samples, pictures, folder, lambda what: status.update(what))
         found.notes[:0] = notes
-        out.write_table(_TABLE, found.table())
+        out.write_table(TABLE, found.table())
+        out.write_text(ABOUT, json.dumps(_about(args, found.num_rows, pictures)) + "\n")
         status.update("page")
         page = write_page(curation_page(found, pictures, args.run or args.vectors), _place(out.uri))
     for line in found.notes:
@@ -47,11 +50,23 @@ def main(arguments: Sequence[str]) -> None:
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts().items())
     console.print(
         f"{found.num_rows:,} samples: {counts}",
-        f"findings: {out.uri}/{_TABLE}",
+        f"findings: {out.uri}/{TABLE}",
         f"page: {page}",
+        f"to go through them: python -m conr_ray.browse {out.uri}",
         sep="\n",
         soft_wrap=True,
     )
+
+
+def _about(args: argparse.Namespace, num_rows: int, pictures: Pictures | None) -> dict[str, Any]:
+    """What the findings are about."""
+    from conr_ray.curation.about import about
+
+    if args.run is not None:
+        return about(run=absolute(args.run).rstrip("/") or "/")
+    table = {"vectors": absolute(args.vectors), "column": args.column or _COLUMN}
+    where = {} if pictures is None else {"what": pictures.what, "images": absolute(pictures.place)}
+    return about(**table, num_rows=num_rows, **where)
 
 
 def _place(uri: str) -> str:
@@ -80,7 +95,7 @@ def _opened(args: argparse.Namespace, folder: Path) -> tuple[Samples, Pictures |
 
     if args.run is not None:
         return of_run(absolute(args.run).rstrip("/") or "/", args.data, folder)
-    samples = of_table(args.vectors, args.column or "embedding", folder)
+    samples = of_table(args.vectors, args.column or _COLUMN, folder)
     if args.images is None:
         return samples, None, []
     return samples, pictures_at(args.images, args.image_column or "image", samples.keys), []

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conr_ray.browsing.columns import Columns, Part, open_columns
@@ -26,23 +25,16 @@ from conr_ray.data.prepared import prepared_data
 from conr_ray.data.store import DataSet
 from conr_ray.edits.folder import fingerprint_of
 from conr_ray.engine.run_directory import RunDirectory
-from conr_ray.errors import UserError, one_line, printable
-from conr_ray.prediction.output import hashes
-from conr_ray.reporting.predicted_pictures import PredictedPictures
-from conr_ray.reporting.predictions_data import (
-    FORMAT,
-    Predicted,
-    is_prediction,
-    prediction_fingerprint,
-)
+from conr_ray.errors import UserError, one_line
 from conr_ray.reporting.sample_names import shown_path
 from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
-_PART_ROWS = 2**16
-# Between the name of a Parquet file and the row in it.
-_BETWEEN = "\n"
+PART_ROWS = 2**16
+"""Samples that are read at a time."""
+
 Embeddings = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 class Collection(ABC):
@@ -52,8 +44,9 @@ class Collection(ABC):
         folder: where a person's edits of these clusters are.
         columns: of the samples.
         title: what people call it.
-        run_uri: the folder of the run that made the clusters.
+        run_uri: the folder of the run that made the clusters; empty if none is known.
         num_clusters: of reclustered clusters; None if they are the run's own.
+        curation: where the findings of `conr_ray.curate` are, if there are any.
     """
 
     folder: Folder
@@ -61,6 +54,7 @@ class Collection(ABC):
     title: str
     run_uri: str
     num_clusters: int | None = None
+    curation: Folder | None = None
 
     def __init__(self) -> None:
         """Nothing is embedded yet."""
@@ -83,6 +77,18 @@ class Collection(ABC):
         Raises:
             UserError: they cannot be had.
         """
+
+    def rows_found(self, table: pa.Table) -> Rows:
+        """The rows of the samples of a table of `conr_ray.curate`, -1 where there is none."""
+        return self.rows_of(table.column("sample_id").to_numpy())
+
+    def rows_of(self, ids_m: Rows) -> Rows:
+        """The rows of samples by their ids, int64 (m,), -1 where there is none."""
+        ids_n = self.columns.ids_n
+        order_n = np.argsort(ids_n, kind="stable")
+        places_m = np.searchsorted(ids_n, ids_m, sorter=order_n)
+        found_m = order_n[np.minimum(places_m, len(ids_n) - 1)]
+        return np.where(ids_n[found_m] == ids_m, found_m, -1)
 
     def name(self, row: int) -> str:
         """What people call a sample."""
@@ -127,14 +133,25 @@ class Collection(ABC):
 class RunCollection(Collection):
     """The samples of a run that has ended, in its own clusters or in reclustered ones."""
 
-    def __init__(self, directory: RunDirectory, num_clusters: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        num_clusters: int | None = None,
+        curation: Folder | None = None,
+    ) -> None:
         """Read which samples are in which cluster.
+
+        Args:
+            directory: of the run.
+            num_clusters: of reclustered clusters; None for its own.
+            curation: where its findings are, unless in its own folder.
 
         Raises:
             UserError: the run has not ended, or has no such clusters.
         """
         super().__init__()
         self.directory, self.num_clusters = directory, num_clusters
+        self.curation = curation or directory
         self.run_uri = directory.uri
         config = directory.read_config()
         if config is None:
@@ -147,13 +164,13 @@ class RunCollection(Collection):
             self.folder = ClustersFolder.of(directory, num_clusters)
         self.title = f"{config.data.title}: {directory.uri.rpartition('/')[2]}"
         place = f"{self.folder.uri}/assignments.parquet"
-        file, version = _opened_table(self.folder, "assignments.parquet")
+        file, version = opened_table(self.folder, "assignments.parquet")
         if file is None:
             way = f"python -m conr_ray.recluster --run {directory.uri} --clusters {num_clusters}"
             remedy = "resume it to its end" if num_clusters is None else f"make it with {way}"
             raise UserError(f"{place}: there is none: {remedy}")
         self.columns = open_columns(
-            _key(place, version), lambda: _assigned(file), file.metadata.num_rows
+            key_of(place, version), lambda: _assigned(file), file.metadata.num_rows
         )
 
     @cached_property
@@ -202,118 +219,12 @@ class RunCollection(Collection):
         return run.state.centers.shape[1], (part.float().numpy(force=True) for part in found)
 
 
-class PredictionCollection(Collection):
-    """The images of a prediction."""
-
-    def __init__(self, directory: Folder) -> None:
-        """Read which images are in which cluster.
-
-        Raises:
-            UserError: it is of another version, or cannot be read.
-        """
-        super().__init__()
-        self.folder = directory
-        self.told = directory.read_json("prediction.json") or {}
-        if self.told.get("format") != FORMAT:
-            raise UserError(
-                f"{directory.uri}/prediction.json: format={self.told.get('format')}: this version "
-                f"reads {FORMAT}: use the version of conr_ray that wrote it"
-            )
-        self.run_uri = str(self.told.get("run", ""))
-        if self.told.get("reclustered"):
-            self.num_clusters = int(self.told["num_clusters"])
-        images = str(self.told.get("images", "")).rstrip("/").rpartition("/")[2]
-        self.title = f"{printable(images) or 'images'}: {directory.uri.rpartition('/')[2]}"
-        names = [n for n in directory.file_names("predictions") if n.endswith(".parquet")]
-        opened = [_opened_table(directory, f"predictions/{name}") for name in names]
-        self._files = [file for file, _ in opened if file is not None]
-        if not sum(file.metadata.num_rows for file in self._files):
-            raise UserError(f"{directory.uri} holds no predictions yet: let predict go on")
-        self.columns = open_columns(
-            _key(directory.uri, *(version for _, version in opened)),
-            self._parts,
-            sum(file.metadata.num_rows for file in self._files),
-        )
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the run and the images, so that edits hold when images are added."""
-        return prediction_fingerprint(self.told)
-
-    @cached_property
-    def _pictures(self) -> PredictedPictures:
-        return PredictedPictures({"what": "", "images": "", **self.told})
-
-    def _parts(self) -> Iterator[Part]:
-        for file in self._files:
-            there = file.schema_arrow.names
-            keys = [name for name in ("path", "file", "row") if name in there]
-            wanted = [*keys, "cluster", "boundary_ratio"]
-            for batch in file.iter_batches(_PART_ROWS, columns=wanted):
-                ids = hashes(pa.Table.from_batches([batch]), keys).view(np.int64)
-                columns = [batch.column(name).to_numpy() for name in wanted[-2:]]
-                yield ids, columns[0], columns[1], _names(batch)
-
-    def name(self, row: int) -> str:
-        """Its path, or where in a Parquet file it is."""
-        return self._predicted(row).name
-
-    def _predicted(self, row: int) -> Predicted:
-        assert self.columns.names is not None
-        text = self.columns.names[row].as_py()
-        if "path" in self._files[0].schema_arrow.names:
-            return Predicted(0, 0.0, path=text)
-        file, _, number = text.rpartition(_BETWEEN)
-        return Predicted(0, 0.0, file=file or None, row=int(number))
-
-    def pictures(self, rows: Sequence[int]) -> Mapping[int, bytes]:
-        """From where the images are."""
-        wanted = {self._predicted(row): row for row in rows}
-        return {wanted[image]: data for image, data in self._pictures.read(wanted).items()}
-
-    def embedded_parts(self) -> tuple[int, Iterator[Embeddings]]:
-        """Those that were written with the prediction."""
-        if not all("embedding" in file.schema_arrow.names for file in self._files):
-            raise UserError(
-                f"{self.folder.uri} holds no embeddings: predict with --embeddings --all to have "
-                "neighbours, splits, a map and search"
-            )
-        width = self._files[0].schema_arrow.field("embedding").type.list_size
-
-        def parts() -> Iterator[Embeddings]:
-            for file in self._files:
-                for batch in file.iter_batches(_PART_ROWS // 4, columns=["embedding"]):
-                    flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-                    yield np.asarray(flat, np.float32).reshape(-1, width)
-
-        return width, parts()
-
-
-def open_collection(uri: str, num_clusters: int | None = None) -> Collection:
-    """What is in a folder: a run, or predictions.
+def opened_table(folder: Folder, name: str) -> tuple[Any, str]:
+    """A Parquet file, memory-mapped if it is local, and what tells its content; None without.
 
     Raises:
-        UserError: neither, or it cannot be read.
+        UserError: it is damaged.
     """
-    directory = RunDirectory(uri)
-    if is_prediction(directory):
-        if num_clusters is not None:
-            raise UserError("--clusters chooses clusters of a run: leave it out for predictions")
-        return PredictionCollection(Folder(uri))
-    if directory.has("config.yaml"):
-        return RunCollection(directory, num_clusters)
-    inside = [f for f in directory.folder_names("") if directory.has(f"{f}/config.yaml")]
-    hint = f", such as {directory.uri}/{inside[-1]}" if inside else ""
-    if directory.has("space.yaml"):
-        hint = f": {directory.uri}/trials holds the runs of this search"
-    raise UserError(
-        f"{directory.uri} holds neither a run (config.yaml) nor predictions (prediction.json): "
-        f"give the folder of one{hint}"
-    )
-
-
-def _opened_table(folder: Folder, name: str) -> tuple[Any, str]:
-    """A Parquet file, memory-mapped if it is local, and what tells its content; None without."""
     place = f"{folder.uri}/{name}"
     try:
         if folder.is_local and "://" not in folder.uri:
@@ -332,21 +243,12 @@ def _opened_table(folder: Folder, name: str) -> tuple[Any, str]:
 def _assigned(file: Any) -> Iterator[Part]:
     with_names = "path" in file.schema_arrow.names
     wanted = ["sample_id", "cluster", "boundary_ratio", *(["path"] if with_names else [])]
-    for batch in file.iter_batches(_PART_ROWS, columns=wanted):
+    for batch in file.iter_batches(PART_ROWS, columns=wanted):
         columns = [batch.column(name).to_numpy() for name in wanted[:3]]
         names = batch.column("path") if with_names else None
         yield columns[0], columns[1], columns[2], names
 
 
-def _key(*parts: str) -> str:
+def key_of(*parts: str) -> str:
+    """What tells `open_columns` these samples from others."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _names(batch: Any) -> pa.Array:
-    """Where images are: the path, or the file if there are several, and the row."""
-    there = batch.schema.names
-    if "path" in there:
-        return batch.column("path")
-    rows = pc.cast(batch.column("row"), pa.string())
-    files = batch.column("file") if "file" in there else pa.array([""] * len(batch))
-    return pc.binary_join_element_wise(files, rows, _BETWEEN)

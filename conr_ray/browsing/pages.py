@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from conr_ray.browsing.session import Session
+from conr_ray.curation.about import TITLES
 from conr_ray.edits.log import JUNK
 from conr_ray.errors import UserError
 
@@ -88,6 +90,24 @@ class Pages:
         heading = session.called(cluster)
         return self._page("cluster", heading, back, said, rows=rows, others=others, **fields), rows
 
+    def found(self, kind: str, page: int, said: tuple[str, bool]) -> tuple[str, list[int]]:
+        """What was found of a kind and is left, in groups where it belongs together.
+
+        Raises:
+            UserError: nothing of this kind was found.
+        """
+        found = self._session.found(kind)
+        last = max(1, -(-len(found) // IMAGES_SHOWN))
+        page = min(max(1, page), last)
+        shown = found[(page - 1) * IMAGES_SHOWN : page * IMAGES_SHOWN]
+        groups = [list(some) for _, some in itertools.groupby(shown, lambda one: one.group)]
+        spare = sum(not one.keep for one in found)
+        place = f"/found/{kind.replace(' ', '-')}"
+        fields = {"kind": kind, "groups": groups, "spare": spare, "page": page, "last": last}
+        heading = TITLES[kind]
+        html = self._page("found", heading, f"{place}?page={page}", said, place=place, **fields)
+        return html, [one.row for one in shown]
+
     def image(self, row: int, said: tuple[str, bool]) -> tuple[str, list[int]]:
         """An image with its neighbours of both kinds.
 
@@ -144,6 +164,7 @@ class Pages:
                 session=self._session,
                 thumb=self.thumb,
                 junk=JUNK,
+                titles=TITLES,
                 **fields,
             )
             .lstrip()

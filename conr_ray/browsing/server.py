@@ -128,6 +128,7 @@ class Server:
             Route("/cluster/{number:path}", self._cluster, methods=get),
             Route("/image/{row:int}", self._image, methods=get),
             Route("/thumb/{key}/{row:int}", self._thumb, methods=get),
+            Route("/found/{kind}", self._found, methods=get),
             Route("/map", self._map, methods=get),
             Route("/points", self._points, methods=get),
             Route("/search", self._search_form, methods=get),
@@ -154,6 +155,10 @@ class Server:
         least = request.query_params.get("order") == "least"
         found = self.pages.cluster(number, _page(request), least, self._heard(request))
         return self._shown(*found)
+
+    def _found(self, request: Request) -> Response:
+        kind = request.path_params["kind"].replace("-", " ")
+        return self._shown(*self.pages.found(kind, _page(request), self._heard(request)))
 
     def _image(self, request: Request) -> Response:
         return self._shown(*self.pages.image(request.path_params["row"], self._heard(request)))
@@ -244,6 +249,7 @@ class Server:
             "rename": lambda: session.rename(clusters[0], fields.get("name", [""])[0]),
             "split": lambda: session.split(clusters[0]),
             "junk_cluster": lambda: session.junk_cluster(clusters[0]),
+            "junk_found": lambda: session.junk_found(fields.get("kind", [""])[0]),
             "junk": lambda: session.move(rows, JUNK),
             "move": lambda: session.move(rows, _into(fields.get("into", ["new"])[0])),
             "undo": session.undo,

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from conr_ray.browsing import near
 from conr_ray.browsing.collection import Collection
+from conr_ray.browsing.findings import Findings, Found
+from conr_ray.browsing.halves import in_two, mean_of
 from conr_ray.browsing.thumbnails import Thumbnails
 from conr_ray.edits.folder import read_edits, write_edits
 from conr_ray.edits.log import JUNK, Edit, called, sorted_ids, told
@@ -29,7 +31,6 @@ Rows = npt.NDArray[np.int64]
 # Contexts of the images of a prediction, whose run may be out of reach.
 _K1, _K2 = 20, 5
 _MAP_SAMPLES = 2000
-_SPLIT_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Session:
             )
         try:
             self.log = read_edits(folder, collection.fingerprint)
+            self.findings = Findings(collection)
         except BaseException:
             self._held.__exit__(None, None, None)
             raise
@@ -139,6 +141,17 @@ class Session:
         """The cluster of a row."""
         return int(self._clusters_n[self.checked_row(row)])
 
+    def found(self, kind: str) -> list[Found]:
+        """What `conr_ray.curate` has found of a kind and is left to look at.
+
+        Raises:
+            UserError: nothing of this kind was found.
+        """
+        with self._lock:
+            return self.findings.left(
+                kind, self._clusters_n.astype(np.int64), self.log, self.called
+            )
+
     def checked_row(self, row: int) -> int:
         """The row; a UserError if there is none of this number."""
         if not 0 <= row < len(self.collection.columns):
@@ -162,6 +175,11 @@ class Session:
         """Mark all samples of a cluster as junk."""
         self._span(cluster)
         return self._do(Edit("merge", (cluster,), JUNK))
+
+    def junk_found(self, kind: str) -> str:
+        """Mark all that is left of what was found of a kind as junk, but for copies to keep."""
+        with self._lock:
+            return self.move([one.row for one in self.found(kind) if not one.keep], JUNK)
 
     def rename(self, cluster: int, name: str) -> str:
         """Give a cluster a name; an empty one takes it away."""
@@ -197,7 +215,7 @@ class Session:
                 raise UserError(
                     f"split={self.called(cluster)}: it has one image: choose a larger cluster"
                 )
-            goes_m, centers_2d = _in_two(self.collection.embeddings_nd, np.sort(rows))
+            goes_m, centers_2d = in_two(self.collection.embeddings_nd, np.sort(rows))
             if centers_2d is None:
                 raise UserError(
                     f"split={self.called(cluster)}: its images are equal to the networks: choose "
@@ -236,7 +254,7 @@ class Session:
             return None
         rows = self.members(cluster, 0, self.size(cluster))
         stays = np.setdiff1d(rows, goes)
-        return np.stack([_mean(embeddings_nd, stays), _mean(embeddings_nd, goes)])
+        return np.stack([mean_of(embeddings_nd, stays), mean_of(embeddings_nd, goes)])
 
     # What a person asks.
 
@@ -283,6 +301,11 @@ class Session:
                 from conr_ray.prediction.samples import SampleForm
 
                 collection = self.collection
+                if not collection.run_uri:
+                    raise UserError(
+                        f"{collection.title}: vectors of no run, by which a picture could be "
+                        "placed: look for the neighbours of an image instead"
+                    )
                 run = TrainedRun.load(collection.run_uri, num_clusters=collection.num_clusters)
                 form = SampleForm(run.sample_shape, run.config.data.stored_size)
                 if form.kind == "vectors":
@@ -320,44 +343,3 @@ class Session:
         np.savez(buffer, rows=rows, positions=positions)
         path.write_bytes(buffer.getvalue())
         return rows, positions
-
-
-def _mean(embeddings_nd: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float32]:
-    total = np.zeros(embeddings_nd.shape[1], np.float64)
-    for part in np.array_split(np.sort(rows), -(-len(rows) // 2**14)):
-        total += embeddings_nd[part].sum(0, dtype=np.float64)
-    found: npt.NDArray[np.float32] = (total / len(rows)).astype(np.float32)
-    return found
-
-
-def _in_two(
-    embeddings_nd: npt.NDArray[np.float32], rows: Rows
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32] | None]:
-    """Spherical 2-means of some rows: which of them go, and both means; None if all are equal.
-
-    It begins with the sample that is farthest from the mean, and with that farthest from it.
-    """
-    mean_d = _mean(embeddings_nd, rows)
-    parts = np.array_split(rows, -(-len(rows) // 2**14))
-
-    def cosines(vectors_vd: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        unit_vd = vectors_vd / np.linalg.norm(vectors_vd, axis=1, keepdims=True).clip(1e-12)
-        return np.concatenate([embeddings_nd[part] @ unit_vd.T for part in parts])
-
-    first = rows[int(cosines(mean_d[None])[:, 0].argmin())]
-    away_m = cosines(np.array(embeddings_nd[[first]]))[:, 0]
-    if away_m.min() > 1 - 1e-6:
-        return np.zeros(len(rows), bool), None
-    centers_2d = np.array(embeddings_nd[[rows[int(away_m.argmin())], first]])
-    goes_m = np.zeros(len(rows), bool)
-    for _ in range(_SPLIT_ITERATIONS):
-        before_m, goes_m = goes_m, cosines(centers_2d).argmax(1) == 1
-        if goes_m.all() or not goes_m.any():
-            return np.zeros(len(rows), bool), None
-        # The smaller part goes, so that the number stays with most of the images.
-        if goes_m.mean() > 0.5:
-            goes_m = ~goes_m
-        centers_2d = np.stack([_mean(embeddings_nd, rows[m]) for m in (~goes_m, goes_m)])
-        if (goes_m == before_m).all():
-            break
-    return goes_m, centers_2d

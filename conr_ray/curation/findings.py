@@ -22,11 +22,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from conr_ray.curation.about import KINDS
 from conr_ray.curation.duplicates import Group
 from conr_ray.curation.members import WrongMembers
 from conr_ray.curation.outliers import Outliers
-
-KINDS = ("duplicate", "outlier", "wrong member", "blank", "broken")
 
 _SCHEMA = {
     "index": pa.int64(),

@@ -113,6 +113,14 @@ class EditLog:
                 found_n[order_n[places_m[there_m]]] = step.target
         return found_n
 
+    def merged(self, clusters_m: Ids) -> Ids:
+        """Where the clusters before all steps are now, by the merges alone, (m,)."""
+        found_m = np.array(clusters_m, np.int64)
+        for step in self.active:
+            if step.kind == "merge":
+                found_m[np.isin(found_m, step.clusters)] = step.target
+        return found_m
+
     def names(self) -> dict[int, str]:
         """Names by cluster, of those that have one. A merged cluster's name is free again."""
         found: dict[int, str] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from conr_ray.curation.about import KINDS, TITLES
 from conr_ray.curation.duplicates import Group
-from conr_ray.curation.findings import KINDS, Findings
+from conr_ray.curation.findings import Findings
 from conr_ray.curation.pictures import Pictures
 from conr_ray.reporting.blocks import (
     Block,
@@ -25,13 +26,6 @@ from conr_ray.reporting.sample_names import file_at, local_folder, shown_path
 
 # Groups and samples that are shown, samples of a group, and rows of a table.
 _MOST_GROUPS, _MOST_SAMPLES, _MOST_IN_GROUP, _MOST_ROWS = 24, 48, 8, 200
-_TITLES = {
-    "duplicate": "Duplicates",
-    "outlier": "Outliers",
-    "wrong member": "Wrong-looking members",
-    "blank": "Blank pictures",
-    "broken": "Broken samples",
-}
 _INTROS = {
     "duplicate": "Copies of one another but for crop, size, encoding or brightness. The first of a "
     "group has the most to show; the others can go.",
@@ -85,7 +79,7 @@ def curation_page(found: Findings, pictures: Pictures | None, title: str) -> Pag
     spare = sum(counts[kind] for kind in ("duplicate", "blank", "broken"))
     facts = [
         Fact("samples", f"{found.num_rows:,}"),
-        *(Fact(_TITLES[kind].lower(), f"{counts[kind]:,}") for kind in KINDS),
+        *(Fact(TITLES[kind].lower(), f"{counts[kind]:,}") for kind in KINDS),
     ]
     sections = [
         _section(found, "duplicate", _duplicates(found, shown)),
@@ -97,7 +91,7 @@ def curation_page(found: Findings, pictures: Pictures | None, title: str) -> Pag
         sections.append(_section(found, "blank", _blank(found, shown)))
     if found.broken:
         sections.append(
-            Section("broken", _TITLES["broken"], [_broken(found, shown)], _INTROS["broken"])
+            Section("broken", TITLES["broken"], [_broken(found, shown)], _INTROS["broken"])
         )
     if found.notes:
         sections.append(Section("notes", "Not looked at", [Note(line) for line in found.notes]))
@@ -110,7 +104,7 @@ def curation_page(found: Findings, pictures: Pictures | None, title: str) -> Pag
 def _section(found: Findings, kind: str, blocks: list[Block]) -> Section:
     limit = found.thresholds.get(kind)
     intro = _INTROS[kind] + (f" Threshold: {limit}." if limit else "")
-    return Section(kind.replace(" ", "-"), _TITLES[kind], blocks, intro)
+    return Section(kind.replace(" ", "-"), TITLES[kind], blocks, intro)
 
 
 def _duplicates(found: Findings, shown: _Shown) -> list[Block]:

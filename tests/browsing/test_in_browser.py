@@ -20,9 +20,15 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 
 
 @pytest.fixture
-def address(run: Path) -> Iterator[str]:
+def browsed(run: Path) -> Path:
+    """The folder that is browsed."""
+    return run
+
+
+@pytest.fixture
+def address(browsed: Path) -> Iterator[str]:
     """What the command prints."""
-    command = [sys.executable, "-m", "conr_ray.browse", str(run)]
+    command = [sys.executable, "-m", "conr_ray.browse", str(browsed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -138,3 +144,44 @@ def test_a_lasso(page: Page, by: str) -> None:
     accessible(page)
     page.get_by_role("button", name="Move the chosen").click()
     said(page, f"{inside} images")
+
+
+class TestFindings:
+    """Those of a run that was curated."""
+
+    @pytest.fixture
+    def browsed(self, curated: Path) -> Path:
+        return curated
+
+    def test_copies_and_blank_pictures_are_marked_as_junk(self, page: Page, browsed: Path) -> None:
+        page.get_by_role("link", name="Duplicates").click()
+        expect(page.locator("h1")).to_have_text("Duplicates")
+        accessible(page)
+        page.locator(".grid img").first.evaluate("image => image.decode()")
+        boxes = page.locator("input[name=row]")
+        count = boxes.count()
+        kept = page.locator("input.keep").count()
+        assert 0 < kept < count
+        # By keyboard: all copies that are shown, but none of those to keep.
+        page.get_by_role("button", name="Choose all shown").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("input[name=row]:checked")).to_have_count(count - kept)
+        expect(page.locator("input.keep:checked")).to_have_count(0)
+        page.get_by_role("button", name="Mark the chosen as junk").click()
+        said(page, f"moved {count - kept} images to junk")
+        expect(page.locator("main")).to_contain_text("Nothing is left")
+        page.get_by_role("button", name="Undo the last step").click()
+        said(page, "taken back")
+        expect(boxes).to_have_count(count)
+        page.get_by_role("button", name=f"Mark all {count - kept} copies as junk").click()
+        said(page, f"moved {count - kept} images to junk")
+        page.get_by_role("link", name="Blank pictures").click()
+        accessible(page)
+        page.locator("input[name=row]").check()
+        page.get_by_role("button", name="Mark the chosen as junk").click()
+        said(page, "moved 1 image to junk")
+        page.get_by_role("link", name="Wrong-looking members").click()
+        expect(page.get_by_role("heading", name="Rather in").first).to_be_visible()
+        accessible(page)
+        kinds = pq.read_table(browsed / "edits.parquet")["kind"].to_pylist()
+        assert kinds == ["move", "undo", "move", "move"]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conr_ray.browsing.collection import open_collection
+from conr_ray.browsing.opened import open_collection
 from conr_ray.browsing.session import Session
 from conr_ray.errors import UserError
 from tests.browsing.conftest import TOKEN, client_of

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from conr_ray.browsing.collection import open_collection
+from conr_ray.browsing.opened import open_collection
 from conr_ray.browsing.server import listening
 from conr_ray.browsing.session import Session
 from conr_ray.edits.log import JUNK

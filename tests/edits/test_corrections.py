@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import conr_ray.recluster
-from conr_ray.browsing.collection import open_collection
+from conr_ray.browsing.opened import open_collection
 from conr_ray.browsing.session import Session
 from conr_ray.edits.log import JUNK
 from conr_ray.engine.trained_run import TrainedRun

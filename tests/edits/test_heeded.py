@@ -11,7 +11,7 @@ import pytest
 
 import conr_ray.predict
 import conr_ray.report
-from conr_ray.browsing.collection import open_collection
+from conr_ray.browsing.opened import open_collection
 from conr_ray.browsing.session import Session
 from conr_ray.errors import UserError
 from conr_ray.estimator import Clusterer

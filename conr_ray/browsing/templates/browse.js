@@ -46,7 +46,7 @@ function begin() {
   for (const button of all("button.all")) {
     button.hidden = false;
     button.addEventListener("click", () => {
-      const boxes = all("input[name=row]", button.form);
+      const boxes = all("input[name=row]:not(.keep)", button.form);
       const on = !boxes.every((box) => box.checked);
       for (const box of boxes) box.checked = on;
       document.getElementById("said").textContent = on ? `${boxes.length} images are chosen` : "no image is chosen";
