@@ -255,6 +255,7 @@ def absolute_paths(config: RunConfig, apart: Collection[str] = ()) -> dict[str, 
     paths = {
         "data.path": config.data.path,
         "model.init": config.model.init,
+        "clustering.edits": config.clustering.edits,
         "model.weights": config.model.weights_file,
     }
     return {

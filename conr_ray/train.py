@@ -54,6 +54,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.config import override, parse_overrides
     from conr_ray.data.store import open_data
     from conr_ray.engine.data_checks import check_data
+    from conr_ray.engine.given_edits import check_given_edits
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.estimating.settings import fitted_to_few, told_of_few
@@ -79,7 +80,9 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         few = fitted_to_few(config, data.num_rows, parse_overrides(args.settings))
         config = override(config, few)
         _check_folder(config, directory, resume=args.resume)
-    check_data(config, data, workers)
+    least = check_data(config, data, workers)
+    if not config.embeds_once:
+        check_given_edits(config, data, directory, least)
     shape = trained_shape(config, data.row_shape, directory)
     may_begin_trained = config.model.init is not None or is_timm(config.model.backbone)
     if may_begin_trained and directory.newest_checkpoint() == (0, 0):
@@ -166,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         help="weights to start from: a run, or a file .safetensors, .pt or .pth; sets model.init",
     )
     parser.add_argument(
+        "--edits",
+        metavar="DIR",
+        help="folder of a run on the same samples that was changed with conr_ray.browse, or its "
+        "edits.parquet: what was merged, split, moved and marked as junk is learned from; sets "
+        "clustering.edits",
+    )
+    parser.add_argument(
         "--trunks",
         metavar="DIR",
         help="folder of trunks, such as a search's, or s3://...: start from the instance stage "
@@ -239,6 +249,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
         if "model.init" in overrides:
             raise UserError("--init sets model.init: leave out --set model.init")
         overrides["model.init"] = args.init
+    if args.edits is not None:
+        if "clustering.edits" in overrides:
+            raise UserError("--edits sets clustering.edits: leave out --set clustering.edits")
+        overrides["clustering.edits"] = args.edits
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:

@@ -102,6 +102,11 @@ class WholeSearch:
 
         def check(config: RunConfig) -> None:
             check_data(config, images, self.workers)
+            if config.clustering.edits is not None:
+                raise UserError(
+                    f"clustering.edits={config.clustering.edits}: a search does not learn from "
+                    "edits: leave it out, and train its best.yaml with --edits"
+                )
             model = config.model
             start = (model.init, model.weights, model.backbone, model.train, model.stem)
             if (key := (*start, model.widths, config.views.size)) not in read:

@@ -134,6 +134,12 @@ class ClusteringConfig(Section):
         8192,
         description="rows on which k-means starts are compared; more than the data set uses all",
     )
+    edits: str | None = Field(
+        None,
+        description="folder of a run on the same samples that a person has changed with "
+        "conr_ray.browse, or its edits.parquet, here or in a bucket: they steer pseudo-labels and "
+        "neighbours, and junk is not trained on",
+    )
     warm_start: Annotated[bool, Mark(stage="group", changeable=True)] = Field(
         True,
         description="group stage: k-means continues from the centres of the epoch before, unless a "

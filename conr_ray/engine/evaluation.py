@@ -14,11 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
+from conr_ray.method.clustering.corrections import heeded_clusters
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.clustering.metrics import agreement
 from conr_ray.method.clustering.spread import effective_rank, mean_cosine
@@ -31,6 +33,8 @@ from conr_ray.method.collectives import (
 )
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.data_neighbors import KINDS, DataNeighbors
+from conr_ray.method.neighbors.links import Links
+from conr_ray.method.neighbors.reranking import contextual_neighbors
 from conr_ray.method.stages.boundary import (
     boundary_centers,
     boundary_ratio,
@@ -41,6 +45,8 @@ from conr_ray.metric_names import RANGES
 
 # Of a mean of float32 numbers; more is an error.
 _ROUNDING = 1e-5
+CORRECTING = (50, 10, 20)
+"""k1, k2 and k of the graph on which corrections spread: see docs/log.md."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,42 @@ class DataClustering:
     centers_cd: Tensor
     lengths_c: Tensor
     boundary_centers_cd: Tensor
+
+    def heeding(self, links: Links, config: RunConfig, *, centers_follow: bool) -> DataClustering:
+        """The clusters brought in line with a person's word by `heeded_clusters`.
+
+        Its neighbours are contextual ones among all samples, whose number `CORRECTING` sets.
+        Called by all workers.
+
+        Args:
+            links: the person's word.
+            config: of the run.
+            centers_follow: let centres become the directions of the new clusters' means, without
+                junk; otherwise they stay, since the framework learns them.
+        """
+        num_rows, num_clusters = len(self.clusters_n), len(self.centers_cd)
+        near_nk = correcting_neighbors(self.embeddings_bd, num_rows)
+        clusters_n = heeded_clusters(self.clusters_n, near_nk, links, num_clusters)
+        clusters_n = broadcast_first(clusters_n)
+        centers_cd, own = self.centers_cd, share(num_rows)
+        if centers_follow:
+            counted_b = ~links.junk_n[own].to(clusters_n.device)
+            sums_cd = torch.zeros_like(centers_cd, dtype=torch.float64)
+            rows_bd = self.embeddings_bd[counted_b].double()
+            sums_cd = all_reduce_sum(sums_cd.index_add_(0, clusters_n[own][counted_b], rows_bd))
+            full_c1 = sums_cd.norm(dim=1, keepdim=True) > 0
+            centers_cd = torch.where(full_c1, normalize(sums_cd).to(centers_cd.dtype), centers_cd)
+            centers_cd = broadcast_first(centers_cd)
+        return DataClustering.of(config, self.embeddings_bd, clusters_n, centers_cd)
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, embeddings_bd: Tensor, clusters_n: Tensor, centers_cd: Tensor
+    ) -> DataClustering:
+        """Given clusters of all samples, and their centres of unit length."""
+        lengths_c = center_lengths(embeddings_bd, clusters_n[share(len(clusters_n))], centers_cd)
+        around_cd = boundary_centers(config.boundary.centers, centers_cd, lengths_c)
+        return cls(embeddings_bd, clusters_n, centers_cd, lengths_c, around_cd)
 
     def spread_sample(self, most: int) -> tuple[Tensor, Tensor]:
         """At most `most` rows of the data set, evenly spaced, (m,), and their embeddings (m, d).
@@ -220,11 +262,17 @@ def cluster_embeddings(
         )
         centers_cd, labels_b = clustering.centers_cd, clustering.labels_b
     clusters_n = all_gather_rows(labels_b, num_rows)
-    lengths_c = center_lengths(embeddings_bd, labels_b, centers_cd)
-    return DataClustering(
-        embeddings_bd,
-        clusters_n,
-        centers_cd,
-        lengths_c,
-        boundary_centers(config.boundary.centers, centers_cd, lengths_c),
+    return DataClustering.of(config, embeddings_bd, clusters_n, centers_cd)
+
+
+def correcting_neighbors(embeddings_bd: Tensor, num_rows: int) -> Tensor:
+    """The neighbours of all samples by which a person's corrections spread, (n, k) int64.
+
+    Each worker has its share of the embeddings; the samples themselves are not among them.
+    """
+    k1, k2, k = CORRECTING
+    k1 = min(k1, num_rows)
+    _, near_bk = contextual_neighbors(
+        embeddings_bd, k1=k1, k2=min(k2, k1), k=min(k + 1, num_rows), num_rows=num_rows
     )
+    return all_gather_rows(near_bk[:, 1:], num_rows)

@@ -20,7 +20,7 @@ from conr_ray.edits.log import JUNK, EditLog
 from conr_ray.engine.cluster_number import number_in
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder, as_lists, from_lists
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.evaluation import DataClustering, cluster_embeddings
+from conr_ray.engine.evaluation import DataClustering, cluster_embeddings, correcting_neighbors
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.trained_run import TrainedRun
@@ -28,14 +28,10 @@ from conr_ray.errors import UserError
 from conr_ray.method.clustering.corrections import corrected_clusters
 from conr_ray.method.clustering.number import LEAST_BOUND, NumberChoice
 from conr_ray.method.keyed_random import fold
-from conr_ray.method.neighbors.reranking import contextual_neighbors
-from conr_ray.method.stages.boundary import boundary_centers, center_lengths
 from conr_ray.storage.files import Folder
 
 # Rows of a stored part of the embeddings: a multiple of the embedder's batch.
 _PART_ROWS = 2**16
-# Of the graph on which corrections spread: see docs/log.md.
-_CONTEXT, _AVERAGED, _NEIGHBORS = 50, 10, 20
 
 
 @dataclass(frozen=True)
@@ -155,19 +151,13 @@ class Reclustering:
         clusters_n = torch.tensor([new.get(number, -1) for number in edited_n.tolist()])
         fixed_ids = [i for i, number in log.fixed().items() if number != JUNK]
         fixed_n = torch.from_numpy(np.isin(ids_n, fixed_ids)) & (clusters_n >= 0)
-        count = len(ids_n)
-        k1 = min(_CONTEXT, count)
-        _, near_nk = contextual_neighbors(
-            embeddings_nd, k1=k1, k2=min(_AVERAGED, k1), k=min(_NEIGHBORS + 1, count)
-        )
+        near_nk = correcting_neighbors(embeddings_nd, len(ids_n))
         found_n = corrected_clusters(
-            near_nk[:, 1:], clusters_n.to(near_nk.device), fixed_n, len(numbers)
+            near_nk, clusters_n.to(near_nk.device), fixed_n, len(numbers)
         ).to(embeddings_nd.device)
         sums_cd = embeddings_nd.new_zeros(len(numbers), embeddings_nd.shape[1])
         centers_cd = normalize(sums_cd.index_add_(0, found_n, embeddings_nd))
-        lengths_c = center_lengths(embeddings_nd, found_n, centers_cd)
-        around_cd = boundary_centers(self.run.config.boundary.centers, centers_cd, lengths_c)
-        found = DataClustering(embeddings_nd, found_n, centers_cd, lengths_c, around_cd)
+        found = DataClustering.of(self.run.config, embeddings_nd, found_n, centers_cd)
         names = {new[number]: name for number, name in log.names().items() if number in new}
         return found, names
 

@@ -24,6 +24,7 @@ from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, neighbors_table
+from conr_ray.engine.given_edits import agreed_edits
 from conr_ray.engine.initial_weights import agreed_weights, record_backbone
 from conr_ray.engine.observer import Observer
 from conr_ray.engine.resume import read_newest, tell_again, with_settled_precision
@@ -72,7 +73,9 @@ class Run:
         self._span, self._device = span, device
         least = check_data(config, data, world_size())
         self._numbers = numbers_of(config.clustering.num_clusters, data.num_rows)
-        self._steps_per_epoch = data.num_rows // config.optim.batch_size
+        self._links = agreed_edits(config, data, directory, least, device)
+        trained = data.num_rows if self._links is None else data.num_rows - self._links.num_junk
+        self._steps_per_epoch = trained // config.optim.batch_size
         self.local = share(config.optim.batch_size)
         self._positions_b = torch.arange(self.local.start, self.local.stop, device=device)
 
@@ -107,9 +110,15 @@ class Run:
         self._instance_stage = InstanceStage()
         weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
         self._group_stage: GroupStage | PairStage = (
-            PairStage(config.neighborhood.kind, weight, self._classes, self.schedule.all_kept_from)
+            PairStage(
+                config.neighborhood.kind,
+                weight,
+                self._classes,
+                self.schedule.all_kept_from,
+                self._links,
+            )
             if in_all_data
-            else GroupStage(self.state.bank, weight, self._classes)
+            else GroupStage(self.state.bank, weight, self._classes, self._links)
         )
 
     def _begin(self, num_clusters: int) -> None:
@@ -118,7 +127,13 @@ class Run:
         self.state = TrainingState.create(self.config, shape, self.acceleration, num_clusters)
         embedder = Embedder(self.state.framework, self.inputs, self.acceleration)
         self._clusters = RunClusters(
-            self.config, self.data, self.schedule, self.state, embedder, self._numbers
+            self.config,
+            self.data,
+            self.schedule,
+            self.state,
+            embedder,
+            self._numbers,
+            self._links,
         )
 
     @property
@@ -151,11 +166,13 @@ class Run:
     def steps(self, epoch: int, first: int = 0) -> Iterator[Step]:
         """The steps of an epoch from `first` on; an incomplete last batch is dropped.
 
-        Samples come in random order.
+        Samples come in random order, without those that a person has marked as junk.
         """
         config, state, num_global = self.config, self.state, self.config.optim.batch_size
         order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
         order = order.to(self._device)
+        if self._links is not None:
+            order = order[~self._links.junk_n[order]]
         centers_cd = state.boundary_centers(config.boundary.centers)
         for index in range(first, self._steps_per_epoch):
             rows_n = order[index * num_global : (index + 1) * num_global]

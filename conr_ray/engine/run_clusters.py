@@ -17,6 +17,7 @@ from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.collectives import share
 from conr_ray.method.keyed_random import fold
+from conr_ray.method.neighbors.links import Links
 
 
 class RunClusters:
@@ -30,6 +31,7 @@ class RunClusters:
         state: TrainingState,
         embedder: Embedder,
         numbers: range | None,
+        links: Links | None = None,
     ) -> None:
         """Find none yet.
 
@@ -40,7 +42,9 @@ class RunClusters:
             state: takes them.
             embedder: of the samples, with the networks of `state`.
             numbers: of clusters to choose from, None where the number is given.
+            links: a person's word on the samples.
         """
+        self._links = links
         self._config, self._data, self._schedule = config, data, schedule
         self._state, self._embedder, self._numbers = state, embedder, numbers
 
@@ -88,6 +92,8 @@ class RunClusters:
             learned_cd=self.learned_cd,
             choose=choose,
         )
+        if self._links is not None:
+            found = found.heeding(self._links, self._config, centers_follow=self.learned_cd is None)
         state.num_clusters = len(found.centers_cd)
         state.pseudo_labels = found.clusters_n
         state.centers, state.center_lengths = found.centers_cd, found.lengths_c

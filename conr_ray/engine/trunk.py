@@ -19,6 +19,8 @@ import torch
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
 from conr_ray.engine.checkpoints import described
+from conr_ray.engine.data_checks import check_data
+from conr_ray.engine.given_edits import agreed_edits, edits_digest, keep_edits
 from conr_ray.engine.initial_weights import agreed_weights
 from conr_ray.engine.loop import record_failure, train
 from conr_ray.engine.metric_rows import MetricRow
@@ -29,7 +31,7 @@ from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
 from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
-from conr_ray.method.collectives import broadcast_first, rank
+from conr_ray.method.collectives import broadcast_first, rank, world_size
 from conr_ray.method.phases import phase
 from conr_ray.storage.locks import Lock
 
@@ -61,7 +63,12 @@ def train_from_trunk(
         return train(config, data, directory, observer, device, span)
     try:
         weights = agreed_weights(config, device)
-        name = trunk_name(config, data.fingerprint, None if weights is None else weights.digest)
+        least = check_data(config, data, world_size())
+        links = agreed_edits(config, data, directory, least, device)
+        digest = None if weights is None else weights.digest
+        name = trunk_name(config, data.fingerprint, digest, edits_digest(links))
+        if rank() == 0:
+            keep_edits(links, data, store.directory(name))
         origin = _provide(store, name, config, epoch, data, device)
     except BaseException as error:
         record_failure(directory, error)

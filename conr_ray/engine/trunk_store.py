@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conr_ray.config import RunConfig
 from conr_ray.engine.run_directory import RunDirectory
@@ -25,11 +26,14 @@ from conr_ray.storage.locks import FileLocks, Locks
 RESULTS_VERSION = 2
 
 
-def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) -> str:
+def trunk_name(
+    config: RunConfig, fingerprint: str, weights: str | None = None, edits: str | None = None
+) -> str:
     """A hash that only runs on equal samples with the same instance stage share.
 
     Code enters by its versions only: a rewrite with the same results keeps its trunks. So do
-    initial weights, wherever they are: `weights` is their digest, if the run starts from any.
+    initial weights, wherever they are: `weights` is their digest, if the run starts from any, and
+    `edits` that of a person's word, if it learns from any.
 
     Raises:
         UserError: timm is not installed, or has no such model.
@@ -42,7 +46,7 @@ def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) 
     # Samples enter by their fingerprint.
     for section in ("data", "checkpoint", "tracking"):
         del tree[section]
-    del tree["model"]["init"], tree["model"]["weights"]
+    del tree["model"]["init"], tree["model"]["weights"], tree["clustering"]["edits"]
     # As it is without these fields; the first one is of the group stage alone.
     del tree["neighborhood"]["pool"]
     if tree["model"]["train"] == "all":
@@ -51,7 +55,9 @@ def trunk_name(config: RunConfig, fingerprint: str, weights: str | None = None) 
         # What an unset size stands for, and what another timm may know better.
         tree["views"] |= preparation_of(config.model.backbone, config.views.size).as_json()
     versions = [RESULTS_VERSION, framework_class(config.model.framework).version]
-    given = [] if weights is None else [weights]
+    given: list[Any] = [] if weights is None else [weights]
+    # Told apart from weights.
+    given += [] if edits is None else [{"edits": edits}]
     text = json.dumps([tree, fingerprint, versions, *given], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

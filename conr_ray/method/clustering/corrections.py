@@ -1,6 +1,6 @@
 """A person's corrections, spread to samples with similar contexts.
 
-Shapes: n samples, k neighbours, c clusters.
+Shapes: n samples, k neighbours, c clusters, g groups of samples that belong together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from conr_ray.method.neighbors.links import Links
 
 # Share of a sample's cluster that its neighbours decide, each time.
 _SHARE, _TIMES = 0.9, 30
@@ -50,3 +53,30 @@ def corrected_clusters(
         votes_nc = _SHARE * (graph @ votes_nc) + (1 - _SHARE) * first_nc
         votes_nc[fixed] = first_nc[fixed]
     return torch.from_numpy(votes_nc.argmax(1)).to(clusters_n.device)
+
+
+def heeded_clusters(
+    clusters_n: Tensor, neighbors_nk: Tensor, links: Links, num_clusters: int
+) -> Tensor:
+    """Clusters that were found without a person's word, brought in line with it, int64 (n,).
+
+    Each group becomes a cluster of its own: that which has most of it, so that all groups together
+    stay where they are for as many samples as can be (an assignment). From there it is
+    `corrected_clusters`: what the person's word is of stays, the rest follows its neighbours.
+
+    Args:
+        clusters_n: int64, from 0 to `num_clusters` - 1.
+        neighbors_nk: int64, without the sample itself.
+        links: of at most `num_clusters` groups.
+        num_clusters: c.
+    """
+    clusters, groups = clusters_n.numpy(force=True), links.groups_n.numpy(force=True)
+    said = groups >= 0
+    counts_gc = np.zeros((links.num_groups, num_clusters), np.int64)
+    np.add.at(counts_gc, (groups[said], clusters[said]), 1)
+    homes_g = linear_sum_assignment(counts_gc, maximize=True)[1]
+    begun = clusters.copy()
+    begun[said] = homes_g[groups[said]]
+    begun[links.junk_n.numpy(force=True)] = -1
+    begun_n = torch.from_numpy(begun).to(clusters_n.device)
+    return corrected_clusters(neighbors_nk, begun_n, links.fixed_n, num_clusters)

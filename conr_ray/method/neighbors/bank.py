@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 from conr_ray.method.collectives import share
 from conr_ray.method.neighbors.contexts import Pool, contextual_lists
 from conr_ray.method.neighbors.graph import Graph
+from conr_ray.method.neighbors.links import Links
 from conr_ray.method.neighbors.neighbor_lists import NeighborLists, first_marked
 from conr_ray.method.neighbors.pool import Neighborhood, Neighbors, Search, run_searches
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of
@@ -89,7 +90,9 @@ class MemoryBank:
         return self._graph.num_searched_anew
 
     @torch.no_grad()
-    def find(self, directions: Sequence[Tensor], sample_ids_n: Tensor) -> list[Neighbors]:
+    def find(
+        self, directions: Sequence[Tensor], sample_ids_n: Tensor, links: Links | None = None
+    ) -> list[Neighbors]:
         """The neighbours of the batch in the pool, for the keys of each view; then enqueue.
 
         The pool of a direction is its keys and the bank's rows, except older rows of the batch's
@@ -100,12 +103,13 @@ class MemoryBank:
         Args:
             directions: keys (n, d) of unit length of all workers, for each view.
             sample_ids_n: ids of the batch's samples, from 0, all different.
+            links: a person's word on who are neighbours and who are not.
         """
         keys = [keys_nd.float().nan_to_num(0.0, 0.0, 0.0) for keys_nd in directions]
         if not self.size:
             searches = [self._direction(keys_nd) for keys_nd in keys]
             run_searches(searches, self._shard)
-            return self._neighbors(searches, sample_ids_n)
+            return self._neighbors(searches, sample_ids_n, links)
         older_m = _members(self._ids_m, sample_ids_n)
         self._graph.drop(older_m)
         self._ids_m.masked_fill_(older_m, -1)
@@ -113,7 +117,7 @@ class MemoryBank:
         slots_r, leaving_m = self._choose_slots()
         rows_nd = normalize(torch.stack(keys).sum(0)).to(self._shard.rows_ld.dtype).float()
         enqueued = self._search(searches, rows_nd, slots_r, leaving_m)
-        found = self._neighbors(searches, sample_ids_n)
+        found = self._neighbors(searches, sample_ids_n, links)
         self._ids_m.masked_fill_(leaving_m, -1)
         self._enqueue(enqueued, slots_r, sample_ids_n)
         return found
@@ -183,11 +187,17 @@ class MemoryBank:
             torch.cat([search.numbers_n >= 0, search.numbers_m >= 0]),
         )
 
-    def _neighbors(self, searches: Sequence[Search], ids_n: Tensor) -> list[Neighbors]:
+    def _neighbors(
+        self, searches: Sequence[Search], ids_n: Tensor, links: Links | None
+    ) -> list[Neighbors]:
         """The neighbours found by each search, with their ids, ages and mean keys."""
+        found = self._numbers(searches)
+        if links is not None:
+            ids_b, ids_p = ids_n[share(len(ids_n))], torch.cat([ids_n, self._ids_m])
+            found = [links.heeded(numbers_bk, ids_b, ids_p) for numbers_bk in found]
         return [
             self._described(search, numbers_bk, ids_n)
-            for search, numbers_bk in zip(searches, self._numbers(searches), strict=True)
+            for search, numbers_bk in zip(searches, found, strict=True)
         ]
 
     def _described(self, search: Search, numbers_bk: Tensor, ids_n: Tensor) -> Neighbors:

@@ -17,6 +17,7 @@ from conr_ray.method.clustering.metrics import neighbor_matches
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 from conr_ray.method.neighbors.bank import MemoryBank, Neighbors
+from conr_ray.method.neighbors.links import Links
 from conr_ray.method.phases import phase
 from conr_ray.method.stages.base import Figures, Stage, with_scatter
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
@@ -29,7 +30,11 @@ class GroupStage(Stage):
     mild_views = True
 
     def __init__(
-        self, bank: MemoryBank, weight: float = 1.0, classes: Tensor | None = None
+        self,
+        bank: MemoryBank,
+        weight: float = 1.0,
+        classes: Tensor | None = None,
+        links: Links | None = None,
     ) -> None:
         """Use a neighbour pool.
 
@@ -37,8 +42,9 @@ class GroupStage(Stage):
             bank: the pool, which finds the neighbours and enqueues each batch.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
+            links: a person's word on neighbours.
         """
-        self.bank, self.weight, self.classes = bank, weight, classes
+        self.bank, self.weight, self.classes, self.links = bank, weight, classes, links
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
         """Always, for the boundary filter."""
@@ -59,7 +65,7 @@ class GroupStage(Stage):
         pools = [all_gather_rows(keys_bd, step.num_global) for keys_bd in reversed(outputs.keys)]
         started = time.perf_counter()
         with phase("neighbours"):
-            found = self.bank.find(pools, step.sample_ids_n)
+            found = self.bank.find(pools, step.sample_ids_n, self.links)
         elapsed_s = time.perf_counter() - started
         losses, kept = [], []
         for queries_bd, pool_nd, neighbors in zip(outputs.queries, pools, found, strict=True):

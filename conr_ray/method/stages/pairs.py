@@ -21,6 +21,7 @@ from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.frameworks.base import Framework, Outputs, Step
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.data_neighbors import DataNeighbors
+from conr_ray.method.neighbors.links import Links
 from conr_ray.method.stages.base import Figures, Stage, with_scatter
 from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
 
@@ -44,6 +45,7 @@ class PairStage(Stage):
         weight: float = 1.0,
         classes: Tensor | None = None,
         all_kept_from: int | None = None,
+        links: Links | None = None,
     ) -> None:
         """Use neighbours in the whole data set.
 
@@ -53,14 +55,21 @@ class PairStage(Stage):
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
             all_kept_from: epoch from which the boundary filter keeps all pairs, and needs no
                 clusters; None if there is none.
+            links: a person's word on neighbours.
         """
         self._kind, self._weight, self._classes = kind, weight, classes
-        self._all_kept_from = all_kept_from
+        self._all_kept_from, self._links = all_kept_from, links
         self.neighbors_mk: Tensor | None = None
 
     def find(self, near: DataNeighbors) -> None:
         """Find the neighbours of all samples."""
-        self.neighbors_mk = near.all_rows(self._kind).int()
+        rows_mk = near.all_rows(self._kind)
+        if self._links is not None:
+            ids_m1 = torch.arange(len(rows_mk), device=rows_mk.device)[:, None]
+            found_mk = self._links.to(rows_mk.device).heeded(rows_mk, ids_m1[:, 0], ids_m1[:, 0])
+            # What is left out counts as the sample itself, as a partner that tells nothing.
+            rows_mk = torch.where(found_mk < 0, ids_m1, found_mk)
+        self.neighbors_mk = rows_mk.int()
 
     def paired(self, step: Step) -> Step:
         """`step` with one neighbour of each sample, drawn by its key."""
