@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.method.neighbors.context_kernels import visiting_order
 
 _CELL_ROWS = 1024
 _SAMPLE_PER_CELL, _ITERATIONS = 40, 8
@@ -34,10 +35,12 @@ class Neighbors:
     Attributes:
         rows_nk: int32 (n, k), a file.
         similarities_nk: cosines, float32 (n, k), a file.
+        order_n: all vectors, similar ones close together.
     """
 
     rows_nk: NDArray[np.int32]
     similarities_nk: NDArray[np.float32]
+    order_n: NDArray[np.int64]
 
 
 def nearest(
@@ -74,7 +77,9 @@ def nearest(
             similarities_nk[some] = np.pad(
                 best.values.numpy(), ((0, 0), (0, missing)), constant_values=-np.inf
             )
-    return Neighbors(rows_nk, similarities_nk)
+    visited = visiting_order(cells.near)
+    order_n = np.concatenate([cells.rows(cell) for cell in visited.tolist()])
+    return Neighbors(rows_nk, similarities_nk, order_n)
 
 
 @dataclass(frozen=True)

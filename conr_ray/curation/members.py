@@ -16,11 +16,13 @@ from conr_ray.method.neighbors.contexts import Pool, contextual_lists
 from conr_ray.method.neighbors.rank_keys import EMPTY, numbers_of, rank_keys, similarities_of
 
 # Neighbours that are a context, those whose contexts are averaged, and those that vote. Wider
-# contexts take six times the memory, 25 KB a sample.
+# contexts take six times the memory.
 _K1, _K2, _VOTERS = 11, 3, 15
 # Share of the votes that members of a cluster get, which is enough elsewhere.
 _STRONG = 0.8
-_BLOCK = 65536
+# Rows whose votes are counted at a time, and how many times as many their contexts are sought in:
+# contexts take some 15 KB a row.
+_BLOCK, _SURROUNDED = 8192, 5
 
 
 @dataclass(frozen=True)
@@ -74,26 +76,15 @@ def _votes(
     neighbors: Neighbors, clusters_n: NDArray[np.int64], sound_n: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Share of the votes for a sample's own cluster and for the strongest other, and its name."""
-    rows_nk = torch.from_numpy(np.array(neighbors.rows_nk, np.int64))
-    keys_nk = rank_keys(torch.from_numpy(np.array(neighbors.similarities_nk)), rows_nk.clamp(min=0))
-    keys_nk[rows_nk < 0] = EMPTY
-    sound = torch.from_numpy(sound_n)
-    keys_nk[~sound[rows_nk.clamp(min=0)]] = EMPTY
-    keys_nk = keys_nk.sort(dim=1, descending=True).values[:, : _K1 - 1].contiguous()
-    queries_q = sound.nonzero()[:, 0]
-    pool = Pool(keys_nk, torch.ones(len(keys_nk)), sound)
-    width = min(_VOTERS, len(queries_q) - 1)
-    ((found_qk, _),) = contextual_lists(
-        [pool], queries_q, k2=min(_K2, 1 + keys_nk.shape[1]), width=width
-    )
-    weights_qk = similarities_of(found_qk).clamp(min=0).double().numpy()
-    named_qk = clusters_n[numbers_of(found_qk).clamp(min=0).numpy()]
-    weights_qk[named_qk < 0] = 0
     shape = len(clusters_n)
     own_n, other_n, names_n = np.zeros(shape), np.zeros(shape), np.full(shape, -1)
-    for start in range(0, len(queries_q), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        rows, weights, named = queries_q[part].numpy(), weights_qk[part], named_qk[part]
+    order = neighbors.order_n[sound_n[neighbors.order_n]]
+    width = min(_VOTERS, len(order) - 1)
+    for start in range(0, len(order), _BLOCK):
+        rows = np.sort(order[start : start + _BLOCK])
+        weights, voters = _voters(neighbors, rows, sound_n, width)
+        named = clusters_n[voters]
+        weights[named < 0] = 0
         total = np.maximum(weights.sum(1), 1e-12)
         own = named == clusters_n[rows][:, None]
         own_n[rows] = (weights * own).sum(1) / total
@@ -105,3 +96,65 @@ def _votes(
         other_n[rows] = np.maximum(strongest, 0) / total
         names_n[rows] = np.where(strongest > 0, named[np.arange(len(rows)), best], -1)
     return own_n, other_n, names_n
+
+
+def _voters(
+    neighbors: Neighbors, rows: NDArray[np.int64], sound_n: NDArray[np.bool_], width: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The contextual neighbours of some rows, with their weights, (b, width) each.
+
+    Contexts are those in `_surroundings`, and exact where that holds all of a context.
+    """
+    pool = _surroundings(neighbors, rows, sound_n)
+    rows_pk, keys_pk = _nearest_sound(neighbors, pool, sound_n)
+    inside_pk = np.searchsorted(pool, rows_pk).clip(max=len(pool) - 1)
+    there_pk = torch.from_numpy((pool[inside_pk] == rows_pk) & (rows_pk >= 0))
+    # Numbers within the pool rise with those of all rows, and so do the keys of equal cosines.
+    keys_pk = rank_keys(similarities_of(keys_pk), torch.from_numpy(inside_pk))
+    keys_pk[~there_pk] = EMPTY
+    keys_pk = keys_pk.sort(dim=1, descending=True).values.contiguous()
+    live_p = torch.ones(len(pool), dtype=torch.bool)
+    queries = torch.from_numpy(np.searchsorted(pool, rows))
+    ((found_bk, _),) = contextual_lists(
+        [Pool(keys_pk, torch.ones(len(pool)), live_p)],
+        queries,
+        k2=min(_K2, 1 + keys_pk.shape[1]),
+        width=width,
+    )
+    weights_bk = similarities_of(found_bk).clamp(min=0).double().numpy()
+    return weights_bk, pool[numbers_of(found_bk).clamp(min=0).numpy()]
+
+
+def _surroundings(
+    neighbors: Neighbors, rows: NDArray[np.int64], sound_n: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Rows, their nearest, the nearest of these and so on, sorted: at most `_SURROUNDED` times.
+
+    Where those are fewer than all, the last ones are left out.
+    """
+    most = min(_SURROUNDED * _BLOCK, int(sound_n.sum()))
+    taken_n = np.zeros(len(sound_n), bool)
+    taken_n[rows] = True
+    count, outer = len(rows), rows
+    while count < most and len(outer):
+        near, _ = _nearest_sound(neighbors, outer, sound_n)
+        # Of all rows the nearest first, then the second nearest.
+        near = near.T.ravel()
+        near = near[(near >= 0) & ~taken_n[near]]
+        _, first = np.unique(near, return_index=True)
+        outer = near[np.sort(first)][: most - count]
+        taken_n[outer] = True
+        count += len(outer)
+    return np.flatnonzero(taken_n)
+
+
+def _nearest_sound(
+    neighbors: Neighbors, rows: NDArray[np.int64], sound_n: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """The `_K1` - 1 nearest others that are sound, (b, k), -1 if there are fewer, and rank keys."""
+    near_bk = torch.from_numpy(np.array(neighbors.rows_nk[rows], np.int64))
+    similarities_bk = torch.from_numpy(np.array(neighbors.similarities_nk[rows]))
+    keys_bk = rank_keys(similarities_bk, near_bk.clamp(min=0))
+    keys_bk[(near_bk < 0) | ~torch.from_numpy(sound_n)[near_bk.clamp(min=0)]] = EMPTY
+    keys_bk = keys_bk.sort(dim=1, descending=True).values[:, : _K1 - 1]
+    return numbers_of(keys_bk).numpy(), keys_bk

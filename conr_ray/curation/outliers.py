@@ -52,15 +52,17 @@ def outliers(samples: Samples, neighbors: Neighbors, seed: int = 0) -> Outliers:
 
     The score is the mean distance to the nearest 5% of all (distance to a measure, Chazal et al.
     2011), estimated from a sample: small groups that are close to one another stay far. It is then
-    averaged over the neighbours, thrice, so that a sample counts as far if those that are like it
-    are; its logarithm is compared with the upper half of all, which tells how many are expected
-    above any threshold. Distances are between half-whitened vectors.
+    averaged over mutual neighbours, thrice, so that a sample counts as far if those that are like
+    it are. Others do not count: the lists of outliers hold ordinary samples too, which are near to
+    many (hubs, Radovanovic et al. 2010). The score's logarithm is compared with the upper half of
+    all, which tells how many are expected above any threshold. Distances are between half-whitened
+    vectors.
     """
     sound_n = np.ones(samples.num_rows, bool)
     sound_n[list(samples.broken)] = False
     far_n = _distances(samples, np.flatnonzero(sound_n), seed)
     near_nk = np.asarray(neighbors.rows_nk[:, : _NEAR - 1], np.int64)
-    usable_nk = (near_nk >= 0) & sound_n[near_nk]
+    usable_nk = (near_nk >= 0) & sound_n[near_nk] & _mutual(near_nk)
     for _ in range(_ROUNDS):
         sums = far_n + np.where(usable_nk, far_n[near_nk], 0).sum(1)
         far_n = sums / (1 + usable_nk.sum(1))
@@ -72,6 +74,16 @@ def outliers(samples: Samples, neighbors: Neighbors, seed: int = 0) -> Outliers:
     rows_m = np.flatnonzero((scores_n >= least) & sound_n)
     rows_m = rows_m[np.lexsort((rows_m, -scores_n[rows_m]))]
     return Outliers(scores_n, rows_m, precisions_n[rows_m], least)
+
+
+def _mutual(near_nk: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each sample is among the neighbours of its neighbours, (n, k)."""
+    found_nk = np.empty(near_nk.shape, bool)
+    for start in range(0, len(near_nk), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        rows_b11 = np.arange(start, start + len(near_nk[part]))[:, None, None]
+        found_nk[part] = (near_nk[near_nk[part]] == rows_b11).any(2)
+    return found_nk
 
 
 def _distances(samples: Samples, sound: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
+from conr_ray.curation import members
 from conr_ray.curation.calibration import Tail, precisions, threshold
 from conr_ray.curation.cells import nearest
 from conr_ray.curation.members import wrong_members
@@ -57,10 +58,10 @@ def test_a_small_close_group_from_elsewhere_is_far_though_its_members_are_near_e
     neighbors = nearest(samples.vectors_nd, 20, tmp_path / "near")
     found = outliers(samples, neighbors)
     near = -np.asarray(neighbors.similarities_nk)[:, 9]
-    assert average_precision_score(outer, found.scores_n) > 0.95
+    assert average_precision_score(outer, found.scores_n) > 0.99
     assert average_precision_score(outer, near) < 0.5
-    # Of the others some are strange digits.
-    assert outer[found.rows_m].mean() >= 0.5 and outer[found.rows_m].sum() >= 30
+    # The others may be strange digits.
+    assert outer[found.rows_m].mean() >= 0.95 and outer[found.rows_m].sum() == 40
 
 
 def test_members_of_a_cluster_whose_context_is_in_another_are_named(tmp_path: Path) -> None:
@@ -72,14 +73,50 @@ def test_members_of_a_cluster_whose_context_is_in_another_are_named(tmp_path: Pa
     neighbors = nearest(samples.vectors_nd, 20, tmp_path / "near")
     sound = np.ones(len(clusters), bool)
     found = wrong_members(neighbors, clusters, sound)
-    assert np.isin(moved, found.rows_m).mean() > 0.9
-    # Others are digits that even people take for another one.
-    assert np.isin(found.rows_m, moved).mean() > 0.6
+    assert np.isin(moved, found.rows_m).mean() > 0.95
+    # 12 to 14 others are found, the same whoever is moved: 5, 8 and 9 whose contexts are all, or
+    # nearly all, of 1, 3, 7 or 9. They look so in these pixels, so that votes cannot tell them from
+    # those that were moved; with as few as these the precision is at most 40 of 52 to 54.
+    assert np.isin(found.rows_m, moved).mean() > 0.75
+    others = found.rows_m[~np.isin(found.rows_m, moved)]
+    assert set(digits.target[others].tolist()) <= {3, 5, 8, 9}
     named = dict(zip(found.rows_m.tolist(), found.others_m.tolist(), strict=True))
     right = [named[row] == digits.target[row] for row in moved.tolist() if row in named]
+    # One or two of those that are moved look like a third digit.
     assert np.mean(right) >= 0.95
     unknown = np.full_like(clusters, -1)
     assert len(wrong_members(neighbors, unknown, sound).rows_m) == 0
+
+
+def test_votes_of_blocks_are_those_of_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_digits()
+    samples = of_vectors(digits.data.astype(np.float32), tmp_path)
+    monkeypatch.setattr("conr_ray.curation.cells._CELL_ROWS", 100)
+    neighbors = nearest(samples.vectors_nd, 20, tmp_path / "near")
+    assert sorted(neighbors.order_n.tolist()) == list(range(len(digits.data)))
+    clusters = digits.target.astype(np.int64).copy()
+    clusters[::40] = (clusters[::40] + 3) % 10
+    sound = np.ones(len(clusters), bool)
+    sound[5] = False
+    whole = members._votes(neighbors, clusters, sound)
+    sizes: list[int] = []
+    surroundings = members._surroundings
+
+    def counted(*arguments: Any) -> Any:
+        found = surroundings(*arguments)
+        sizes.append(len(found))
+        assert sound[found].all()
+        return found
+
+    monkeypatch.setattr(members, "_surroundings", counted)
+    monkeypatch.setattr(members, "_BLOCK", 150)
+    parts = members._votes(neighbors, clusters, sound)
+    assert len(sizes) == 12 and max(sizes) == 750
+    for left, right in zip(whole[:2], parts[:2], strict=True):
+        assert np.abs(left - right).mean() < 0.01 and np.quantile(np.abs(left - right), 0.95) < 0.05
+    assert (whole[2] == parts[2])[whole[1] > 0.2].mean() > 0.98
 
 
 def test_precision_is_what_the_tail_lets_expect() -> None:
