@@ -55,6 +55,10 @@ def test_the_tree_merges_what_is_linked_and_its_cuts_are_nested() -> None:
     assert tree.resolutions(grid).tolist() == [1, 3, 6]
 
 
+def test_more_than_thirty_are_found_in_a_range_that_holds_them() -> None:
+    assert _chosen(_blobs([40] * 45), 5, 60).num_clusters == 45
+
+
 @pytest.mark.parametrize("sizes", [[120] * 4, [60] * 12, [300, 150, 80, 60, 40]])
 def test_as_many_clusters_as_were_made_are_found(sizes: list[int]) -> None:
     choice = _chosen(_blobs(sizes))
