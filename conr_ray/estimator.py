@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from conr_ray.config import RunConfig, override
 from conr_ray.data.arrays import as_labels, data_set
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
+from conr_ray.engine.evaluation import found_again
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import Placement, TrainedRun
@@ -210,6 +212,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             placed.embeddings_nd,
             run.embedder(run.inputs(rows)),
             fold(run.config.seed, "scores", run.state.epoch),
+            partial(found_again, run.config, len(centers_cd)),
         )
         return scores["neighbor_consistency"]
 

@@ -11,13 +11,15 @@ AGREEMENT_WITH_LABELS = {
     "nmi": "normalised mutual information of clusters and classes",
     "ari": "adjusted Rand index of clusters and classes",
 }
+BALANCED = {"balanced_acc": "ACC as the mean over classes, so that rare ones count as much"}
 # The first is the one to judge by: see docs/label_free.md.
 LABEL_FREE_SCORES = {
     "neighbor_consistency": "mutual information of the clusters of samples and their neighbours",
-    "label_free": "mean of this section's four other scores",
+    "label_free": "mean of the silhouette and of the agreement of views, neighbours and starts",
     "silhouette": "how much closer samples are to their own centre than to the next nearest",
     "view_agreement": "mutual information of the clusters of samples and their perturbed copies",
-    "restart_agreement": "mutual information of k-means clusters from two random starts",
+    "restart_agreement": "mutual information of clusters from two random starts",
+    "neighbor_stability": "share of neighbours that are in the sample's cluster, mean of clusters",
 }
 SPREAD = {
     "effective_rank": "number of directions that the embeddings use; 1 if they coincide",
@@ -47,14 +49,16 @@ TIMES = {
 }
 
 # What a search can optimise: agreement with labels, label-free scores, and the cost of a run.
-LABELLED_METRICS = (*AGREEMENT_WITH_LABELS, "neighbor_purity")
+LABELLED_METRICS = (*AGREEMENT_WITH_LABELS, *BALANCED, "neighbor_purity")
 LABEL_FREE_METRICS = (*LABEL_FREE_SCORES, "loss")
 COST_METRICS = ("train_time_s",)
 MADE_SMALL = ("loss", *COST_METRICS)
 
 # Least and greatest value, whatever the embeddings are.
 RANGES = {
-    **dict.fromkeys((*AGREEMENT_WITH_LABELS, *LABEL_FREE_SCORES, *WHOLE_DATA), (0.0, 1.0)),
+    **dict.fromkeys(
+        (*AGREEMENT_WITH_LABELS, *BALANCED, *LABEL_FREE_SCORES, *WHOLE_DATA), (0.0, 1.0)
+    ),
     "ari": (-0.5, 1.0),
     "label_free": (-0.25, 1.0),
     "silhouette": (-1.0, 1.0),
@@ -65,6 +69,7 @@ RANGES = {
 
 MEANINGS = {
     **AGREEMENT_WITH_LABELS,
+    **BALANCED,
     **LABEL_FREE_SCORES,
     **SPREAD,
     **TRAINING,

@@ -65,7 +65,14 @@ class DataConfig(Section):
     label_column: str | None = Field(
         "label", description="for metrics, and for num_clusters if unset; null ignores labels"
     )
-    limit: Count | None = Field(None, description="train on a fixed random subset of this size")
+    imbalance: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="train on a long tail of a labelled set: the first class keeps this many times "
+        "the samples of the last, those between fall exponentially; 10 and 100 are usual",
+    )
+    limit: Count | None = Field(
+        None, description="train on a fixed random subset of this size, of what imbalance leaves"
+    )
     stored_size: Annotated[_Side | None, _FOR_IMAGES] = Field(
         None, description="resize images to squares of this side, pixels; needed if sizes differ"
     )

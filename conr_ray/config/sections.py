@@ -20,6 +20,7 @@ from conr_ray.fields import (
     Mark,
     NonNegative,
     Positive,
+    Probability,
     Section,
     Whole,
 )
@@ -72,6 +73,11 @@ class BoundaryConfig(Section):
     mark: ClassVar[Mark] = Mark(stage="group", changeable=True)
 
     initial_fraction: Fraction = Field(0.8, description="share of the batch kept at group_start")
+    per: Literal["batch", "cluster"] = Field(
+        "batch",
+        description="what the share is of: the batch, which may filter out rare clusters as a "
+        "whole, or the samples of each cluster in it",
+    )
     centers: Literal["unit", "mean"] = Field(
         "unit",
         description="what distances are measured from: centres of unit length, or the means of the "
@@ -121,18 +127,24 @@ class OptimConfig(Section):
 
 
 class ClusteringConfig(Section):
-    """k-means on target embeddings: pseudo-labels and final clusters."""
+    """Clustering of target embeddings: pseudo-labels and final clusters."""
 
+    kind: Literal["kmeans", "cut"] = Field(
+        "kmeans",
+        description="kmeans as in the paper, for clusters of about equal sizes, or cut, the "
+        "normalised cut of the graph of contextual neighbours, for unequal ones",
+    )
     num_clusters: Annotated[int, Field(ge=2)] | Numbers | None = Field(
         None,
         description="a number; auto (2 to 30) or a range, `5..30`: chosen without labels; if "
         "unset, the number of labelled classes",
     )
-    restarts: Count = Field(10, description="k-means++ starts; the best is kept")
-    max_iterations: Count = Field(100, description="per start")
+    restarts: Count = Field(10, description="random starts; the best is kept")
+    max_iterations: Count = Field(100, description="of kmeans: per start")
     start_rows: Count = Field(
         8192,
-        description="rows on which k-means starts are compared; more than the data set uses all",
+        description="rows on which k-means starts are compared, or that the cut is found on; more "
+        "than the data set uses all",
     )
     edits: str | None = Field(
         None,
@@ -142,8 +154,13 @@ class ClusteringConfig(Section):
     )
     warm_start: Annotated[bool, Mark(stage="group", changeable=True)] = Field(
         True,
-        description="group stage: k-means continues from the centres of the epoch before, unless a "
-        "fresh start fits better; after the last epoch all restarts are made",
+        description="group stage: clustering continues from the centres of the epoch before, "
+        "k-means unless a fresh start fits better; after the last epoch all restarts are made",
+    )
+    evenness: Annotated[Probability, Mark(stage="group", changeable=True)] = Field(
+        0.0,
+        description="group stage: how batches are drawn; 0 sees each sample once an epoch, 1 all "
+        "clusters equally often, and between, samples by the size of their cluster ** -evenness",
     )
 
 

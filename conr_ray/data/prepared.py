@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 from conr_ray.config import DataConfig
-from conr_ray.data.store import DataSet, _load, _subset, default_cache_dir
+from conr_ray.data.store import DataSet, _load, default_cache_dir
+from conr_ray.data.subset import BESIDE_THE_COPY, chosen_part
 from conr_ray.storage.sealed import Damaged
-
-# Fields that do not affect what is decoded.
-_BESIDE_THE_COPY = {"limit", "placement", "download"}
 
 
 def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet | None:
@@ -19,9 +17,9 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
     Unlike `open_data` it does not check whether the source has changed or still exists.
 
     Raises:
-        UserError: `data.limit` exceeds the number of samples.
+        UserError: `data.limit` exceeds the number of samples, or `data.imbalance` finds no labels.
     """
-    wanted = config.model_dump(mode="json", exclude=_BESIDE_THE_COPY)
+    wanted = config.model_dump(mode="json", exclude=BESIDE_THE_COPY)
     root = default_cache_dir() if cache_dir is None else cache_dir
     for path in sorted(root.glob("*/meta.json"), key=_written_at, reverse=True):
         try:
@@ -32,7 +30,7 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
         # Another version's copy, one being deleted, or a damaged one, which may hold any JSON.
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, Damaged):
             continue
-        return images if config.limit is None else _subset(images, config.limit)
+        return chosen_part(images, config)
     return None
 
 

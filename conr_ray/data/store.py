@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,7 @@ from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
 from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
+from conr_ray.data.subset import BESIDE_THE_COPY, chosen_part
 from conr_ray.errors import UserError, one_line
 from conr_ray.storage import disk
 from conr_ray.storage.sealed import Damaged, seal, unseal
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 # Part of every copy's name, and in it: increase it when the format of the files below changes.
 _FORMAT_VERSION = 3
 _META = "meta.json"
-_SUBSET_KEY = 20230923
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +110,8 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     """The samples of `config`, from the copy in `cache_dir`, which is made if missing.
 
     `cache_dir` defaults to $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
-    Any number of processes may call it at once: one decodes, the others wait. With `data.limit`
-    the samples are a random subset in their original order, copied into memory; it depends only on
-    the limit and the size of the whole set, and a smaller subset is part of a larger one.
+    Any number of processes may call it at once: one decodes, the others wait. With `data.limit` or
+    `data.imbalance` they are `chosen_part` of it.
 
     Raises UserError if the source cannot be read, `data.limit` exceeds it, or the cache cannot
     be written.
@@ -129,7 +128,7 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
                 f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
                 f"CONR_RAY_CACHE to a writable folder with space"
             ) from error
-    return data if config.limit is None else _subset(data, config.limit)
+    return chosen_part(data, config)
 
 
 def default_cache_dir() -> Path:
@@ -251,7 +250,7 @@ def _written(
 
 def _description(source: Source, contents: Contents) -> dict[str, Any]:
     """What the copy was made from: for people, and for `prepared_data` to find it by."""
-    config = source.config.model_dump(mode="json", exclude={"limit", "placement", "download"})
+    config = source.config.model_dump(mode="json", exclude=BESIDE_THE_COPY)
     return {**config, "has_names": contents.names is not None}
 
 
@@ -278,41 +277,4 @@ def _load(folder: Path) -> DataSet:
         std=tuple(meta["std"]),
         fingerprint=meta["fingerprint"],
         rows_fingerprint=meta["rows_fingerprint"],
-    )
-
-
-def _subset(whole: DataSet, limit: int) -> DataSet:
-    """A fixed random subset of `limit` samples, in their original order."""
-    num_rows = whole.num_rows
-    if limit > num_rows:
-        raise UserError(
-            f"data.limit={limit}: there are {num_rows} {whole.what}; lower it or leave it out"
-        )
-    if limit == num_rows:
-        return whole
-    # The raw words of a bit generator are stable between NumPy versions; permutations may change.
-    words = np.random.PCG64(_SUBSET_KEY).random_raw(num_rows)
-    rows = np.sort(np.argsort(words, kind="stable")[:limit]).astype(np.int64)
-    chosen = np.ascontiguousarray(whole.rows[rows])
-    labels = None if whole.labels is None else whole.labels[rows]
-    if labels is not None and (labels == -1).all():
-        labels = None
-    sums = statistics_of(chosen.shape)
-    sums.add(chosen)
-    mean, std = sums.mean_and_std()
-    digests = [
-        hashlib.sha256(one.encode() + rows.tobytes()).hexdigest()
-        for one in (whole.fingerprint, whole.rows_fingerprint)
-    ]
-    return replace(
-        whole,
-        rows=chosen,
-        labels=labels,
-        class_names=None if labels is None else whole.class_names,
-        names=None if whole.names is None else [whole.names[row] for row in rows],
-        sample_ids=rows,
-        mean=mean,
-        std=std,
-        fingerprint=digests[0],
-        rows_fingerprint=digests[1],
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from conr_ray.data.store import DataSet
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.method.clustering.corrections import heeded_clusters
-from conr_ray.method.clustering.kmeans import spherical_kmeans
+from conr_ray.method.clustering.cut import cut_clusters
+from conr_ray.method.clustering.kmeans import Clustering, spherical_kmeans
 from conr_ray.method.clustering.metrics import agreement
 from conr_ray.method.clustering.spread import effective_rank, mean_cosine
 from conr_ray.method.collectives import (
@@ -51,7 +53,7 @@ CORRECTING = (50, 10, 20)
 
 @dataclass(frozen=True)
 class DataClustering:
-    """k-means on the embeddings of the whole data set.
+    """Clusters of the embeddings of the whole data set.
 
     Attributes:
         embeddings_bd: this worker's, unit length.
@@ -59,6 +61,8 @@ class DataClustering:
         centers_cd: unit length.
         lengths_c: of the clusters' means (`center_lengths`).
         boundary_centers_cd: what boundary ratios are taken of.
+        again: finds clusters of this worker's share of a subset, (b,), of so many rows by a seed.
+        kept_per_cluster: whether the boundary filter keeps a share of each cluster.
     """
 
     embeddings_bd: Tensor
@@ -66,6 +70,12 @@ class DataClustering:
     centers_cd: Tensor
     lengths_c: Tensor
     boundary_centers_cd: Tensor
+    again: Callable[[Tensor, int, int], Tensor]
+    kept_per_cluster: bool = False
+
+    def kept(self, ratios_m: Tensor, clusters_m: Tensor, fraction: float) -> Tensor:
+        """Which of some samples the boundary filter keeps, bool (m,)."""
+        return kept_mask(ratios_m, fraction, clusters_m if self.kept_per_cluster else None)
 
     def heeding(self, links: Links, config: RunConfig, *, centers_follow: bool) -> DataClustering:
         """The clusters brought in line with a person's word by `heeded_clusters`.
@@ -101,7 +111,9 @@ class DataClustering:
         """Given clusters of all samples, and their centres of unit length."""
         lengths_c = center_lengths(embeddings_bd, clusters_n[share(len(clusters_n))], centers_cd)
         around_cd = boundary_centers(config.boundary.centers, centers_cd, lengths_c)
-        return cls(embeddings_bd, clusters_n, centers_cd, lengths_c, around_cd)
+        again = partial(found_again, config, len(centers_cd))
+        per_cluster = config.boundary.per == "cluster"
+        return cls(embeddings_bd, clusters_n, centers_cd, lengths_c, around_cd, again, per_cluster)
 
     def spread_sample(self, most: int) -> tuple[Tensor, Tensor]:
         """At most `most` rows of the data set, evenly spaced, (m,), and their embeddings (m, d).
@@ -129,7 +141,7 @@ class DataClustering:
         scores = self._spread(rows_md)
         if label_free:
             found = self.embeddings_bd, self.clusters_n, self.centers_cd
-            scores |= label_free_scores(*found, rows_m, rows_md, embedder, key)
+            scores |= label_free_scores(*found, rows_m, rows_md, embedder, key, self.again)
         if labels is not None:
             scores |= agreement(labels, self.clusters_n.cpu().numpy())
         return within_ranges(scores)
@@ -160,7 +172,7 @@ class DataClustering:
             "sample_id": data.sample_ids,
             "cluster": self.clusters_n.cpu().numpy(),
             "boundary_ratio": ratios_n.cpu().numpy(),
-            "kept": kept_mask(ratios_n, fraction).cpu().numpy(),
+            "kept": self.kept(ratios_n, self.clusters_n, fraction).cpu().numpy(),
         }
         if data.names is not None:
             columns["path"] = data.names
@@ -250,17 +262,9 @@ def cluster_embeddings(
         centers_cd = broadcast_first(learned_cd)
         labels_b = (embeddings_bd @ centers_cd.T).argmax(1)
     else:
-        clustering = spherical_kmeans(
-            embeddings_bd,
-            num_rows,
-            num_clusters,
-            seed=fold(config.seed, "kmeans", epoch),
-            restarts=config.clustering.restarts if warm_cd is None else 1,
-            max_iterations=config.clustering.max_iterations,
-            start_rows=config.clustering.start_rows,
-            warm_cd=warm_cd,
-        )
-        centers_cd, labels_b = clustering.centers_cd, clustering.labels_b
+        seed = fold(config.seed, "kmeans", epoch)
+        found = _found(config, embeddings_bd, num_rows, num_clusters, seed, warm_cd)
+        centers_cd, labels_b = found.centers_cd, found.labels_b
     clusters_n = all_gather_rows(labels_b, num_rows)
     return DataClustering.of(config, embeddings_bd, clusters_n, centers_cd)
 
@@ -276,3 +280,44 @@ def correcting_neighbors(embeddings_bd: Tensor, num_rows: int) -> Tensor:
         embeddings_bd, k1=k1, k2=min(k2, k1), k=min(k + 1, num_rows), num_rows=num_rows
     )
     return all_gather_rows(near_bk[:, 1:], num_rows)
+
+
+def _found(
+    config: RunConfig,
+    embeddings_bd: Tensor,
+    num_rows: int,
+    num_clusters: int,
+    seed: int,
+    warm_cd: Tensor | None,
+) -> Clustering:
+    """Clusters of the kind of `config`."""
+    clustering = config.clustering
+    if clustering.kind == "cut":
+        return cut_clusters(
+            embeddings_bd,
+            num_rows,
+            num_clusters,
+            seed=seed,
+            restarts=clustering.restarts,
+            most_rows=clustering.start_rows,
+            warm_cd=warm_cd,
+        )
+    return spherical_kmeans(
+        embeddings_bd,
+        num_rows,
+        num_clusters,
+        seed=seed,
+        restarts=clustering.restarts if warm_cd is None else 1,
+        max_iterations=clustering.max_iterations,
+        start_rows=clustering.start_rows,
+        warm_cd=warm_cd,
+    )
+
+
+def found_again(
+    config: RunConfig, num_clusters: int, rows_bd: Tensor, num_rows: int, seed: int
+) -> Tensor:
+    """Clusters of this worker's share of some rows, (b,), from one start."""
+    if config.clustering.kind == "cut":
+        return cut_clusters(rows_bd, num_rows, num_clusters, seed=seed, restarts=1).labels_b
+    return spherical_kmeans(rows_bd, num_rows, num_clusters, seed=seed, restarts=1).labels_b

@@ -27,6 +27,7 @@ from conr_ray.engine.evaluation import DataClustering, neighbors_table
 from conr_ray.engine.given_edits import agreed_edits
 from conr_ray.engine.initial_weights import agreed_weights, record_backbone
 from conr_ray.engine.observer import Observer
+from conr_ray.engine.order import even_order
 from conr_ray.engine.resume import read_newest, tell_again, with_settled_precision
 from conr_ray.engine.run_clusters import RunClusters
 from conr_ray.engine.run_directory import RunDirectory
@@ -109,16 +110,20 @@ class Run:
         self._frozen_near: DataNeighbors | None = None
         self._instance_stage = InstanceStage()
         weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
+        per_cluster = config.boundary.per == "cluster"
         self._group_stage: GroupStage | PairStage = (
             PairStage(
                 config.neighborhood.kind,
                 weight,
                 self._classes,
-                self.schedule.all_kept_from,
+                self.schedule.clusters_until,
                 self._links,
+                per_cluster=per_cluster,
             )
             if in_all_data
-            else GroupStage(self.state.bank, weight, self._classes, self._links)
+            else GroupStage(
+                self.state.bank, weight, self._classes, self._links, per_cluster=per_cluster
+            )
         )
 
     def _begin(self, num_clusters: int) -> None:
@@ -164,15 +169,9 @@ class Run:
         return StepFigures(epoch, self._steps_per_epoch, self._pace, self.last_checkpoint, so_far)
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[Step]:
-        """The steps of an epoch from `first` on; an incomplete last batch is dropped.
-
-        Samples come in random order, without those that a person has marked as junk.
-        """
+        """The steps of an epoch from `first` on; an incomplete last batch is dropped."""
         config, state, num_global = self.config, self.state, self.config.optim.batch_size
-        order = keyed_random.permutation(fold(config.seed, "order", epoch), self.data.num_rows)
-        order = order.to(self._device)
-        if self._links is not None:
-            order = order[~self._links.junk_n[order]]
+        order = self._order(epoch).to(self._device)
         centers_cd = state.boundary_centers(config.boundary.centers)
         for index in range(first, self._steps_per_epoch):
             rows_n = order[index * num_global : (index + 1) * num_global]
@@ -188,6 +187,24 @@ class Run:
                 pseudo_labels_n=None if labels is None else labels[rows_n],
                 centers_cd=centers_cd,
             )
+
+    def _order(self, epoch: int) -> Tensor:
+        """The samples of an epoch in random order, or those that make clusters more even.
+
+        Those that a person has marked as junk are left out.
+        """
+        key, evenness = fold(self.config.seed, "order", epoch), self.config.clustering.evenness
+        junk_n = torch.zeros(self.data.num_rows, dtype=torch.bool)
+        if self._links is not None:
+            junk_n = self._links.junk_n.cpu()
+        if not evenness or not self.schedule.in_group_stage(epoch):
+            order = keyed_random.permutation(key, self.data.num_rows)
+            return order[~junk_n[order]]
+        labels, batch = self.state.pseudo_labels, self.config.optim.batch_size
+        assert labels is not None, "found before the epoch"
+        rows_m = (~junk_n).nonzero().flatten()
+        order_m = even_order(key, labels.cpu()[rows_m], self._steps_per_epoch, batch, evenness)
+        return rows_m[order_m]
 
     def prepare(self, stage: Stage, epoch: int) -> None:
         """Find what the loss of `stage` reads of the whole data set in `epoch`."""

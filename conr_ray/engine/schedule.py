@@ -41,15 +41,21 @@ class Schedule:
             start if boundary.initial_fraction == 1 else start + self.config.schedule.relax_epochs
         )
 
-    def evaluated(self, epoch: int) -> bool:
-        """Whether the data set is clustered after `epoch`: when due, and for the group stage.
+    @property
+    def clusters_until(self) -> int | None:
+        """First epoch with neighbours in all data that reads no clusters; None if all do.
 
-        Where neighbours come from all data, only the boundary filter reads clusters.
+        The boundary filter reads them until it keeps all, and the order of samples that makes
+        clusters more even.
         """
+        return None if self.config.clustering.evenness else self.all_kept_from
+
+    def evaluated(self, epoch: int) -> bool:
+        """Whether the data set is clustered after `epoch`: when due, and for the group stage."""
         if self.scored(epoch):
             return True
-        needed = self.config.neighborhood.pool == "batch" or epoch + 1 < self.all_kept_from
-        return needed and self.in_group_stage(epoch + 1)
+        until = None if self.config.neighborhood.pool == "batch" else self.clusters_until
+        return (until is None or epoch + 1 < until) and self.in_group_stage(epoch + 1)
 
     def scored(self, epoch: int) -> bool:
         """Whether the clustering after `epoch` is also rated without labels.

@@ -19,7 +19,7 @@ from conr_ray.engine.snapshot import Snapshot
 from conr_ray.method.clustering.metrics import match_clusters
 from conr_ray.method.collectives import rank, share
 from conr_ray.method.neighbors.data_neighbors import KINDS, DataNeighbors
-from conr_ray.method.stages.boundary import boundary_ratio, kept_mask
+from conr_ray.method.stages.boundary import boundary_ratio
 
 MOST_SAMPLES = 10_000
 # Rows of a list of neighbours, the query itself first.
@@ -54,7 +54,7 @@ def take_snapshot(
         return None
     clusters_m = clustering.clusters_n[rows_m]
     ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.boundary_centers_cd)
-    kept_m = kept_mask(ratios_m, fraction)
+    kept_m = clustering.kept(ratios_m, clusters_m, fraction)
     rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
     samples = pa.table(
         {

@@ -114,7 +114,7 @@ def rows_in_files(path: str, config: RunConfig, shape: tuple[int, ...]) -> DataS
     taken = "vectors" if len(shape) == 1 else "images"
     if held != taken:
         raise UserError(f"X={path}: holds {held}, the clusters are of {taken}: give {taken}")
-    changes = {**source, "data.label_column": None, "data.limit": None}
+    changes = {**source, "data.label_column": None, "data.limit": None, "data.imbalance": None}
     if taken == "images":
         changes["data.stored_size"] = config.data.stored_size or min(shape[1:])
     if source["data.source"] == config.data.source == "parquet":

@@ -53,8 +53,9 @@ def config_for(
     """
     if num_clusters is None:
         raise UserError("num_clusters=None: give the number of clusters, 2 or more")
-    if "data.limit" in fields:
-        raise UserError("data.limit: a clusterer is of all samples: give it fewer")
+    for name in ("data.limit", "data.imbalance"):
+        if name in fields:
+            raise UserError(f"{name}: a clusterer is of all samples: give it fewer")
     own = {"clustering.num_clusters": num_clusters, "tracking.wandb": "off"}
     rules = for_samples(preset, source, shape, backbone_for(preset, fields))
     return load_preset(preset, {**rules, **own, **fields})

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from conr_ray.config import DataConfig, load_preset
 from conr_ray.data.prepared import prepared_data
 from conr_ray.data.sources import make_source
 from conr_ray.data.sources.base import choose_splits
+from conr_ray.data.subset import check_limit, long_tail_counts, no_labels
 from conr_ray.engine.data_checks import Counted
 from conr_ray.errors import UserError
 from conr_ray.metric_names import LABELLED_METRICS
@@ -49,7 +53,8 @@ class KnownData:
     """What a plan knows about the data.
 
     Attributes:
-        num_rows: rows of all splits that are read, at most `data.limit`.
+        num_rows: rows of all splits that are read, less what `data.imbalance` and `data.limit`
+            leave out.
         row_shape: shape of a sample, (c, h, w) or (d,).
         num_classes: number of classes; None without labels.
         fingerprint: of the prepared data; None if they are not prepared.
@@ -89,21 +94,22 @@ def known_data(space: SearchSpace) -> KnownData:
         )
     published = _published(config)
     if published is not None:
-        return _limited(config, _of_published(config, published))
+        return _part(config, _of_published(config, published))
     try:
         contents = source.contents()
     except UserError:
         if space.preset in _IMAGENET and config.classes == load_preset(space.preset).data.classes:
-            return _limited(config, _of_published(config, _IMAGENET[space.preset]))
+            return _part(config, _of_published(config, _IMAGENET[space.preset]))
         raise
     names, labels = contents.class_names, contents.labels
-    num_classes = None
+    num_classes, counts_c = None, None
     if labels is not None and (labels >= 0).any():
-        num_classes = len(names) if names is not None else len({*labels[labels >= 0].tolist()})
+        counts_c = np.unique(labels[labels >= 0], return_counts=True)[1]
+        num_classes = len(counts_c) if names is None else len(names)
     known = KnownData(
         contents.num_rows, contents.row_shape, num_classes, None, f"as in {config.path}"
     )
-    return _limited(config, known)
+    return _part(config, known, counts_c)
 
 
 def with_metric(space: SearchSpace, images: Counted) -> SearchSpace:
@@ -144,12 +150,18 @@ def _of_published(config: DataConfig, published: _Published) -> KnownData:
     )
 
 
-def _limited(config: DataConfig, known: KnownData) -> KnownData:
+def _part(
+    config: DataConfig, known: KnownData, counts_c: NDArray[np.int64] | None = None
+) -> KnownData:
+    """What `data.imbalance` and `data.limit` leave; classes are equally large if not counted."""
+    if config.imbalance is not None:
+        if known.num_classes is None:
+            raise no_labels(config.imbalance, known.what)
+        if counts_c is None:
+            counts_c = np.full(known.num_classes, known.num_rows // known.num_classes)
+        kept_c = long_tail_counts(counts_c, config.imbalance)
+        known = replace(known, num_rows=int(kept_c.sum()))
     if config.limit is None:
         return known
-    if config.limit > known.num_rows:
-        raise UserError(
-            f"data.limit={config.limit}: there are {known.num_rows} {known.what}; lower it or "
-            "leave it out"
-        )
+    check_limit(config.limit, known.num_rows, known.what)
     return replace(known, num_rows=config.limit)

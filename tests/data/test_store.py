@@ -235,6 +235,38 @@ class TestLimit:
         assert open_data(config.model_copy(update={"limit": 3}), cache_dir).labels is None
 
 
+class TestImbalance:
+    @staticmethod
+    def long_tail(ratio: float, cache_dir: Path, **more: Any) -> DataSet:
+        return open_data(DIGITS.model_copy(update={"imbalance": ratio, **more}), cache_dir)
+
+    @pytest.mark.parametrize("ratio", [10, 100])
+    def test_sizes_fall_exponentially_from_the_first_class_on(
+        self, ratio: float, cache_dir: Path
+    ) -> None:
+        whole, tail = open_data(DIGITS, cache_dir), self.long_tail(ratio, cache_dir)
+        assert whole.labels is not None and tail.labels is not None
+        before, counts = np.bincount(whole.labels), np.bincount(tail.labels)
+        for i, (count, most) in enumerate(zip(counts.tolist(), before.tolist(), strict=True)):
+            assert count == min(most, max(1, int(before.max() * ratio ** (-i / 9))))
+        np.testing.assert_array_equal(tail.rows, whole.rows[tail.sample_ids])
+        assert tail.class_names == whole.class_names and tail.fingerprint != whole.fingerprint
+
+    def test_a_longer_tail_is_part_of_a_shorter_one(self, cache_dir: Path) -> None:
+        short, long = self.long_tail(10, cache_dir), self.long_tail(100, cache_dir)
+        assert set(long.sample_ids) < set(short.sample_ids)
+
+    def test_the_limit_is_of_what_it_leaves(self, cache_dir: Path) -> None:
+        tail, part = self.long_tail(10, cache_dir), self.long_tail(10, cache_dir, limit=50)
+        assert part.num_rows == 50 and set(part.sample_ids) < set(tail.sample_ids)
+        with pytest.raises(UserError, match=rf"data.limit=1797: there are {tail.num_rows} images"):
+            self.long_tail(10, cache_dir, limit=1797)
+
+    def test_without_labels_there_are_no_rare_classes(self, cache_dir: Path) -> None:
+        with pytest.raises(UserError, match=r"data.imbalance=10: the images have no labels"):
+            self.long_tail(10, cache_dir, label_column=None)
+
+
 def _statistics(blocks: list[Any]) -> Any:
     sums = statistics_of(blocks[0].shape)
     for block in blocks:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from conr_ray.config import ViewsConfig
+from conr_ray.config import ViewsConfig, build
 from conr_ray.data.inputs import Images
 from conr_ray.data.views import Views
 from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.embedder import Embedder
-from conr_ray.engine.evaluation import DataClustering
+from conr_ray.engine.evaluation import DataClustering, found_again
 from conr_ray.engine.label_free import label_free_scores
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.metric_names import LABEL_FREE_SCORES
@@ -65,7 +67,8 @@ def _scores(sees: str, **views: float) -> dict[str, float]:
     found = spherical_kmeans(embeddings, NUM_IMAGES, 2, seed=0, restarts=3)
     lengths = torch.ones(2)
     centers = found.centers_cd
-    clustering = DataClustering(embeddings, found.labels_b, centers, lengths, centers)
+    again = partial(found_again, build({"data": {"source": "digits"}}), 2)
+    clustering = DataClustering(embeddings, found.labels_b, centers, lengths, centers, again)
     return label_free_scores(
         embeddings,
         clustering.clusters_n,
@@ -73,6 +76,7 @@ def _scores(sees: str, **views: float) -> dict[str, float]:
         *clustering.spread_sample(300),
         embedder,
         key=1,
+        cluster=clustering.again,
     )
 
 

@@ -111,3 +111,25 @@ def test_without_relax_epochs_everything_is_kept_at_once() -> None:
     assert kept_fraction(10, 10, 0, 0.5) == 1.0
     assert kept_fraction(11, 10, 1, 0.5) == 1.0
     assert kept_fraction(10, 10, 1, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.8, 0.5, 0.1])
+def test_each_cluster_keeps_the_share_of_its_own_smallest_ratios(fraction: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Number 2 has none, number 4 a single one.
+    labels = torch.tensor([0] * 50 + [1] * 10 + [3] * 5 + [4])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    ratios = torch.rand(len(labels), generator=generator)
+    kept = kept_mask(ratios, fraction, labels)
+    for cluster, size in ((0, 50), (1, 10), (3, 5), (4, 1)):
+        own = labels == cluster
+        count = max(1, round(fraction * size))
+        assert int(kept[own].sum()) == count
+        assert torch.equal(kept[own], ratios[own] <= ratios[own].sort().values[count - 1])
+
+
+def test_a_rare_cluster_that_is_all_at_the_boundary_is_not_lost() -> None:
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    ratios = torch.cat([torch.linspace(0.1, 0.2, 8), torch.tensor([0.9, 0.95])])
+    assert not kept_mask(ratios, 0.8)[8:].any()
+    assert kept_mask(ratios, 0.8, labels)[8:].all()

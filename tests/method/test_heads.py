@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from conr_ray.method.clustering.pair_losses import (
+    cut_loss,
+    information_loss,
+    joint_probabilities,
+)
 from conr_ray.method.frameworks.base import Step
-from conr_ray.method.frameworks.heads import Config, Framework, information_loss
+from conr_ray.method.frameworks.heads import Config, Framework
 from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.neighbors.pool import Neighborhood
 from conr_ray.method.networks import Identity
@@ -26,6 +31,11 @@ def certain(clusters_b: Tensor) -> Tensor:
     return one_hot(clusters_b, NUM_CLUSTERS).float()[:, None]
 
 
+def together(clusters_b: Tensor) -> Tensor:
+    """Joint probabilities of pairs that are in the same of these clusters."""
+    return joint_probabilities(certain(clusters_b), certain(clusters_b))
+
+
 def step_of(num_rows: int, key: int = 3, first: int = 0) -> Step:
     ids = torch.arange(first, first + num_rows)
     return Step(0, 10, 0, key, torch.arange(num_rows), ids)
@@ -34,7 +44,7 @@ def step_of(num_rows: int, key: int = 3, first: int = 0) -> Step:
 def test_pairs_in_one_of_equal_clusters_have_all_information() -> None:
     clusters_b = torch.arange(40) % NUM_CLUSTERS
     for balance in (1.0, 2.0):
-        loss = float(information_loss(certain(clusters_b), certain(clusters_b), balance))
+        loss = float(information_loss(together(clusters_b), balance))
         # Of the joint distribution, c entries of 1 / c.
         least = -2 * balance * math.log(NUM_CLUSTERS) + math.log(NUM_CLUSTERS)
         assert loss == pytest.approx(least, abs=1e-4)
@@ -48,22 +58,47 @@ def test_the_loss_is_minus_the_mutual_information_of_the_pairs() -> None:
     rows_hc = joint_hcc.sum(2)
     ratio_hcc = joint_hcc / (rows_hc[:, :, None] * rows_hc[:, None])
     information_h = (joint_hcc * ratio_hcc.log()).sum((1, 2))
-    torch.testing.assert_close(information_loss(first, second, 1.0), -information_h)
+    torch.testing.assert_close(
+        information_loss(joint_probabilities(first, second), 1.0), -information_h
+    )
 
 
 @pytest.mark.parametrize("clusters", [[0] * 40, [0] * 20 + [1] * 20])
 def test_fewer_clusters_cost_more(clusters: list[int]) -> None:
-    even = certain(torch.arange(40) % NUM_CLUSTERS)
-    fewer = certain(torch.tensor(clusters))
-    assert float(information_loss(fewer, fewer, 1.0)) > float(information_loss(even, even, 1.0))
+    even = together(torch.arange(40) % NUM_CLUSTERS)
+    fewer = together(torch.tensor(clusters))
+    assert float(information_loss(fewer, 1.0)) > float(information_loss(even, 1.0))
+    assert float(cut_loss(fewer)) > float(cut_loss(even)) + 0.9
+
+
+def test_the_cut_does_not_care_how_large_clusters_are() -> None:
+    even = together(torch.arange(40) % NUM_CLUSTERS)
+    unequal = together(torch.tensor([0] * 34 + [1] * 3 + [2] * 2 + [3]))
+    assert float(cut_loss(even)) == pytest.approx(-NUM_CLUSTERS, abs=1e-4)
+    assert float(cut_loss(unequal)) == pytest.approx(-NUM_CLUSTERS, abs=1e-4)
+    assert float(information_loss(unequal, 1.0)) > float(information_loss(even, 1.0)) + 0.5
+
+
+def test_the_cut_is_what_leaves_each_cluster() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first, second = (torch.rand(30, 2, 3, generator=generator).softmax(2) for _ in range(2))
+    for h, loss in enumerate(cut_loss(joint_probabilities(first, second)).tolist()):
+        stays = 0.0
+        for c in range(3):
+            pairs = [(float(first[b, h, c]), float(second[b, h, c])) for b in range(30)]
+            both = sum(one * other for one, other in pairs)
+            # Whichever of the two samples of a pair comes first.
+            volume = sum(one + other for one, other in pairs) / 2
+            stays += both / volume
+        assert loss == pytest.approx(-stays, rel=1e-5)
 
 
 def test_pairs_that_are_not_kept_do_not_count() -> None:
     generator = torch.Generator().manual_seed(1)
     first, second = (torch.rand(30, 2, 4, generator=generator).softmax(2) for _ in range(2))
     kept_b = torch.arange(30) < 20
-    whole = information_loss(first[:20], second[:20], 2.0)
-    torch.testing.assert_close(information_loss(first, second, 2.0, kept_b), whole)
+    whole = joint_probabilities(first[:20], second[:20])
+    torch.testing.assert_close(joint_probabilities(first, second, kept_b), whole)
 
 
 def test_a_partner_is_one_of_the_neighbours_each_as_often() -> None:
@@ -112,7 +147,7 @@ def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
     rows_nd -= rows_nd.mean(0)
     framework = Framework(Config(num_heads=8, balance=1.0), Identity(6), 0, 0)
     framework.for_clusters(NUM_CLUSTERS)
-    stage = PairStage("contextual", all_kept_from=0)
+    stage = PairStage("contextual", clusters_until=0)
     near = Neighborhood("contextual", 20, 5, 10)
     stage.find(DataNeighbors(near, lambda: unit_rows(rows_nd), 250))
     optimizer = torch.optim.SGD(framework.param_groups()[1].parameters, lr=8.0, momentum=0.9)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from itertools import permutations
 
 import numpy as np
@@ -9,8 +10,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from conr_ray.method.clustering.metrics import (
     agreement,
+    balanced_accuracy,
     centre_silhouette,
     clustering_accuracy,
+    mean_stability,
     neighbor_purity,
 )
 from tests.method.naive_reranking import unit_rows
@@ -78,6 +81,7 @@ def test_agreement_leaves_unlabelled_samples_out() -> None:
             "acc": _brute_force_accuracy(labels[known].tolist(), clusters[known].tolist()),
             "nmi": normalized_mutual_info_score(labels[known], clusters[known]),
             "ari": adjusted_rand_score(labels[known], clusters[known]),
+            "balanced_acc": balanced_accuracy(labels[known], clusters[known]),
         }
     )
     elsewhere = np.where(known, clusters, 77)
@@ -136,3 +140,27 @@ def test_silhouette_of_rows_that_nearly_coincide_with_centres_is_in_range() -> N
             assert -1 <= found <= 1
             if noise <= 1e-6:
                 assert found == 0
+
+
+def test_balanced_accuracy_is_the_best_mean_of_the_classes_shares() -> None:
+    random = np.random.default_rng(4)
+    labels = np.repeat([0, 1, 2], [60, 10, 4])
+    clusters = random.integers(0, 4, len(labels))
+    clusters[labels == 1] = 2
+    best = max(
+        sum(float((clusters[labels == c] == group).mean()) for c, group in enumerate(groups)) / 3
+        for groups in itertools.permutations(range(4), 3)
+    )
+    assert balanced_accuracy(labels, clusters) == pytest.approx(best)
+
+
+def test_rare_classes_count_as_much_as_frequent_ones() -> None:
+    labels = np.repeat([0, 1], [98, 2])
+    assert balanced_accuracy(labels, np.zeros(100, dtype=np.int64)) == pytest.approx(0.5)
+    assert balanced_accuracy(labels, labels) == 1
+
+
+def test_stability_is_the_mean_share_that_stays_whatever_the_sizes() -> None:
+    counts = torch.tensor([[900, 0, 100], [0, 6, 4], [0, 0, 0]])
+    assert mean_stability(counts) == pytest.approx((0.9 + 0.6 + 0.0) / 3)
+    assert mean_stability(torch.diag(torch.tensor([1000, 10, 1]))) == 1

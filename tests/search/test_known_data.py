@@ -62,6 +62,9 @@ def test_every_preset_has_published_numbers() -> None:
         ("stl10", {"splits": None}, (113_000, 10)),
         ("stl10", {"splits": ["unlabeled"]}, (100_000, None)),
         ("digits", {"limit": 300}, (300, 10)),
+        # As published for CIFAR-10-LT, of the training images.
+        ("cifar10", {"splits": ["train"], "imbalance": 100}, (12_406, 10)),
+        ("cifar10", {"splits": ["train"], "imbalance": 10}, (20_431, 10)),
     ],
 )
 def test_settings_of_the_data_count(
@@ -103,11 +106,13 @@ def test_a_file_of_ones_own_is_counted_not_decoded(tmp_path: Path) -> None:
     expected = KnownData(8, (3, 8, 8), 2, None, f"as in {path}")
     assert known("cifar10", **settings) == expected
     assert known("cifar10", **settings, label_column=None).num_classes is None
+    assert known("cifar10", **settings, imbalance=4).num_rows == 5
 
 
 @pytest.mark.parametrize(
     ("preset", "fixed", "message"),
     [
+        ("cifar10", {"label_column": None, "imbalance": 9}, "data.imbalance=9: the images have no"),
         ("digits", {"limit": 1_798}, "data.limit=1798: there are 1797 images"),
         ("cifar10", {"name": "cifar11"}, "data.name=cifar11: no such data set"),
         ("cifar10", {"splits": ["val"]}, "data.splits=val: there is no split val"),

@@ -71,8 +71,25 @@ def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMat
     return ClusterMatch(classes[rows], groups[columns], counts[np.ix_(rows, columns)])
 
 
+def balanced_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
+    """Mean over the classes of the share that the best one-to-one match gets right, in [0, 1].
+
+    The match is the one that maximises this mean, so that a rare class counts as much as a frequent
+    one. Args and errors are those of `clustering_accuracy`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    counts_rc = match_clusters(labels, clusters).counts_rc
+    shares_rc = counts_rc / counts_rc.sum(1, keepdims=True)
+    rows, columns = linear_sum_assignment(shares_rc, maximize=True)
+    return float(shares_rc[rows, columns].sum() / len(shares_rc))
+
+
 def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
-    """ACC, NMI (arithmetic mean) and ARI. Samples labelled -1 are unlabelled and left out."""
+    """ACC, NMI (arithmetic mean), ARI and balanced ACC.
+
+    Samples labelled -1 are unlabelled and left out.
+    """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     known = labels >= 0
@@ -81,6 +98,7 @@ def agreement(labels: IntArray, clusters: IntArray) -> dict[str, float]:
         "acc": clustering_accuracy(labels, clusters),
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "ari": float(adjusted_rand_score(labels, clusters)),
+        "balanced_acc": balanced_accuracy(labels, clusters),
     }
 
 
@@ -135,3 +153,14 @@ def shared_information(counts_cc: Tensor) -> float:
     present_cc = joint_cc > 0
     terms = joint_cc[present_cc] * (joint_cc[present_cc] / expected_cc[present_cc]).log()
     return float(terms.sum()) / math.log(len(counts_cc))
+
+
+def mean_stability(counts_cc: Tensor) -> float:
+    """Share of a cluster's pairs that stay in it, the mean over all clusters, in [0, 1].
+
+    From the `joint_counts` of samples and their neighbours. Unlike `shared_information` it does not
+    grow with equal sizes: a rare cluster counts as much as a frequent one. An empty one counts 0.
+    """
+    counts_cc = counts_cc.double()
+    stays_c = counts_cc.diagonal() / counts_cc.sum(1).clamp_min(1)
+    return float(stays_c.mean())

@@ -4,8 +4,9 @@ Each of several heads has a prototype for every cluster, and gives a sample prob
 cosines with them. A head learns to tell as much as it can about the neighbour of a sample: its loss
 is minus the mutual information of both clusters, as in IIC (Ji et al. 2019), with the entropy of
 the clusters' sizes weighted as in SCAN (Van Gansbeke et al. 2020), and the target's probabilities
-for the neighbour as in TEMI (Adaloglou et al. 2023). The head with the smallest loss is the one
-that clusters: no label is read.
+for the neighbour as in TEMI (Adaloglou et al. 2023). That wants clusters of about equal sizes; the
+other loss, the normalised cut, does not. The head with the smallest loss is the one that clusters:
+no label is read.
 
 The temperature falls while training: soft heads find the coarse order of the clusters, sharp ones
 where they end.
@@ -16,7 +17,7 @@ Shapes: h heads, c clusters; others as in `base`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from conr_ray.fields import Count, Mark, Positive, Section
-from conr_ray.method.collectives import differentiable_sum, world_size
+from conr_ray.method.clustering.pair_losses import (
+    cut_loss,
+    information_loss,
+    joint_probabilities,
+)
+from conr_ray.method.collectives import world_size
 from conr_ray.method.frameworks import base
 from conr_ray.method.frameworks.base import Outputs, ParamGroup, Step
 from conr_ray.method.networks import Backbone, Encoder, Identity, TargetNetwork
@@ -33,18 +39,24 @@ from conr_ray.method.networks import Backbone, Encoder, Identity, TargetNetwork
 _NEWEST = 0.02
 # Share of the run after which the temperature stays.
 _COOLED = 0.7
-_SMALLEST = 1e-8
 
 
 class Config(Section):
-    """Clustering heads: mutual information of the clusters of samples and their neighbours."""
+    """Clustering heads: clusters that samples share with their neighbours."""
 
+    objective: Literal["information", "cut"] = Field(
+        "information",
+        description="mutual information of the clusters of neighbours, or their normalised cut, "
+        "which lets clusters differ in size",
+    )
     num_heads: Count = Field(16, description="heads, of which the one with the least loss counts")
     temperature: Annotated[tuple[Positive, Positive], Mark(changeable=True)] = Field(
         (0.1, 0.04), description="of the heads' cosines: at the start, and from 70% of the run on"
     )
     balance: Annotated[Annotated[float, Field(ge=1)], Mark(changeable=True)] = Field(
-        2.0, description="weight of the entropy of the clusters' sizes; more makes them more equal"
+        2.0,
+        description="of information: weight of the entropy of the clusters' sizes; more makes them "
+        "more equal",
     )
     momentum: Annotated[Annotated[float, Field(ge=0, lt=1)], Mark(changeable=True)] = Field(
         0.9, description="of the target's heads and encoder"
@@ -108,11 +120,15 @@ class Framework(base.TargetFramework[Config]):
     def pull(
         self, queries_bd: Tensor, keys_bd: Tensor, step: Step, kept_b: Tensor | None = None
     ) -> Tensor:
-        """Minus the mutual information of the clusters of pairs, the mean over the heads.
+        """The objective of the clusters of pairs, the mean over the heads.
 
         Every worker has that of the global batch; the parts sum to it.
         """
-        losses_h = information_loss(queries_bd, keys_bd, self.config.balance, kept_b)
+        joint_hcc = joint_probabilities(queries_bd, keys_bd, kept_b)
+        if self.config.objective == "cut":
+            losses_h = cut_loss(joint_hcc)
+        else:
+            losses_h = information_loss(joint_hcc, self.config.balance)
         with torch.no_grad():
             # From 0, as a sum whose first terms weigh less; all heads have the same.
             self.mean_losses.lerp_(losses_h, _NEWEST)
@@ -145,28 +161,3 @@ def _probabilities(embeddings_bd: Tensor, prototypes_hcd: Tensor, temperature: f
         rows_kd = normalize(prototypes_hcd, dim=2).reshape(-1, width)
         cosines_bhc = (embeddings_bd @ rows_kd.T).view(-1, num_heads, num_clusters)
     return (cosines_bhc / temperature).softmax(2)
-
-
-def information_loss(
-    queries_bhc: Tensor, keys_bhc: Tensor, balance: float, kept_b: Tensor | None = None
-) -> Tensor:
-    """Minus the mutual information of two clusters, of pairs over all workers, for each head (h,).
-
-    With joint probabilities P, the mean of query x key over the pairs, made symmetric, and their
-    margin p: `sum p log p * 2 balance - sum P log P`. At `balance` 1 this is minus the mutual
-    information; above it, equal sizes of the clusters count more. It is at least -2 balance log c.
-
-    Args:
-        queries_bhc: probabilities, with gradient.
-        keys_bhc: of the other sample of each pair.
-        balance: weight of the margins' entropy.
-        kept_b: bool; other pairs are left out. None keeps all.
-    """
-    weights_b = queries_bhc.new_ones(len(queries_bhc)) if kept_b is None else kept_b.float()
-    counted_hbc = (queries_bhc * weights_b[:, None, None]).transpose(0, 1)
-    joint_hcc = differentiable_sum(counted_hbc.transpose(1, 2) @ keys_bhc.transpose(0, 1))
-    joint_hcc = joint_hcc / joint_hcc.detach().sum((1, 2), keepdim=True)
-    joint_hcc = ((joint_hcc + joint_hcc.transpose(1, 2)) / 2).clamp_min(_SMALLEST)
-    margin_hc = joint_hcc.sum(2)
-    entropy_h = -(margin_hc * margin_hc.log()).sum(1)
-    return -2 * balance * entropy_h - (joint_hcc * joint_hcc.log()).sum((1, 2))

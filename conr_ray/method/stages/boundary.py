@@ -57,11 +57,23 @@ def boundary_centers(kind: str, centers_cd: Tensor, lengths_c: Tensor) -> Tensor
     return centers_cd if kind == "unit" else lengths_c[:, None] * centers_cd
 
 
-def kept_mask(ratios_n: Tensor, fraction: float) -> Tensor:
+def kept_mask(ratios_n: Tensor, fraction: float, labels_n: Tensor | None = None) -> Tensor:
     """True for the round(fraction * n) smallest ratios; ties go to the lower row.
 
-    Unlike the released code's strict comparison with a quantile, fraction 1 keeps every row.
+    With `labels_n`, int64 from 0 on, that holds for the rows of each cluster instead, and each
+    keeps at least one. Unlike the released code's strict comparison with a quantile, fraction 1
+    keeps every row.
     """
-    count = round(fraction * len(ratios_n))
-    best_m = torch.sort(ratios_n, stable=True).indices[:count]
-    return torch.zeros_like(ratios_n, dtype=torch.bool).scatter_(0, best_m, True)
+    order_n = torch.sort(ratios_n, stable=True).indices
+    if labels_n is None:
+        best_m = order_n[: round(fraction * len(ratios_n))]
+        return torch.zeros_like(ratios_n, dtype=torch.bool).scatter_(0, best_m, True)
+    labels_n = labels_n[order_n]
+    grouped_n = torch.sort(labels_n, stable=True).indices
+    counts_c = torch.bincount(labels_n)
+    places_n = torch.arange(len(ratios_n), device=ratios_n.device)
+    places_n = places_n - (counts_c.cumsum(0) - counts_c)[labels_n[grouped_n]]
+    # torch rounds halves to even, as `round` does.
+    kept_c = (fraction * counts_c.double()).round().clamp_min(1)
+    kept_n = places_n < kept_c[labels_n[grouped_n]]
+    return torch.empty_like(kept_n).scatter_(0, order_n[grouped_n], kept_n)

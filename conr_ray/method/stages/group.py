@@ -35,6 +35,8 @@ class GroupStage(Stage):
         weight: float = 1.0,
         classes: Tensor | None = None,
         links: Links | None = None,
+        *,
+        per_cluster: bool = False,
     ) -> None:
         """Use a neighbour pool.
 
@@ -43,8 +45,10 @@ class GroupStage(Stage):
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
             links: a person's word on neighbours.
+            per_cluster: whether the boundary filter keeps a share of each cluster.
         """
         self.bank, self.weight, self.classes, self.links = bank, weight, classes, links
+        self._per_cluster = per_cluster
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
         """Always, for the boundary filter."""
@@ -68,10 +72,11 @@ class GroupStage(Stage):
             found = self.bank.find(pools, step.sample_ids_n, self.links)
         elapsed_s = time.perf_counter() - started
         losses, kept = [], []
+        among_n = step.pseudo_labels_n if self._per_cluster else None
         for queries_bd, pool_nd, neighbors in zip(outputs.queries, pools, found, strict=True):
             with torch.no_grad():
                 ratios_n = boundary_ratio(pool_nd, step.pseudo_labels_n, step.centers_cd)
-                kept.append(kept_mask(ratios_n, step.fraction)[local])
+                kept.append(kept_mask(ratios_n, step.fraction, among_n)[local])
             losses.append(framework.pull(queries_bd, neighbors.mean_keys_bd, step, kept[-1]))
         figures = _figures(found[0], step.sample_ids_n[local], self.classes)
         figures["kept"] = torch.stack([kept[0].sum(), torch.ones_like(kept[0]).sum()])

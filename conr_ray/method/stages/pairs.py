@@ -44,8 +44,10 @@ class PairStage(Stage):
         kind: str,
         weight: float = 1.0,
         classes: Tensor | None = None,
-        all_kept_from: int | None = None,
+        clusters_until: int | None = None,
         links: Links | None = None,
+        *,
+        per_cluster: bool = False,
     ) -> None:
         """Use neighbours in the whole data set.
 
@@ -53,12 +55,14 @@ class PairStage(Stage):
             kind: of the neighbours, 'contextual' or 'euclidean'.
             weight: factor on the loss.
             classes: true class of every sample by its id, -1 where unknown, for `neighbor_purity`.
-            all_kept_from: epoch from which the boundary filter keeps all pairs, and needs no
-                clusters; None if there is none.
+            clusters_until: epoch from which neither the boundary filter nor the order of samples
+                reads clusters; None if there is none.
             links: a person's word on neighbours.
+            per_cluster: whether the boundary filter keeps a share of each cluster.
         """
         self._kind, self._weight, self._classes = kind, weight, classes
-        self._all_kept_from, self._links = all_kept_from, links
+        self._clusters_until, self._links = clusters_until, links
+        self._per_cluster = per_cluster
         self.neighbors_mk: Tensor | None = None
 
     def find(self, near: DataNeighbors) -> None:
@@ -82,9 +86,9 @@ class PairStage(Stage):
         return replace(step, partner_ids_n=rows_nk.gather(1, columns_n1).squeeze(1).long())
 
     def needs_clusters(self, framework: Framework[Any], epoch: int) -> bool:
-        """For the boundary filter, until it keeps all, and if the framework does."""
-        filtered = self._all_kept_from is None or epoch < self._all_kept_from
-        return filtered or framework.needs_clusters(epoch)
+        """For the boundary filter and the order of samples, and if the framework does."""
+        read = self._clusters_until is None or epoch < self._clusters_until
+        return read or framework.needs_clusters(epoch)
 
     def loss(
         self, framework: Framework[Any], outputs: Outputs, step: Step
@@ -120,4 +124,6 @@ class PairStage(Stage):
         own_bd = (outputs.embeddings or outputs.keys)[0].detach()
         pool_nd = all_gather_rows(own_bd, step.num_global)
         ratios_n = boundary_ratio(pool_nd, step.pseudo_labels_n, step.centers_cd)
-        return kept_mask(ratios_n, step.fraction)
+        return kept_mask(
+            ratios_n, step.fraction, step.pseudo_labels_n if self._per_cluster else None
+        )
