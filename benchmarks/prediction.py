@@ -10,7 +10,7 @@ predict, in turn, all in the run's precision; rates are medians. The network has
 one short epoch on 512 images: its weights do not matter for the rate.
 
 With --memory it tells the peak memory of the command, and of it with all processes that it starts,
-at --count images and at ten times as many, which are links to the same files, with a tiny network.
+at --count images and at ten times as many, which are copies of the same files, with a tiny network.
 Memory that processes share is counted once. With --ray one actor predicts, else the command itself.
 All is listed before the first part, so that --parts shortens this without leaving the list out.
 """
@@ -228,7 +228,7 @@ def memory(
             link = many / str(copy) / path.relative_to(images)
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():
-                os.link(path, link)
+                shutil.copyfile(path, link)
     first: tuple[int, int] | None = None
     print("| images | the command, MiB | | all processes, MiB | |\n| --- | --- | --- | --- | --- |")
     for number, place in ((count, images), (10 * count, many)):

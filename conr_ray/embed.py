@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     from conr_ray.prediction.predict import counted
     from conr_ray.prediction.progress import PredictionProgress
+    from conr_ray.prediction.sources import FolderImages
     from conr_ray.prediction.table import Table
 
     out, console = absolute(args.out), make_console()
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         table = Table(out, samples, {"format": 1, **facts}, labels)
         table.check_free()
         total = counted(samples, is_local="://" not in (args.images or ""))
+        if isinstance(samples, FolderImages):
+            table.labels = replace(labels, layout=samples.layout)
+    console.print(samples.line(total, table.labels.told), soft_wrap=True)
     resources = None if args.local else connected(args)
     progress = PredictionProgress(total, console)
     try:

@@ -88,7 +88,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         preset: name of the config to begin with; views, network and batch are fitted to X.
         folder: where the run is kept, local or s3://...; commands can go on with it. By default
             the result is in memory alone. If it holds this run, fitting goes on with it.
-        verbose: show a progress bar.
+        verbose: tell what the data are, and show a progress bar.
         workers: train on so many workers of Ray, as `python -m conr_ray.train --workers` does; by
             default this process trains, without Ray.
         address: of the Ray cluster with the workers, `auto` on one of its nodes; `folder` is then
@@ -169,8 +169,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             few = for_few(config, data.num_rows, fields)
             config = override(config, {**few, **absolute_paths(config, ("data.path",))})
             console = Console(quiet=not self.verbose, markup=False, highlight=False)
+            console.print(data.line, soft_wrap=True)
             with directory.held():
                 workers.train(config, data, directory, console)
+                data.write_inventory(directory)
                 write_settings(directory, self.preset, self._fields, brightest)
                 self._finish(directory, brightest)
         self._examples = typical(data, self.labels_, self.boundary_ratios_)

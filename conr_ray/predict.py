@@ -70,8 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     if run.edits is not None and (digest := digest_of_edits(run.edits.log)):
         names = {str(cluster): name for cluster, name in run.edits.names.items()}
         about |= {"edits": digest, "names": names}
-    resources = None if args.local else connected(args)
     out, console = absolute(args.out), make_console()
+    console.print(samples.line(total), soft_wrap=True)
+    resources = None if args.local else connected(args)
     progress = PredictionProgress(total, console)
     try:
         with folder_option("--out"), signals_handled(), progress, told_as_options(args):

@@ -129,6 +129,7 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
     if args.data is not None:
         run = dataclasses.replace(run, config=override(run.config, {"data.path": args.data}))
     data = open_samples(run.config, directory)
+    make_console().print(data.line, soft_wrap=True)
     if numbers and numbers[-1] > data.num_rows:
         raise UserError(
             f"--clusters {args.clusters}: the run has {data.num_rows} {data.what}: give no more"

@@ -113,7 +113,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     with directory.held():
         # What the config may change, such as its epochs, is nobody else's meanwhile.
         directory.claim(config, resume=args.resume)
-        console.print(f"run directory: {directory.uri}", soft_wrap=True)
+        console.print(f"run directory: {directory.uri}", data.line, sep="\n", soft_wrap=True)
+        data.write_inventory(directory)
         if few:
             console.print(told_of_few(few, data.num_rows), soft_wrap=True)
         if note:

@@ -121,8 +121,9 @@ def _plan(args: argparse.Namespace, search: WholeSearch) -> None:
         resources = connect(search.cluster, search.workers, 1)
         room = room_for(resources)
     most, console = search.max_concurrent, make_console()
-    if few:
-        console.print(few, soft_wrap=True)
+    for told in (images.line, search.metric_note, few):
+        if told:
+            console.print(told, soft_wrap=True)
     print_plan(search.space, images, search.num_trials, trunks, resources, room, most, console)
 
 

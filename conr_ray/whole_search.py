@@ -52,6 +52,7 @@ class WholeSearch:
         trunks: folder of shared instance stages; None means one in the directory.
         no_trunks: train every trial from epoch 0.
         hang_limit: seconds after which workers that hold up a trial are ended; 0 means never.
+        metric_note: what the metric auto has become, and why; of a search that is `checked`.
 
     Raises:
         BadSetting: a number is too small.
@@ -69,6 +70,7 @@ class WholeSearch:
     trunks: str | None = None
     no_trunks: bool = False
     hang_limit: float = HANG_LIMIT_S
+    metric_note: str = ""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -116,10 +118,14 @@ class WholeSearch:
         check(self.space.config())
         check_points(self.space, check)
         space = with_metric(self.space, images)
+        note = ""
+        if "auto" in self.space.metrics:
+            has = "no labels" if images.num_classes is None else "labels"
+            note = f"metric: {space.metric}, since it is auto and the data have {has}"
         if space.exchanges:
             space = space.model_copy(update={"trials": self.num_trials})
         self.directory.check(space, resume=self.resume)
-        return replace(self, space=space)
+        return replace(self, space=space, metric_note=note)
 
     def open_trunks(self, elsewhere: Locks) -> TrunkStore | None:
         """The store of its trunks, locked `elsewhere` if it is in a bucket; None without trunks.
@@ -184,8 +190,11 @@ class WholeSearch:
             report, logs = LiveReport(directory), library_logs(directory.files)
             console.print(f"search directory: {directory.uri}", soft_wrap=True)
             console.print(f"report: {report.uri}, updated while the search runs", soft_wrap=True)
-            if note:
-                console.print(note, soft_wrap=True)
+            console.print(images.line, soft_wrap=True)
+            images.write_inventory(directory.files)
+            for told in (self.metric_note, note):
+                if told:
+                    console.print(told, soft_wrap=True)
             if self.trunks is not None and trunks is None:
                 console.print(f"trunks are not used: {space.why_no_trunks}", soft_wrap=True)
             with stoppable, logs, report:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from conr_ray import TrainedRun
-from conr_ray.data.sources.encoded import conformed, open_encoded
+from conr_ray.data.decoding import conformed, open_encoded
 from conr_ray.errors import one_line
 
 MOST_BYTES = int(os.environ.get("SERVE_MOST_BYTES", 10 * 2**20))

@@ -186,6 +186,7 @@ class RunCollection(Collection):
                 from conr_ray.data.store import open_data
 
                 data = open_data(self.config.data)
+                disk.tell(data.line)
         except UserError as error:
             disk.tell(f"no pictures are shown: {error}")
             return None

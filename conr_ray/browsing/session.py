@@ -281,7 +281,7 @@ class Session:
             UserError: it is no picture, or the run is out of reach.
         """
         run, form = self._searcher()
-        from conr_ray.data.sources.encoded import conformed, open_encoded
+        from conr_ray.data.decoding import conformed, open_encoded
 
         try:
             pixels = conformed(open_encoded(content), form.shape, form.stored_size)

@@ -45,12 +45,12 @@ class DataConfig(Section):
         None, description="torchvision data set: cifar10, cifar100, ..."
     )
     path: Annotated[str | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
-        None, description="Parquet file, image folder or torchvision root"
+        None, description="image folder; Parquet file, folder or pattern of them; torchvision root"
     )
     download: Annotated[bool, _source("torchvision")] = Field(
         False, description="let torchvision download missing files"
     )
-    splits: Annotated[Names | None, _source("torchvision", "parquet", "vectors")] = Field(
+    splits: Annotated[Names | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
         None, description="splits to join; all if unset"
     )
     classes: Annotated[Names | None, _source("folder")] = Field(
@@ -65,6 +65,14 @@ class DataConfig(Section):
     label_column: str | None = Field(
         "label", description="for metrics, and for num_clusters if unset; null ignores labels"
     )
+    labels: Annotated[Literal["auto", "folders", "none"], _source("folder")] = Field(
+        "auto",
+        description="whether sub-folders are classes; auto: if there are two or more, they are no "
+        "dates, and most pictures are in them",
+    )
+    on_error: Annotated[Literal["stop", "skip"], _source("parquet", "folder")] = Field(
+        "stop", description="stop at images that cannot be read, or leave them out and list them"
+    )
     imbalance: Annotated[float, Field(gt=1)] | None = Field(
         None,
         description="train on a long tail of a labelled set: the first class keeps this many times "
@@ -74,7 +82,9 @@ class DataConfig(Section):
         None, description="train on a fixed random subset of this size, of what imbalance leaves"
     )
     stored_size: Annotated[_Side | None, _FOR_IMAGES] = Field(
-        None, description="resize images to squares of this side, pixels; needed if sizes differ"
+        None,
+        description="resize images to squares of this side, pixels; if unset and sizes differ, the "
+        "median of their short sides, at most 256",
     )
     placement: Literal["device", "host"] = Field(
         "device", description="keep all samples on the device, or memory-mapped on the host"

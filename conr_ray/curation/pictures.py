@@ -23,12 +23,13 @@ from PIL import Image
 from conr_ray.config import DataConfig
 from conr_ray.cores import usable_cores
 from conr_ray.curation.alignment import SIDE
+from conr_ray.data.decoding import open_encoded, reason_of, to_mode
 from conr_ray.data.pictures import small_file
-from conr_ray.data.sources.encoded import open_encoded
 from conr_ray.data.sources.files import Location, locate
 from conr_ray.data.sources.parquet import ParquetSource
+from conr_ray.data.sources.walk import from_text
 from conr_ray.data.store import DataSet
-from conr_ray.errors import UserError, one_line
+from conr_ray.errors import UserError
 
 _BLOCK = 256
 # A file that is larger is no picture that people look at.
@@ -127,13 +128,11 @@ def _thumbnail(opened: Opened) -> tuple[NDArray[np.uint8], int] | str:
         area = picture.width * picture.height
         # JPEG is decoded at an eighth of its size, if it is so large.
         picture.draft("RGB", (4 * SIDE, 4 * SIDE))
-        if picture.mode.startswith(("I", "F")):
-            return f"pixels of mode {picture.mode} do not fit into 8 bits"
-        small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        small = to_mode(picture, "RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         return np.asarray(small, np.uint8).transpose(2, 0, 1), area
     # Decoders raise errors of many kinds.
     except Exception as error:
-        return one_line(error)
+        return reason_of(error)
 
 
 class FolderPictures(Pictures):
@@ -164,7 +163,7 @@ class FolderPictures(Pictures):
 def _open_file(location: Location, path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("it has no path")
-    whole = os.path.normpath(f"{location.path.rstrip('/')}/{path}")
+    whole = os.path.normpath(f"{location.path.rstrip('/')}/{from_text(path)}")
     # A table from elsewhere may name anything.
     if not whole.startswith(f"{location.path.rstrip('/')}/"):
         raise ValueError(f"{path} is outside the folder")

@@ -57,7 +57,7 @@ def of_run(uri: str, data_path: str | None, folder: Path) -> Opened:
     clusters_n = _clusters(directory, data.sample_ids)
     samples = of_array(vectors_nw, pa.table(keys), clusters_n, folder, f"--run {uri}")
     pictures = DataPictures(data, uri) if data.what == "images" else None
-    return samples, pictures, []
+    return samples, pictures, [data.line]
 
 
 def _embeddings(

@@ -15,11 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr_ray.data.decoding import conformed, is_grey, reason_of, upright_size
 from conr_ray.data.sources.base import Int64Array, UInt8Array
-from conr_ray.data.sources.encoded import GREY_MODES, conformed
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.store import DataSet
-from conr_ray.errors import UserError, one_line
+from conr_ray.errors import UserError
 
 # What pixels may be scaled to: shares, the grey levels of scikit-learn's digits, bytes.
 _PIXEL_RANGES = (1, 16, 255)
@@ -125,8 +125,9 @@ def from_pictures(pictures: Sequence[Image.Image], side: int | None = None) -> U
     Raises:
         UserError: a picture cannot be decoded.
     """
-    channels = 1 if all(picture.mode in GREY_MODES for picture in pictures) else 3
-    shape = (channels, side or pictures[0].height, side or pictures[0].width)
+    channels = 1 if all(map(is_grey, pictures)) else 3
+    width, height = upright_size(pictures[0])
+    shape = (channels, side or height, side or width)
     rows = np.empty((len(pictures), *shape), np.uint8)
     for row, picture in enumerate(pictures):
         try:
@@ -134,7 +135,7 @@ def from_pictures(pictures: Sequence[Image.Image], side: int | None = None) -> U
         # Decoders raise many kinds of errors on broken bytes.
         except Exception as error:
             raise UserError(
-                f"image {row} cannot be decoded ({one_line(error)}): leave it out"
+                f"image {row} cannot be decoded ({reason_of(error)}): leave it out"
             ) from None
     return rows
 

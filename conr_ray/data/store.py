@@ -15,95 +15,39 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
-from conr_ray.data.pictures import as_picture
+from conr_ray.data.data_set import DataSet
+from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
+from conr_ray.data.sources.encoded import SizesDiffer, Unreadable
 from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.subset import BESIDE_THE_COPY, chosen_part
-from conr_ray.errors import UserError, one_line
+from conr_ray.errors import UserError, one_line, printable
 from conr_ray.storage import disk
 from conr_ray.storage.sealed import Damaged, seal, unseal
+
+__all__ = ["DataSet", "default_cache_dir", "open_data"]
 
 logger = logging.getLogger(__name__)
 
 # Part of every copy's name, and in it: increase it when the format of the files below changes.
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _META = "meta.json"
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """Samples, images or vectors, and their metadata.
-
-    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only if memory-mapped. `labels` is int64
-    (n,), None if no sample is labelled; -1 marks unlabelled samples, which no metric counts.
-    `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): each sample's
-    row in the whole set, of which this may be a subset. For images, `mean` and `std` are per
-    channel, of values scaled to 0..1; for vectors, `mean` is per feature, and `std` one number for
-    all. `std` is 0 if all values are equal. `fingerprint` depends only on samples, labels and
-    subset, not on the kind of source, and `rows_fingerprint` not on the labels either.
-
-    Where a backbone that does not train has embedded images, the vectors are `rows`, those of
-    random views `stored_views`, float32 (n, v, d), None without; `images` is what was embedded,
-    `backbone` tells by what, and `embedded_in` is the folder in the cache: see `conr_ray.frozen`.
-    """
-
-    rows: NDArray[Any]
-    labels: Int64Array | None
-    class_names: tuple[str, ...] | None
-    names: Sequence[str] | None
-    sample_ids: Int64Array
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
-    rows_fingerprint: str
-    stored_views: NDArray[Any] | None = None
-    images: DataSet | None = None
-    backbone: Mapping[str, Any] | None = None
-    embedded_in: Path | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Number of samples."""
-        return len(self.rows)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of a sample: (c, h, w), or (d,)."""
-        return tuple(self.rows.shape[1:])
-
-    @property
-    def what(self) -> str:
-        """The word "images" or "vectors", for messages: what the user has."""
-        return "vectors" if self.rows.ndim == 2 and self.images is None else "images"
-
-    def picture(self, row: int) -> bytes | None:
-        """The image of a row as a small PNG or JPEG file; None for vectors that are of no image."""
-        if self.images is not None:
-            return self.images.picture(row)
-        return None if self.rows.ndim == 2 else as_picture(self.rows[row])
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes by name, else of distinct labels; None without labels."""
-        if self.labels is None:
-            return None
-        if self.class_names is not None:
-            return len(self.class_names)
-        return len(np.unique(self.labels[self.labels >= 0]))
+_HASHED_ROWS = 1024
 
 
 def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
@@ -123,11 +67,17 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     if (data := _load_whole(folder)) is None:
         try:
             data = _build_once(source, folder)
+        except Unreadable as error:
+            raise _told_of_unreadable(error, folder) from None
         except OSError as error:
             raise UserError(
                 f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
                 f"CONR_RAY_CACHE to a writable folder with space"
             ) from error
+    # Files that are no samples come and go without a change of the copy.
+    stored = data.inventory
+    found = replace(source.inventory(), sizes=stored.sizes, skipped=stored.skipped)
+    data = replace(data, inventory=found)
     return chosen_part(data, config)
 
 
@@ -143,6 +93,28 @@ def default_cache_dir() -> Path:
         raise UserError(
             "this user has no home for a cache of decoded samples: set CONR_RAY_CACHE to a folder"
         ) from None
+
+
+def _told_of_unreadable(error: Unreadable, folder: Path) -> UserError:
+    """The error, and a file beside the copies that lists all images and reasons, if they are many.
+
+    A line has no room for them.
+    """
+    if len(error.images) < 2:
+        return error
+    path = folder.with_suffix(".unreadable.csv")
+    table = pa.table(
+        {
+            "place": [printable(one.place) for one in error.images],
+            "reason": [printable(one.reason) for one in error.images],
+        }
+    )
+    try:
+        csv.write_csv(table, path)
+    # The error is what matters.
+    except OSError:
+        return error
+    return UserError(f"{error}; all {len(error.images):,}, with reasons, are in {path}")
 
 
 def _rows_file(shape: Sequence[int]) -> str:
@@ -180,21 +152,35 @@ def _build_once(source: Source, folder: Path) -> DataSet:
 
 
 def _build(source: Source, folder: Path) -> None:
+    try:
+        _build_as_told(source, folder)
+    except SizesDiffer:
+        source.look()
+        _build_as_told(source, folder)
+
+
+def _build_as_told(source: Source, folder: Path) -> None:
+    """Make the copy as the contents of the source tell, which may be by its first samples."""
     contents = source.contents()
     shape = (contents.num_rows, *contents.row_shape)
     _check_room(folder, shape)
-    if contents.note:
-        disk.tell(contents.note)
     logger.info("decoding %d samples of %s into %s", shape[0], source.config.source, folder.parent)
-    labels, class_names = contents.labels, contents.class_names
-    if labels is not None and (labels == -1).all():
-        labels, class_names = None, None
-    digest = hashlib.sha256(str(shape).encode())
     sums = statistics_of(shape)
-    with (folder / _rows_file(shape)).open("wb") as file:
-        for block in _written(source.blocks(), file, shape):
+    digest = hashlib.sha256(str(shape).encode())
+    path = folder / _rows_file(shape)
+    with path.open("wb") as file:
+        for block in _written(source, file, shape):
             digest.update(block.data)
             sums.add(block)
+    if skipped := list(source.skipped):
+        contents, kept = _without(contents, skipped)
+        shape = (len(kept), *contents.row_shape)
+        np.save(folder / "sample_ids.npy", kept)
+        digest = hashlib.sha256(str(shape).encode())
+        rows = np.load(path, mmap_mode="r")
+        for start in range(0, len(rows), _HASHED_ROWS):
+            digest.update(np.ascontiguousarray(rows[start : start + _HASHED_ROWS]).data)
+    labels, class_names = _occurring(contents.labels, contents.class_names)
     rows_fingerprint = digest.hexdigest()
     if labels is not None:
         np.save(folder / "labels.npy", labels)
@@ -204,7 +190,7 @@ def _build(source: Source, folder: Path) -> None:
     mean, std = sums.mean_and_std()
     meta = {
         "format": _FORMAT_VERSION,
-        "num_rows": contents.num_rows,
+        "num_rows": shape[0],
         "shape": shape,
         "class_names": class_names,
         "mean": mean,
@@ -212,8 +198,35 @@ def _build(source: Source, folder: Path) -> None:
         "fingerprint": digest.hexdigest(),
         "rows_fingerprint": rows_fingerprint,
         "source": _description(source, contents),
+        "inventory": replace(source.inventory(), skipped=tuple(skipped)).as_json(),
     }
     seal(folder, _META, meta)
+
+
+def _without(contents: Contents, skipped: Sequence[Skipped]) -> tuple[Contents, Int64Array]:
+    """The contents but for some rows, and the rows that are left."""
+    left_out = {one.row for one in skipped}
+    kept = np.array([row for row in range(contents.num_rows) if row not in left_out], np.int64)
+    found = replace(
+        contents,
+        num_rows=len(kept),
+        labels=None if contents.labels is None else contents.labels[kept],
+        names=None if contents.names is None else [contents.names[row] for row in kept],
+    )
+    return found, kept
+
+
+def _occurring(
+    labels: Int64Array | None, class_names: tuple[str, ...] | None
+) -> tuple[Int64Array | None, tuple[str, ...] | None]:
+    """Labels that number the classes which occur, if these have names; None without labels."""
+    if labels is None or (labels == -1).all():
+        return None, None
+    found = np.unique(labels[labels >= 0])
+    if class_names is None or len(found) == len(class_names):
+        return labels, class_names
+    numbered = np.where(labels < 0, -1, np.searchsorted(found, labels)).astype(np.int64)
+    return numbered, tuple(class_names[label] for label in found)
 
 
 def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
@@ -228,24 +241,28 @@ def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def _written(
-    blocks: Iterator[NDArray[Any]], file: BinaryIO, shape: tuple[int, ...]
-) -> Iterator[NDArray[Any]]:
-    """Append blocks to the .npy file of an array of `shape`, and yield them.
+def _written(source: Source, file: BinaryIO, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """Write the blocks of a source as the .npy file of an array of `shape`, and yield them.
 
     Writes a file, not a memory map: a full disk raises OSError for the file, but kills the process
-    with SIGBUS for the map.
+    with SIGBUS for the map. What the source skips is missing from the array.
     """
     descr = "<f4" if len(shape) == 2 else "|u1"
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-    rows = 0
-    for block in blocks:
+    begin, rows = file.tell(), 0
+    for block in source.blocks():
         whole = np.ascontiguousarray(block)
         file.write(whole.data)
         rows += len(whole)
         yield whole
-    assert rows == shape[0], f"{rows} rows where {shape[0]} were announced"
+    skipped = len(source.skipped)
+    assert rows + skipped == shape[0], f"{rows} + {skipped} rows where {shape[0]} were announced"
+    if skipped:
+        # NumPy leaves room for any number of rows.
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *shape[1:])})
+        assert file.tell() == begin
 
 
 def _description(source: Source, contents: Contents) -> dict[str, Any]:
@@ -265,6 +282,7 @@ def _load(folder: Path) -> DataSet:
     if meta["format"] != _FORMAT_VERSION:
         raise Damaged(f"format {meta['format']} instead of {_FORMAT_VERSION}")
     class_names, labels, names = meta["class_names"], folder / "labels.npy", None
+    sample_ids = folder / "sample_ids.npy"
     if (path := folder / "names.parquet").exists():
         names = pq.read_table(path).column("name").to_pylist()
     return DataSet(
@@ -272,9 +290,14 @@ def _load(folder: Path) -> DataSet:
         labels=np.load(labels) if labels.exists() else None,
         class_names=None if class_names is None else tuple(class_names),
         names=names,
-        sample_ids=np.arange(meta["num_rows"], dtype=np.int64),
+        sample_ids=(
+            np.load(sample_ids)
+            if sample_ids.exists()
+            else np.arange(meta["num_rows"], dtype=np.int64)
+        ),
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         fingerprint=meta["fingerprint"],
         rows_fingerprint=meta["rows_fingerprint"],
+        inventory=Inventory.from_json(meta["inventory"]),
     )

@@ -17,7 +17,7 @@ from conr_ray.data.statistics import statistics_of
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from conr_ray.data.store import DataSet
+    from conr_ray.data.data_set import DataSet
 
 # Fields of `data` that do not affect what is decoded.
 BESIDE_THE_COPY = {"imbalance", "limit", "placement", "download"}
@@ -110,6 +110,7 @@ def _part(whole: DataSet, rows: npt.NDArray[np.int64]) -> DataSet:
         class_names=None if labels is None else whole.class_names,
         names=None if whole.names is None else [whole.names[row] for row in rows],
         sample_ids=whole.sample_ids[rows],
+        num_in_all=whole.num_in_all or whole.num_rows,
         mean=mean,
         std=std,
         fingerprint=digests[0],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from conr_ray.data.sources.encoded import batched
+from conr_ray.data.decoding import batched
 from conr_ray.data.sources.files import FoundFile, Location
-from conr_ray.data.sources.folder import is_image
+from conr_ray.data.sources.picture_files import PictureFiles, ending_of
+from conr_ray.data.sources.walk import Walk
 from conr_ray.prediction.patience import patient
 
 _ROWS = 4096
+PARQUET = frozenset({"parquet", "pq"})
 
 
 class Listing:
@@ -26,23 +28,28 @@ class Listing:
     def __init__(self, location: Location) -> None:
         """Of the folder `location`; nothing is listed yet."""
         self.location = location
+        self._pictures = PictureFiles(Walk(location), PARQUET)
         self._table: pa.Table | None = None
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What else the last listing has found, and how many of each kind."""
+        return self._pictures.left_out
+
+    @property
+    def why_left_out(self) -> Mapping[str, str]:
+        """For some of these kinds, the reason."""
+        return self._pictures.why_left_out
 
     def __iter__(self) -> Iterator[FoundFile]:
         if self.location.is_local:
-            yield from self._found()
+            yield from self._pictures
             return
         if self._table is None:
             self._table = patient(self._listed, is_local=False)()
         for batch in self._table.to_batches(_ROWS):
             for name, size, mtime_ns in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 yield FoundFile(os.fsdecode(name), size, mtime_ns)
-
-    def _found(self) -> Iterator[FoundFile]:
-        for file in self.location.files_below([""]):
-            hidden = file.name.startswith(".") or "/." in file.name
-            if not hidden and (is_image(file.name) or is_parquet(file.name)):
-                yield file
 
     def _listed(self) -> pa.Table:
         schema = pa.schema({"name": pa.binary(), "size": pa.int64(), "mtime_ns": pa.int64()})
@@ -54,14 +61,14 @@ class Listing:
                 ],
                 schema,
             )
-            for files in batched(self._found(), _ROWS)
+            for files in batched(self._pictures, _ROWS)
         ]
         return pa.Table.from_batches(parts, schema)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location, "_table": None}
+        return {**self.__dict__, "_table": None}
 
 
 def is_parquet(name: str) -> bool:
     """Whether a file is Parquet by its ending."""
-    return name.endswith((".parquet", ".pq"))
+    return ending_of(name) in PARQUET

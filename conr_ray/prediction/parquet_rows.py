@@ -12,10 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
+from conr_ray.data.inventory import Inventory, counted
 from conr_ray.data.sources.files import FoundFile, locate
-from conr_ray.data.sources.folder import as_text
 from conr_ray.data.sources.parquet import ParquetSource
 from conr_ray.data.sources.vectors import VectorsSource, vectors_in
+from conr_ray.data.sources.walk import as_text, from_text
 from conr_ray.errors import UserError, one_line
 from conr_ray.prediction.listing import Listing, is_parquet
 from conr_ray.prediction.patience import WAITS_S, is_final, patient
@@ -59,6 +60,15 @@ class ParquetRows(NewSamples):
             text = self._location.text
             raise UserError(f"data.path={text}: no rows; name a Parquet file with rows")
         return count
+
+    def line(self, count: int, more: str = "") -> str:
+        """With the number of files, and what was left out of their folder."""
+        told = super().line(count, more)
+        if self._listing is None:
+            return told
+        found = Inventory(left_out=self._listing.left_out)
+        files = counted(len(self._sizes), "file", "files")
+        return f"{told} in {files}{found.of_left_out()}"
 
     def _files(self) -> Iterator[FoundFile]:
         if self._listing is None:
@@ -114,7 +124,7 @@ class ParquetRows(NewSamples):
     def read(self, piece: pa.Table) -> Iterator[pa.Table]:
         """Batches of the row group, which is read as far as the last row of the piece."""
         rows = piece.column("row").to_numpy(zero_copy_only=False)
-        name = "" if self._is_file else piece.column("file")[0].as_py()
+        name = "" if self._is_file else from_text(piece.column("file")[0].as_py())
         file = FoundFile(name, piece.column("size")[0].as_py(), piece.column("mtime_ns")[0].as_py())
         done = 0
         for wait_s in (None,) if self._location.is_local else (*WAITS_S, None):

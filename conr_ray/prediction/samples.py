@@ -22,11 +22,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from conr_ray.cores import usable_cores
-from conr_ray.data.sources.encoded import batched, conformed
-from conr_ray.errors import one_line
+from conr_ray.data.decoding import batched, conformed, reason_of
+from conr_ray.data.inventory import counted
 
 Kind = Literal["images", "vectors"]
 _BATCH_ROWS, _BATCH_BYTES = 256, 32 * 2**20
@@ -114,6 +114,11 @@ class NewSamples(ABC):
             UserError: there are none, or they cannot be listed.
         """
 
+    def line(self, count: int, more: str = "") -> str:
+        """What was found, in a line; `count` is how many there are, `more` what they are."""
+        kind = self.form.kind
+        return f"data: {counted(count, kind[:-1], kind)}{more}"
+
     @abstractmethod
     def pieces(self) -> Iterator[pa.Table]:
         """Tables of what to read, with the columns `keys`; lazily, in the same order each time."""
@@ -148,11 +153,8 @@ def _decode(
         reason = None
         try:
             values[row] = conformed(opened[row](), (channels, height, width), form.stored_size)
-        except UnidentifiedImageError:
-            # PIL's own message contains the address of a buffer.
-            reason = "unknown image format"
         # Decoders and stores raise errors of many kinds.
         except Exception as error:
-            reason = one_line(error)
+            reason = reason_of(error)
         reasons.append(reason)
     return reasons

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conr_ray.config import DataConfig
-from conr_ray.data.sources.encoded import batched
+from conr_ray.data.decoding import batched
+from conr_ray.data.inventory import Inventory, told_of
 from conr_ray.data.sources.files import FoundFile, locate
-from conr_ray.data.sources.folder import as_text, is_image, open_file
+from conr_ray.data.sources.layout import Layout, folder_of, layout_of
+from conr_ray.data.sources.picture_files import open_file
 from conr_ray.data.sources.vectors import vectors_in
+from conr_ray.data.sources.walk import as_text
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
 from conr_ray.prediction.listing import Listing, is_parquet
@@ -33,6 +38,12 @@ class FolderImages(NewSamples):
         """Those of the files of `listing`."""
         super().__init__(form)
         self._listing, self._location = listing, listing.location
+        # What the sub-folders stand for; known when the images are counted.
+        self.layout: Layout | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is read of a piece needs no folders."""
+        return {**self.__dict__, "layout": None}
 
     @property
     def what(self) -> str:
@@ -45,19 +56,29 @@ class FolderImages(NewSamples):
         return self._location.uri
 
     def count(self) -> int:
-        """How many files are images by their endings."""
-        count = sum(is_image(file.name) for file in self._listing)
-        if not count:
+        """How many files are images."""
+        folders = Counter(folder_of(file.name) for file in self._images())
+        if not folders:
+            left_out = told_of(self._listing.left_out)
             raise UserError(
                 f"data.path={self._location.text}: no images; name a folder with images, or a "
-                "Parquet file"
+                "Parquet file" + (f"; left out: {left_out}" if left_out else "")
             )
-        return count
+        config = DataConfig(source="folder", path=self._location.text)
+        self.layout = layout_of(folders, config)
+        return folders.total()
+
+    def line(self, count: int, more: str = "") -> str:
+        """With what was left out."""
+        found = Inventory(left_out=self._listing.left_out, why_left_out=self._listing.why_left_out)
+        return super().line(count, more) + found.of_left_out()
+
+    def _images(self) -> Iterator[FoundFile]:
+        return (file for file in self._listing if not is_parquet(file.name))
 
     def pieces(self) -> Iterator[pa.Table]:
         """`name` has the bytes of the path, which may be no text."""
-        images = (file for file in self._listing if is_image(file.name))
-        for files in batched(images, self.form.batch_rows):
+        for files in batched(self._images(), self.form.batch_rows):
             yield pa.table(
                 {
                     "path": [as_text(file.name) for file in files],
@@ -114,6 +135,10 @@ class DataSetRows(NewSamples):
                 "name another"
             )
         return self._data.num_rows
+
+    def line(self, count: int, more: str = "") -> str:
+        """That of the data set."""
+        return self._data.line
 
     def pieces(self) -> Iterator[pa.Table]:
         """`index` is a row of the copy, `row` that of the whole data set."""

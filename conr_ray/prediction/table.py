@@ -30,6 +30,8 @@ import torch
 from conr_ray.config import DataConfig
 from conr_ray.data.sources import make_source
 from conr_ray.data.sources.files import locate
+from conr_ray.data.sources.layout import Layout, folder_of
+from conr_ray.data.sources.walk import as_text, from_text
 from conr_ray.data.store import open_data
 from conr_ray.errors import UserError, one_line
 from conr_ray.frozen import FrozenBackbone
@@ -76,12 +78,14 @@ class Labels:
         image_column: of Parquet files.
         label_column: of Parquet files; None ignores labels.
         data: the data set.
+        layout: of a folder of images.
     """
 
     text: str | None
     image_column: str
     label_column: str | None
     data: DataConfig | None = None
+    layout: Layout | None = None
     _known: dict[str, list[Any]] = field(default_factory=dict)
 
     def of(self, rows: pa.Table) -> pa.Array | None:
@@ -90,10 +94,12 @@ class Labels:
             return None
         names = rows.column_names
         if "path" in names:
-            # A folder is a class only if it is not that of all images.
-            folders = [path.rpartition("/")[0] for path in rows.column("path").to_pylist()]
-            classes = [folder.partition("/")[0] or None for folder in folders]
-            return pa.array(classes, pa.string())
+            classes = None if self.layout is None else self.layout.classes
+            if classes is None:
+                return None
+            folders = [folder_of(from_text(path)) for path in rows.column("path").to_pylist()]
+            names = [classes.get(folder) for folder in folders]
+            return pa.array([name and as_text(name) for name in names], pa.string())
         files = rows.column("file").to_pylist() if "file" in names else [""] * len(rows)
         found = [
             self._of_file(file)[row]
@@ -101,6 +107,16 @@ class Labels:
         ]
         text = any(isinstance(label, str) for label in found)
         return pa.array(found, pa.string() if text else pa.int64())
+
+    @property
+    def told(self) -> str:
+        """Whether folders are classes, for a line; empty where there are no folders."""
+        if self.layout is None or self.label_column is None:
+            return ""
+        names = set((self.layout.classes or {}).values()) - {None}
+        if names:
+            return f", labels from folders: {len(names):,} classes"
+        return ", no labels" + (f" ({self.layout.why})" if self.layout.why else "")
 
     def _of_file(self, file: str) -> list[Any]:
         if file not in self._known:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from conr_ray.config import load_preset
+from conr_ray.data.decoding import open_encoded
 from conr_ray.data.pictures import small_file
 from conr_ray.data.prepared import prepared_data
-from conr_ray.data.sources.encoded import open_encoded
 from conr_ray.data.sources.files import Location, locate
 from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conr_ray.config import DataConfig
+from conr_ray.data.sources.walk import from_text
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.errors import printable
 
@@ -47,10 +48,10 @@ def local_folder(path: str | None) -> str | None:
 
 
 def file_at(folder: str | None, path: str | None) -> str | None:
-    """The absolute path of a file inside a folder, if it is there."""
-    if folder is None or path is None or "\0" in path:
+    """The absolute path of a file inside a folder, if it is there; `path` is as in tables."""
+    if folder is None or path is None or "\0" in (name := from_text(path)):
         return None
-    whole = os.path.abspath(os.path.join(folder, path))
+    whole = os.path.abspath(os.path.join(folder, name))
     # A table from elsewhere may name anything.
     inside = whole.startswith(f"{folder.rstrip('/')}/")
     return whole if inside and os.path.isfile(whole) else None

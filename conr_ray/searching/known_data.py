@@ -6,12 +6,13 @@ from the file or folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig, load_preset
+from conr_ray.data.inventory import line_of
 from conr_ray.data.prepared import prepared_data
 from conr_ray.data.sources import make_source
 from conr_ray.data.sources.base import choose_splits
@@ -41,6 +42,7 @@ _TORCHVISION = {
     "stl10": _Published({"train": 5_000, "test": 8_000, "unlabeled": 100_000}, 10, 3, 96),
 }
 _COARSE_CLASSES = 20
+_LOOKED_AT = 1000
 # Presets that read a folder.
 _IMAGENET = {
     "imagenet10": _Published({"train": 13_000}, 10, 3, 96),
@@ -59,6 +61,7 @@ class KnownData:
         num_classes: number of classes; None without labels.
         fingerprint: of the prepared data; None if they are not prepared.
         source: where these facts come from, in words.
+        line: what was found, in a line for people.
     """
 
     num_rows: int
@@ -66,6 +69,7 @@ class KnownData:
     num_classes: int | None
     fingerprint: str | None
     source: str
+    line: str = field(default="", compare=False)
 
     @property
     def what(self) -> str:
@@ -91,23 +95,27 @@ def known_data(space: SearchSpace) -> KnownData:
             # Where images are embedded before training, that of the vectors is another.
             None if whole.embeds_once else images.fingerprint,
             "as prepared by an earlier run",
+            images.line,
         )
     published = _published(config)
     if published is not None:
         return _part(config, _of_published(config, published))
     try:
+        # Images of several sizes become others than the first one tells.
+        source.look(_LOOKED_AT)
         contents = source.contents()
     except UserError:
         if space.preset in _IMAGENET and config.classes == load_preset(space.preset).data.classes:
             return _part(config, _of_published(config, _IMAGENET[space.preset]))
         raise
-    names, labels = contents.class_names, contents.labels
+    labels = contents.labels
     num_classes, counts_c = None, None
     if labels is not None and (labels >= 0).any():
         counts_c = np.unique(labels[labels >= 0], return_counts=True)[1]
-        num_classes = len(counts_c) if names is None else len(names)
+        num_classes = len(counts_c)
+    line = line_of(contents.num_rows, contents.row_shape, labels, num_classes, source.inventory())
     known = KnownData(
-        contents.num_rows, contents.row_shape, num_classes, None, f"as in {config.path}"
+        contents.num_rows, contents.row_shape, num_classes, None, f"as in {config.path}", line
     )
     return _part(config, known, counts_c)
 

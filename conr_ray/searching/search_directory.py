@@ -72,7 +72,12 @@ class SearchDirectory:
         free = () if space.exchanges else ("trials",)
         changed = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
         if changed:
-            raise FolderTaken(f"{self.uri} holds another search ({changed[0]} differs)")
+            differs = f"{changed[0]} differs"
+            if changed[0] == "metric" and resume:
+                # Of a space with metric: auto, labels that appear or vanish change it.
+                differs = f"its metric is {old['metric']}, now {new['metric']}, as of metric: auto"
+                differs += " if labels appear or vanish: set metric"
+            raise FolderTaken(f"{self.uri} holds another search ({differs})")
         if not resume:
             raise FolderTaken(f"{self.uri} holds this search", same_run=True)
         has_journal = self.files.has(_JOURNAL)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from conr_ray.config import DataConfig
-from conr_ray.data.sources.encoded import conformed
+from conr_ray.data.decoding import conformed
+from conr_ray.data.store import open_data
 from conr_ray.errors import UserError
 
 
@@ -37,17 +38,23 @@ class TestDecoding:
             settings = save(f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", mode)
         assert read(DataConfig(**settings))[1].shape == (5, 3, 6, 6)
 
-    def test_sixteen_bits_are_refused(self, save: Any, message: Any) -> None:
-        text = message(**save("a.png", "I;16"))
-        assert "row 0 (a.png) cannot be decoded" in text and "8 bits" in text
-
-    def test_sizes_that_differ(self, save: Any, read: Any, message: Any) -> None:
+    def test_sizes_that_differ_become_squares_of_the_median_short_side(
+        self, save: Any, read: Any, tmp_path: Path
+    ) -> None:
         save("a.png", "RGB", (8, 6))
         save("b.png", "RGB", (8, 6))
-        settings = save("c.png", "RGB", (6, 8))
-        text = message(**settings)
-        assert "row 2 (c.png) has 6x8 pixels" in text and "set data.stored_size=6" in text
-        assert read(DataConfig(**settings, stored_size=6))[1].shape == (3, 3, 6, 6)
+        settings = save("c.png", "RGB", (4, 9))
+        config = DataConfig(**settings)
+        contents, images = read(config)
+        assert contents.row_shape == (3, 6, 6) and images.shape == (3, 3, 6, 6)
+        np.testing.assert_array_equal(images, read(DataConfig(**settings, stored_size=6))[1])
+        line = open_data(config, tmp_path / "cache").line
+        assert line == "data: 3 images 6x6 RGB, from 4x9 to 8x6, no labels"
+        save("d.png", "RGB", (900, 600))
+        save("e.png", "RGB", (900, 600))
+        save("f.png", "RGB", (900, 600))
+        save("g.png", "RGB", (900, 600))
+        assert read(config)[1].shape == (7, 3, 256, 256)
 
     def test_stored_size_resizes_the_short_side_and_crops_the_centre(
         self, save: Any, read: Any
@@ -128,12 +135,13 @@ class TestDecoding:
         (tmp_path / "33.png").write_bytes(buffer.getvalue()[:70])
         text = message(**settings)
         assert f"data.path={tmp_path}: row 33 (33.png) cannot be decoded" in text
-        assert text.endswith("; remove or repair it")
+        assert text.endswith("; remove or repair it, or set data.on_error=skip to leave it out")
         for index in (7, 36):
             (tmp_path / f"{index:02}.png").write_bytes(b"<html>404</html>")
         assert message(**settings) == (
             f"data.path={tmp_path}: row 7 (07.png) cannot be decoded (unknown image format), nor "
-            "can row 33 (33.png), row 36 (36.png); remove or repair them"
+            "can row 33 (33.png), row 36 (36.png); remove or repair them, or set "
+            "data.on_error=skip to leave them out"
         )
 
     def test_folders_that_hold_nothing(self, tmp_path: Path, message: Any) -> None:

@@ -268,15 +268,6 @@ class TestParquetColumns:
         contents = make_source(config).contents()
         assert contents.class_names is None and contents.labels is not None
 
-    def test_labels_beyond_64_bits_are_refused(
-        self, tmp_path: Path, columns: Any, message: Any
-    ) -> None:
-        labels = pa.array([2**63, 5] * 5, pa.uint64())
-        path = write_parquet(tmp_path / "f.parquet", columns | {"label": labels})
-        told = message(source="parquet", path=str(path))
-        assert told.startswith("data.label_column=label: holds 9223372036854775808, which has no")
-        assert "number the classes, or store them as strings" in told
-
     @pytest.mark.parametrize("name", ["image", "label", "split"])
     def test_columns_of_one_name_are_refused(
         self, tmp_path: Path, columns: Any, message: Any, name: str
@@ -404,20 +395,6 @@ class TestFolder(SourceConformance):
         assert contents.class_names == ("a", "b", "c c")
         assert contents.names is not None and contents.names[2:4] == ["a/deep/0.png", "b/3.bmp"]
 
-    def test_files_that_are_left_out_are_told_of(
-        self, case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        config, _, _ = case
-        root = Path(config.path.removeprefix("file://"))
-        for name in ("b/x.jfif", "y"):
-            (root / name).write_bytes(b"")
-        for _ in range(2):
-            open_data(config, tmp_path / "cache")
-        assert capsys.readouterr().err.splitlines() == [
-            f"data.path={config.path}: 3 files are left out: their endings (.jfif, .txt, none) are "
-            "not those of images"
-        ]
-
     def test_chosen_classes(self, case: Any, read: Any, message: Any) -> None:
         config, images, _ = case
         contents, found = read(config.model_copy(update={"classes": ("c c", "a")}))
@@ -461,12 +438,6 @@ class TestFolder(SourceConformance):
         assert contents.class_names == ("a", "b", "caf\\xe9")
         assert contents.names is not None and contents.names[-1] == "caf\\xe9/ü.png"
         assert open_data(config, tmp_path / "cache").names == contents.names
-
-    def test_an_image_outside_the_sub_folders_ends_the_classes(self, case: Any) -> None:
-        root = Path(case[0].path.removeprefix("file://"))
-        (root / "0.png").write_bytes((root / "a" / "1.png").read_bytes())
-        contents = make_source(case[0]).contents()
-        assert contents.labels is None and contents.num_rows == 7
 
 
 def test_every_source_has_a_conformance_test() -> None:

@@ -196,7 +196,7 @@ class TestDamage:
         meta.unlink()
         seal(meta.parent, meta.name, {**facts, "format": 1})
         assert open_data(DIGITS, cache_dir).num_rows == 1797
-        assert "is damaged (format 1 instead of 3): it is made anew" in capsys.readouterr().err
+        assert "is damaged (format 1 instead of 4): it is made anew" in capsys.readouterr().err
 
 
 class TestLimit:

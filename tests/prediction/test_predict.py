@@ -19,7 +19,7 @@ from PIL import Image
 import conr_ray.predict
 import conr_ray.report
 from conr_ray import TrainedRun
-from conr_ray.data.sources.encoded import conformed
+from conr_ray.data.decoding import conformed
 from conr_ray.data.store import open_data
 from conr_ray.errors import RunFailed, UserError
 from tests.data.conftest import OfficialFiles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_two_nodes_share_the_work_and_write_the_rows_of_one_process(
     for copy in range(COPIES):
         for file in folder_run[1].rglob("*.png"):
             (images / str(copy)).mkdir(parents=True, exist_ok=True)
-            (images / str(copy) / file.name).hardlink_to(file)
+            shutil.copyfile(file, images / str(copy) / file.name)
     words = ["python", "-m", "conr_ray.predict", "--run", run, "--images", str(images)]
     words += ["--address", "auto", "--workers", "2", "--cpus-per-worker", "1", "--embeddings"]
     with Sandbox(tmp_path) as sandbox:

@@ -146,3 +146,28 @@ def test_a_trial_that_reported_nothing_has_failed(display: Any) -> None:
     live, _, told = display({START: {"choice": [20, 30]}})
     live.on_trial_complete(1, [], started(live, "one", {START: 20}))
     assert "trial 1/2 failed (it reported nothing) after 0 epochs" in told.getvalue()
+
+
+@pytest.mark.parametrize("begun", ["nmi", "neighbor_consistency"])
+def test_a_search_whose_labels_appear_or_vanish_says_that_its_metric_would_change(
+    tmp_path: Path, begun: str
+) -> None:
+    from conr_ray.data.store import open_data
+    from conr_ray.scaling.resources import ClusterOptions
+    from conr_ray.whole_search import WholeSearch
+
+    def search(metric: str, *, resume: bool) -> WholeSearch:
+        fixed = {} if metric == "nmi" else {"data.label_column": None}
+        tree = {"clustering.num_clusters": 10, **fixed}
+        space = space_of(tmp_path, FIELDS, fixed=tree, metric="auto")
+        options = ClusterOptions()
+        whole = WholeSearch(space, at(tmp_path / "search"), options, resume=resume)
+        return whole.checked(open_data(space.config().data))
+
+    other = "neighbor_consistency" if begun == "nmi" else "nmi"
+    first = search(begun, resume=False)
+    has = {"nmi": "labels", "neighbor_consistency": "no labels"}[begun]
+    assert first.metric_note == f"metric: {begun}, since it is auto and the data have {has}"
+    first.directory.claim(first.space, resume=False)
+    with pytest.raises(UserError, match=f"its metric is {begun}, now {other}, as of metric: auto"):
+        search(other, resume=True)

@@ -6,7 +6,7 @@ Shapes: n samples, c channels (1 grey or 3 RGB), h and w pixels, d features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
+from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.errors import UserError
 
 UInt8Array = NDArray[np.uint8]
@@ -27,7 +28,7 @@ class Contents:
     `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,), -1 for
     unlabelled samples, None if the source has no labels. `class_names[label]` names a class, None
     if only numbers are known. `names` are the images' paths inside the source, None if samples have
-    no paths. `note` is a line on what is not read, or empty.
+    no paths.
     """
 
     num_rows: int
@@ -35,7 +36,6 @@ class Contents:
     labels: Int64Array | None = None
     class_names: tuple[str, ...] | None = None
     names: list[str] | None = None
-    note: str = ""
 
 
 class Source(ABC):
@@ -58,6 +58,23 @@ class Source(ABC):
     @abstractmethod
     def contents(self) -> Contents:
         """Number, shape, labels and names of the samples."""
+
+    def look(self, most: int | None = None) -> None:  # noqa: B027
+        """Look at all samples, whose sizes differ, or at so many, whose sizes may."""
+
+    def inventory(self) -> Inventory:
+        """What was found besides the samples; complete after `contents`."""
+        return Inventory(labels_from=self.labels_from)
+
+    @property
+    def labels_from(self) -> str:
+        """Where labels are from, for people."""
+        return f"column {self.config.label_column}"
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """Samples that the last reading of all blocks has left out, since they cannot be read."""
+        return ()
 
     @abstractmethod
     def blocks(self) -> Iterator[NDArray[Any]]:

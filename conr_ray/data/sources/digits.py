@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from conr_ray.config import DataConfig
+from conr_ray.data.decoding import fit_arrays
 from conr_ray.data.sources.base import Contents, Source, UInt8Array, check_label_column
-from conr_ray.data.sources.encoded import fit_arrays
 
 
 class DigitsSource(Source):
@@ -27,6 +27,11 @@ class DigitsSource(Source):
             "label_column": self.config.label_column,
             "stored_size": self.config.stored_size,
         }
+
+    @property
+    def labels_from(self) -> str:
+        """Nothing: the labels of the set itself."""
+        return ""
 
     def contents(self) -> Contents:
         """1,797 images, (1, 8, 8) unless `data.stored_size` is set, in 10 classes."""

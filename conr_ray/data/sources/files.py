@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,62 +54,21 @@ class Location:
         if self.is_local:
             # Arrow takes no names but those in UTF-8.
             return Path(self.path, name).read_bytes()
-        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+        with self.filesystem.open_input_stream(f"{self.path.rstrip('/')}/{name}") as stream:
             return bytes(stream.read())
 
-    def files_below(self, folders: Sequence[str]) -> Iterator[FoundFile]:
-        """All files below this folder's sub-folders `folders`, unsorted; "" is this folder itself.
-
-        Those in hidden folders may be left out. A folder is read once, however many links lead to
-        it or around in a circle, and where it is rather than where a link to it is.
-        """
+    def head(self, name: str, size: int) -> bytes:
+        """The first bytes of the file `name` below this folder, at most `size`."""
         if self.is_local:
-            yield from _local_files(self.path, folders)
-            return
-        root = self.path.rstrip("/")
-        for folder in dict.fromkeys(folders):
-            selector = fs.FileSelector(
-                f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True
-            )
-            for info in self.filesystem.get_file_info(selector):
-                if info.type == fs.FileType.File:
-                    yield FoundFile(info.path[len(root) + 1 :], info.size, info.mtime_ns)
+            with Path(self.path, name).open("rb") as file:
+                return file.read(size)
+        with self.filesystem.open_input_file(f"{self.path.rstrip('/')}/{name}") as opened:
+            return bytes(opened.read(size))
 
     @property
     def is_local(self) -> bool:
         """Whether it is on a file system of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
-
-
-def _local_files(root: str, folders: Sequence[str]) -> Iterator[FoundFile]:
-    real, links = deque(folders), deque[str]()
-    # The root is read only if it is asked for, and never through a link back to it.
-    seen = set() if "" in folders else {_identity(root)}
-    while real or links:
-        folder = real.popleft() if real else links.popleft()
-        place = os.path.join(root, folder)
-        if not os.path.isdir(place) or (identity := _identity(place)) in seen:
-            continue
-        seen.add(identity)
-        # Which link to a folder counts depends on their order; files, of which there may be
-        # millions, are not held.
-        inner: list[tuple[str, bool]] = []
-        with os.scandir(place) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    inner.append((name, entry.is_symlink()))
-                elif entry.is_file():
-                    yield FoundFile(name, entry.stat().st_size, entry.stat().st_mtime_ns)
-        for name, is_link in sorted(inner):
-            (links if is_link else real).append(name)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def locate(text: str) -> Location:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from operator import attrgetter
 
-import numpy as np
-from PIL import Image
 from pyarrow import fs
 
 from conr_ray.config import DataConfig
-from conr_ray.data.sources.base import Contents, Int64Array, check_label_column, listed
-from conr_ray.data.sources.encoded import MOST_BYTES, EncodedSource, PendingImage, open_encoded
-from conr_ray.data.sources.files import FoundFile, Location, locate
+from conr_ray.data.inventory import Inventory, told_of
+from conr_ray.data.sources.base import Contents, check_label_column, listed
+from conr_ray.data.sources.encoded import EncodedSource, PendingImage
+from conr_ray.data.sources.files import FoundFile, locate
+from conr_ray.data.sources.layout import Layout, folder_of, layout_of
+from conr_ray.data.sources.picture_files import PictureFiles, endings, open_file
+from conr_ray.data.sources.walk import Walk, as_text
 from conr_ray.errors import UserError, one_line
-
-EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
 
 
 class FolderSource(EncodedSource):
-    """Images below a folder, sorted by path; hidden files and folders are skipped.
+    """Images below a folder, sorted by path; see `Walk` and `PictureFiles` for which these are.
 
-    The immediate sub-folders are the classes if there are at least two of them and every image is
-    in one; otherwise there are no labels. `data.classes` restricts reading to these sub-folders.
-    Links are followed, but each folder is read once. Bytes of names that are no UTF-8 are escaped.
+    Sub-folders are classes, splits or neither by `data.labels`; see `layout`. `data.classes`
+    restricts reading to these immediate sub-folders. Bytes of names that are no UTF-8 are escaped.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -34,8 +34,10 @@ class FolderSource(EncodedSource):
         assert config.path is not None, "checked by RunConfig"
         check_label_column(config, ["label"])
         self._location = locate(config.path)
-        # Below the folder, but no images by their names.
-        self._others: list[FoundFile] = []
+        classes = config.classes
+        # The other sub-folders, of which there may be many, are not even listed.
+        chosen = [""] if classes is None else [name for name in classes if name and "/" not in name]
+        self._pictures = PictureFiles(Walk(self._location, chosen, config.on_error == "skip"))
 
     def identity(self) -> dict[str, object]:
         """The folder, what is read from it, and every image's size and modification time."""
@@ -43,15 +45,31 @@ class FolderSource(EncodedSource):
             "source": "folder",
             "path": self._location.identity,
             "label_column": self.config.label_column,
+            "labels": self.config.labels,
+            "on_error": self.config.on_error,
             "stored_size": self.config.stored_size,
             "files": [(file.name, file.size, file.mtime_ns) for file in self._files],
         }
 
     def contents(self) -> Contents:
-        """Number of images, the shape of the first one, classes and paths inside the folder."""
+        """Number of images, their shape, classes and paths inside the folder."""
         names = [as_text(file.name) for file in self._files]
-        labels, class_names = self._labels(names)
-        return Contents(len(names), self.image_shape, labels, class_names, names, self._note)
+        labels = self._layout.labels_of([folder_of(file.name) for file in self._files])
+        return Contents(len(names), self.image_shape, *labels, names)
+
+    @property
+    def labels_from(self) -> str:
+        """The folders."""
+        return "folders"
+
+    def inventory(self) -> Inventory:
+        """What was left out on the way, and why sub-folders are no classes."""
+        return replace(
+            super().inventory(),
+            why_no_labels=self._layout.why,
+            left_out=dict(self._pictures.left_out),
+            why_left_out=self._pictures.why_left_out,
+        )
 
     def _pending(self) -> Iterator[PendingImage]:
         for row, file in enumerate(self._files):
@@ -60,26 +78,23 @@ class FolderSource(EncodedSource):
             )
 
     @property
-    def _note(self) -> str:
-        """How many files are no images by their names."""
-        if not self._others:
-            return ""
-        endings = {os.path.splitext(file.name)[1].lower() or "none" for file in self._others}
-        return (
-            f"data.path={self._location.text}: {len(self._others)} files are left out: their "
-            f"endings ({listed(sorted(endings))}) are not those of images"
-        )
+    def _files(self) -> list[FoundFile]:
+        """The images that are read, sorted by path."""
+        return self._found[0]
+
+    @property
+    def _layout(self) -> Layout:
+        return self._found[1]
 
     @cached_property
-    def _files(self) -> list[FoundFile]:
-        """The images inside the folder, sorted by path."""
+    def _found(self) -> tuple[list[FoundFile], Layout]:
         text, root = self._location.text, self._location.path.rstrip("/")
         try:
             kind = self._location.filesystem.get_file_info(root).type
             if kind != fs.FileType.Directory:
                 problem = "no such folder" if kind == fs.FileType.NotFound else "not a folder"
                 raise UserError(f"data.path={text}: {problem}; name a folder of images")
-            found = self._listed()
+            found = sorted(self._pictures, key=attrgetter("name"))
         except UserError:
             raise
         # A path with a zero byte is a ValueError.
@@ -87,58 +102,27 @@ class FolderSource(EncodedSource):
             raise UserError(
                 f"data.path={text}: cannot be listed ({one_line(error)}); name a folder of images"
             ) from None
+        self._check_classes(found)
         if not found:
-            raise UserError(
-                f"data.path={text}: no images; name a folder with files of the types "
-                f"{listed(sorted(EXTENSIONS))}"
-            )
-        return sorted(found, key=attrgetter("name"))
+            raise self._nothing()
+        layout = layout_of(Counter(folder_of(file.name) for file in found), self.config)
+        read = frozenset(layout.read)
+        return [file for file in found if folder_of(file.name) in read], layout
 
-    def _listed(self) -> list[FoundFile]:
-        """All images, or those in the chosen classes."""
-        classes = self.config.classes
-        # The other sub-folders, of which there may be many, are not even listed.
-        chosen = [""] if classes is None else [name for name in classes if name and "/" not in name]
-        found: list[FoundFile] = []
-        for file in self._location.files_below(chosen):
-            if not any(part.startswith(".") for part in file.name.split("/")):
-                (found if is_image(file.name) else self._others).append(file)
+    def _check_classes(self, found: list[FoundFile]) -> None:
+        classes = self.config.classes or ()
         with_images = {file.name.partition("/")[0] for file in found}
-        for name in classes or ():
+        for name in classes:
             if name not in with_images:
                 raise UserError(
-                    f"data.classes={listed(classes or ())}: {self._location.text} has no "
-                    f"sub-folder {name} with images; leave it out or add it"
+                    f"data.classes={listed(classes)}: {self._location.text} has no sub-folder "
+                    f"{name} with images; leave it out or add it"
                 )
-        return found
 
-    def _labels(self, names: list[str]) -> tuple[Int64Array | None, tuple[str, ...] | None]:
-        if self.config.label_column is None or not all("/" in name for name in names):
-            return None, None
-        folders = [name.partition("/")[0] for name in names]
-        classes = sorted(set(folders))
-        if len(classes) < 2:
-            return None, None
-        number = {name: label for label, name in enumerate(classes)}
-        return np.array([number[folder] for folder in folders], np.int64), tuple(classes)
-
-
-def open_file(folder: Location, file: FoundFile) -> Image.Image:
-    """An image of a folder; pixels are decoded on use."""
-    if file.size > MOST_BYTES:
-        raise ValueError(f"{file.size:,} bytes, more than {MOST_BYTES:,}")
-    data = folder.read(file.name)
-    if len(data) < file.size and not folder.is_local:
-        # Of an answer that was cut short a store's library need not notice it.
-        raise OSError(f"{len(data):,} of {file.size:,} bytes have arrived")
-    return open_encoded(data)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its ending."""
-    return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
-
-
-def as_text(name: str) -> str:
-    """A path for people and tables, which have no place for bytes that are no UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    def _nothing(self) -> UserError:
+        remedy = f"name a folder with files of the types {listed(endings())}"
+        if left_out := told_of(self._pictures.left_out):
+            remedy += f"; left out: {left_out}"
+        if remedies := self._pictures.remedies:
+            remedy += f" ({remedies})"
+        return UserError(f"data.path={self._location.text}: no images; {remedy}")

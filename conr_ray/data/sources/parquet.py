@@ -1,19 +1,19 @@
-"""Images in a column of a Parquet file."""
+"""Images in a column of Parquet files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from conr_ray.config import MOST_STORED_PIXELS
+from conr_ray.data.decoding import Mode, open_encoded
 from conr_ray.data.sources.base import Contents, listed
-from conr_ray.data.sources.encoded import EncodedSource, Mode, PendingImage, open_encoded
+from conr_ray.data.sources.encoded import EncodedSource, PendingImage
+from conr_ray.data.sources.image_column import Opened, holds_images, images_in
 from conr_ray.data.sources.parquet_table import ParquetTable
 from conr_ray.errors import UserError
 from conr_ray.fields import short
@@ -22,11 +22,10 @@ _LONGEST_SHAPE = 100
 
 
 class ParquetSource(ParquetTable, EncodedSource):
-    """The images of one Parquet file.
+    """The images of Parquet files.
 
-    `data.image_column` holds encoded images (PNG, JPEG, WebP ...) as bytes, or as Hugging Face's
-    struct of `bytes` and `path`; or, if the schema metadata has a `shape` of "h,w" or "h,w,c",
-    raw uint8 pixels.
+    `data.image_column` holds encoded images (PNG, JPEG, WebP ...) or pixels; see `holds_images`. If
+    the schema metadata has a `shape` of "h,w" or "h,w,c", its bytes are raw uint8 pixels.
     """
 
     column_field = "image_column"
@@ -42,11 +41,8 @@ class ParquetSource(ParquetTable, EncodedSource):
         # What the file says of raw pixels is refused before any is read.
         _ = self._raw_shape
         name, columns = self._column, self._columns
-        kind = self._schema.field(name).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        if not is_bytes and not pa.types.is_fixed_size_binary(kind):
+        kind = self._files.type_of(name)
+        if not holds_images(kind):
             raise UserError(
                 f"data.image_column={name}: holds {short(str(kind))}, not the bytes of images; "
                 f"choose from {listed(columns)}"
@@ -86,17 +82,13 @@ class ParquetSource(ParquetTable, EncodedSource):
         for row, column, offsets in self._kept_parts():
             opened = self.images_in(column)
             for offset in offsets.tolist():
-                yield PendingImage(f"row {row + offset}", opened[offset])
+                yield PendingImage(self.place(row + offset), opened[offset])
 
-    def images_in(self, part: Any) -> list[Callable[[], Image.Image]]:
+    def images_in(self, part: Any) -> list[Opened]:
         """For each row of a part of the column, what opens its image."""
-        if pa.types.is_struct(part.type):
-            part = pc.struct_field(part, "bytes")
-        return [partial(self._open, encoded) for encoded in part.to_pylist()]
+        return images_in(part, self._open)
 
-    def _open(self, encoded: bytes | None) -> Image.Image:
-        if encoded is None:
-            raise ValueError("no bytes")
+    def _open(self, encoded: bytes) -> Image.Image:
         if self._raw_shape is None:
             return open_encoded(encoded)
         height, width, channels = self._raw_shape

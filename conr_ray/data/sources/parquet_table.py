@@ -1,20 +1,21 @@
-"""Rows of a Parquet file of samples of any kind, local or in an object store."""
+"""Rows of Parquet files of samples of any kind, local or in an object store."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
+from conr_ray.data.inventory import Inventory
 from conr_ray.data.sources.base import (
     Int64Array,
     Source,
@@ -23,77 +24,70 @@ from conr_ray.data.sources.base import (
     listed,
 )
 from conr_ray.data.sources.files import locate
+from conr_ray.data.sources.label_column import labels_in
+from conr_ray.data.sources.parquet_files import SPLIT, ParquetFiles
+from conr_ray.data.sources.walk import WHY
 from conr_ray.errors import UserError, one_line
-from conr_ray.fields import short
 
 _BATCH_ROWS = 256
-_SPLIT_COLUMN = "split"
 _DEFAULT_LABEL_COLUMN = DataConfig.default_of("label_column")
 
 
 class ParquetTable(Source):
-    """The rows of one Parquet file, in file order, read a few hundred at a time.
+    """The rows of Parquet files, in the order of their paths, read a few hundred at a time.
 
-    `data.splits` keeps the rows with these values in the column `split`. `data.label_column` holds
-    integers, which are kept, or strings, which are numbered in sorted order; null and -1 mean
-    unlabelled. The default column `label` may be absent.
+    `data.splits` keeps the rows with these values in the column `split`; see `ParquetFiles` for
+    where else splits may be told. For `data.label_column` see `labels_in`. The default column
+    `label` may be absent.
     """
 
     column_field: str
     """The field of `data` that names the column of samples."""
 
     def __init__(self, config: DataConfig) -> None:
-        """Find the file system of `data.path`; the file is not opened yet."""
+        """Find the file system of `data.path`; no file is opened yet."""
         super().__init__(config)
         assert config.path is not None, "checked by RunConfig"
         self._location = locate(config.path)
+        self._files = ParquetFiles(self._location)
 
     @property
     def _column(self) -> str:
         return str(getattr(self.config, self.column_field))
 
     def identity(self) -> dict[str, object]:
-        """The file with its size and modification time, and what is read from it."""
-        with file_errors(self._location.text):
-            info = self._location.filesystem.get_file_info(self._location.path)
+        """The files with their sizes and modification times, and what is read from them."""
         splits = self.config.splits
         return {
             "source": self.config.source,
             "path": self._location.identity,
-            "size": info.size,
-            "mtime_ns": info.mtime_ns,
+            "files": [(file.name, file.size, file.mtime_ns) for file in self._files.files],
             "splits": None if splits is None else sorted(set(splits)),
             self.column_field: self._column,
             "label_column": self.config.label_column,
             "stored_size": self.config.stored_size,
+            "on_error": self.config.on_error,
         }
 
-    @cached_property
-    def _file(self) -> Any:
-        location = self._location
-        try:
-            opened = location.filesystem.open_input_file(location.path)
-            return pq.ParquetFile(opened, page_checksum_verification=True)
-        except FileNotFoundError:
-            problem = "no such file"
-        # Of a damaged file Arrow raises errors of many kinds.
-        except Exception as error:
-            problem = f"not a Parquet file ({one_line(error)})"
-        raise UserError(f"data.path={location.text}: {problem}; name a Parquet file")
+    def inventory(self) -> Inventory:
+        """What was left out of a folder of files."""
+        left_out = dict(self._files.left_out)
+        why = {kind: WHY[kind] for kind in left_out if kind in WHY}
+        return replace(super().inventory(), left_out=left_out, why_left_out=why)
 
     @cached_property
     def _schema(self) -> Any:
         with file_errors(self._location.text):
-            return self._file.schema_arrow
+            return self._files.schema
 
     @cached_property
     def _num_rows(self) -> int:
         with file_errors(self._location.text):
-            return int(self._file.metadata.num_rows)
+            return self._files.num_rows
 
     @property
     def num_rows(self) -> int:
-        """Rows of the file, as its end tells."""
+        """Rows of the files, as their ends tell."""
         return self._num_rows
 
     @cached_property
@@ -101,15 +95,15 @@ class ParquetTable(Source):
         """Which rows of the file are read; None for all."""
         if self.config.splits is None:
             return None
-        if _SPLIT_COLUMN not in self._columns:
+        if SPLIT not in self._columns:
             raise UserError(
                 f"data.splits={listed(self.config.splits)}: {self.config.path} has no column "
-                f"{_SPLIT_COLUMN}, only {listed(self._columns)}; leave data.splits out"
+                f"{SPLIT}, only {listed(self._columns)}; leave data.splits out"
             )
-        self._check_once("splits", _SPLIT_COLUMN)
-        column = self._read_column(_SPLIT_COLUMN)
+        self._check_once("splits", SPLIT)
+        column = self._read_column(SPLIT)
         with file_errors(self._location.text):
-            column = column.cast(pa.string())
+            column = column.cast(pa.string(), safe=False)
             available = sorted(pc.unique(column.drop_null()).to_pylist())
         splits = choose_splits(self.config, available)
         kept: NDArray[np.bool_] = pc.is_in(column, value_set=pa.array(splits)).to_numpy()
@@ -117,7 +111,8 @@ class ParquetTable(Source):
 
     @property
     def _columns(self) -> list[str]:
-        return list(self._schema.names)
+        with file_errors(self._location.text):
+            return self._files.names
 
     def _check_once(self, field: str, column: str) -> None:
         """Raise UserError if several columns, as of a join, have the name of one that is read."""
@@ -132,13 +127,9 @@ class ParquetTable(Source):
         return listed(value) if isinstance(value, tuple) else str(value)
 
     def _read_column(self, name: str) -> Any:
-        """A whole column, with dictionaries decoded and strings cast to one type."""
+        """A whole column."""
         with file_errors(self._location.text):
-            column = self._file.read(columns=[name]).column(name)
-            if len(column) != self._num_rows:
-                raise ValueError(f"{len(column):,} rows of {name}, not {self._num_rows:,}")
-            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-            return column.cast(pa.string() if pa.types.is_large_string(kind) else kind)
+            return self._files.read([name]).column(name)
 
     def _num_kept(self) -> int:
         """Number of rows that are read.
@@ -163,7 +154,7 @@ class ParquetTable(Source):
         """Those of some whole columns that are there, once, as an Arrow table."""
         found = [name for name in self._columns if name in names and self._columns.count(name) == 1]
         with file_errors(self._location.text):
-            return self._file.read(columns=found)
+            return self._files.read(found)
 
     def _kept_parts(self) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
         """The column of samples part by part: first row, Arrow array, offsets of kept rows.
@@ -172,8 +163,8 @@ class ParquetTable(Source):
         """
         start, kept = 0, self._kept
         with file_errors(self._location.text):
-            for group in range(self._file.num_row_groups):
-                end = start + self._file.metadata.row_group(group).num_rows
+            for group, size in enumerate(self._files.group_sizes):
+                end = start + size
                 if kept is None or kept[start:end].any():
                     row = start
                     for part in self.parts(group):
@@ -183,21 +174,19 @@ class ParquetTable(Source):
                     if row != end:
                         raise ValueError(f"{row - start:,} rows, not {end - start:,}")
                 start = end
-            if start != self._num_rows:
-                raise ValueError(f"{start:,} rows, not {self._num_rows:,}")
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages."""
+        return self._files.place(row)
 
     def group_sizes(self) -> list[int]:
         """Number of rows in each row group."""
         with file_errors(self._location.text):
-            end = self._file.metadata
-            return [end.row_group(group).num_rows for group in range(end.num_row_groups)]
+            return self._files.group_sizes
 
     def parts(self, group: int) -> Iterator[Any]:
         """The column of samples in a row group, a few hundred rows at a time."""
-        for batch in self._file.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=[self._column]
-        ):
-            yield batch.column(self._column)
+        yield from self._files.batches(group, self._column, _BATCH_ROWS)
 
     def _labels(self) -> tuple[Int64Array | None, tuple[str, ...] | None]:
         name = self.config.label_column
@@ -209,32 +198,11 @@ class ParquetTable(Source):
         with file_errors(self._location.text):
             if self._kept is not None:
                 column = column.filter(pa.array(self._kept))
-            if pa.types.is_string(column.type):
-                class_names = tuple(sorted(pc.unique(column.drop_null()).to_pylist()))
-                column = pc.index_in(column, value_set=pa.array(class_names, pa.string()))
-                return _as_labels(column), class_names
-        if not pa.types.is_integer(column.type):
-            raise UserError(
-                f"data.label_column={name}: holds {short(str(column.type))}; name a column of "
-                f"integers or strings, or null to ignore labels"
-            )
-        if (highest := pc.max(column).as_py() or 0) >= 2**63:
-            raise UserError(
-                f"data.label_column={name}: holds {highest}, which has no place in a signed 64-bit "
-                f"integer; number the classes, or store them as strings"
-            )
-        labels = _as_labels(column)
-        if labels.min() < -1:
-            raise UserError(
-                f"data.label_column={name}: holds {labels.min()}; write -1 for an unlabelled image"
-            )
-        names = _names_in_schema(self._schema.metadata or {}, name)
-        return labels, names if names is not None and labels.max() < len(names) else None
-
-
-def _as_labels(column: Any) -> Int64Array:
-    labels: Int64Array = column.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)
-    return labels
+            labels, names = labels_in(column, name)
+        if names is None and len(labels):
+            known = _names_in_schema(self._schema.metadata or {}, name)
+            names = known if known is not None and labels.max() < len(known) else None
+        return labels, names
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from conr_ray.config import DataConfig
+from conr_ray.data.decoding import fit_arrays
 from conr_ray.data.sources.base import (
     Contents,
     Int64Array,
@@ -21,7 +22,6 @@ from conr_ray.data.sources.base import (
     check_label_column,
     choose_splits,
 )
-from conr_ray.data.sources.encoded import fit_arrays
 from conr_ray.data.sources.files import locked
 from conr_ray.errors import UserError, one_line
 
@@ -82,6 +82,11 @@ class TorchvisionSource(Source):
             "stored_size": self.config.stored_size,
             "files": [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
         }
+
+    @property
+    def labels_from(self) -> str:
+        """Nothing: the labels of the set itself."""
+        return ""
 
     def contents(self) -> Contents:
         """Number, shape, labels and class names of the splits' images."""

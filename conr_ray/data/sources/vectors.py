@@ -51,7 +51,7 @@ class VectorsSource(ParquetTable):
     def check_column(self) -> None:
         """Raise UserError unless the column is there and holds vectors."""
         super().check_column()
-        kind = self._schema.field(self._column).type
+        kind = self._files.type_of(self._column)
         is_list = (
             pa.types.is_list(kind)
             or pa.types.is_large_list(kind)
@@ -66,7 +66,7 @@ class VectorsSource(ParquetTable):
     @cached_property
     def _width(self) -> int:
         self.check_column()
-        kind = self._schema.field(self._column).type
+        kind = self._files.type_of(self._column)
         if pa.types.is_fixed_size_list(kind):
             width = int(kind.list_size)
         else:
@@ -90,8 +90,8 @@ class VectorsSource(ParquetTable):
 
     def _refusal(self, row: int, problem: str) -> UserError:
         return UserError(
-            f"data.path={self.config.path}: row {row} of {self._column} {problem}; remove or "
-            f"repair it"
+            f"data.path={self.config.path}: {self.place(row)} of {self._column} {problem}; remove "
+            f"or repair it"
         )
 
 
