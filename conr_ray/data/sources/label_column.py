@@ -92,7 +92,7 @@ def _labels(column: Any) -> tuple[Int64Array | str, Names] | None:
         return _with_gaps(column.cast(pa.int64())), None
     if types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
         column = column.cast(pa.binary())
-    if _is_text_or_bytes(kind):
+    if _is_text_or_bytes(column.type):
         return _numbered(column.cast(pa.large_string()))
     return None
 
