@@ -73,7 +73,7 @@ class DataConfig(Section):
     on_error: Annotated[Literal["stop", "skip"], _source("parquet", "folder")] = Field(
         "stop", description="stop at images that cannot be read, or leave them out and list them"
     )
-    imbalance: Annotated[float, Field(gt=1)] | None = Field(
+    imbalance: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
         None,
         description="train on a long tail of a labelled set: the first class keeps this many times "
         "the samples of the last, those between fall exponentially; 10 and 100 are usual",
