@@ -256,6 +256,7 @@ def absolute_paths(config: RunConfig, apart: Collection[str] = ()) -> dict[str, 
         "data.path": config.data.path,
         "model.init": config.model.init,
         "clustering.edits": config.clustering.edits,
+        "clustering.ids_of": config.clustering.ids_of,
         "model.weights": config.model.weights_file,
     }
     return {

@@ -27,6 +27,7 @@ from conr_ray.config import RunConfig, override
 from conr_ray.data.arrays import as_labels, data_set
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
+from conr_ray.engine.earlier_clusters import PLACE as IDS_OF
 from conr_ray.engine.evaluation import found_again
 from conr_ray.engine.label_free import NUM_SCORED, label_free_scores
 from conr_ray.engine.run_directory import RunDirectory
@@ -57,7 +58,7 @@ from conr_ray.storage.scratch import scratch_folder
 
 _CLUSTERER = "clusterer.json"
 # Beside the identity of the folder, whose name begins with a dot.
-_NOT_OF_THE_RESULT = ("run.lock", SAMPLES, f"{SHARED}/", f"{PLACE}/embeddings-")
+_NOT_OF_THE_RESULT = ("run.lock", SAMPLES, f"{SHARED}/", f"{IDS_OF}/", f"{PLACE}/embeddings-")
 
 
 def write_settings(
@@ -100,7 +101,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     Attributes:
         labels_: int64 (n,), the cluster of each sample of `fit`.
         boundary_ratios_: float32 (n,); above 1 a sample is nearer to another cluster's centre.
-        cluster_centers_: float32 (num_clusters, d) of unit length, in the space of `transform`.
+        cluster_centers_: float32 (num_clusters, d) of unit length, in the space of `transform`,
+            by rising numbers.
         cluster_names_: names by cluster that a person has given.
         history_: a pandas.DataFrame, a row of metrics for each epoch.
         n_features_in_: numbers in a sample.
@@ -321,9 +323,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self._reclustered = num_clusters
         self._edited = edits
         self._run = run = TrainedRun.load(directory, num_clusters=num_clusters, edits=edits)
-        assert run.state.centers is not None
+        centers_cd, numbers_c = run.state.centers, run.state.cluster_numbers
+        assert centers_cd is not None and numbers_c is not None
         self._files |= run.backbone_files()
-        self.cluster_centers_ = run.state.centers.numpy()
+        self.cluster_centers_ = centers_cd[numbers_c.argsort()].numpy()
         place: Folder = directory
         if num_clusters is not None:
             place = ClustersFolder.of(directory, num_clusters)

@@ -7,7 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from conr_ray.command_line import Parser, folder_option, make_console, run_command
+from conr_ray.command_line import (
+    Parser,
+    absolute,
+    folder_option,
+    make_console,
+    run_command,
+    where_result_is,
+)
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +32,12 @@ _RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}))?")
 def main(arguments: Sequence[str]) -> None:
     """Parse the arguments, cluster in each number, print the scores and where the clusters are."""
     args = _parser().parse_args(arguments)
+    if args.extend is not None:
+        _extend(args)
+        return
     if args.edits:
+        if args.ids_of is not None:
+            raise UserError("--edits keeps the numbers of what was edited: leave out --ids-of")
         _correct(args)
         return
     numbers = _numbers(args.clusters)
@@ -35,15 +47,37 @@ def main(arguments: Sequence[str]) -> None:
     reclustering, uri = _reclustering(args, numbers)
     out = Folder((args.out or f"{uri}/{PLACE}").rstrip("/"))
     console = make_console()
+    earlier = None
+    if args.ids_of is not None:
+        from conr_ray.engine.earlier_clusters import EarlierClusters
+
+        with folder_option("--ids-of"):
+            earlier = EarlierClusters.read(Folder(args.ids_of.rstrip("/") or "/"), "--ids-of")
+        earlier.rows_in(reclustering.data, "--ids-of")
     rows, chosen, why = _clustered(reclustering, numbers, console)
     text = "\n".join(
         ",".join(map(str, line)) for line in [list(rows[0]), *(r.values() for r in rows)]
     )
     out.write_text("recluster.csv", text + "\n")
     folder = ClustersFolder(f"{out.uri}/{chosen[0]}")
-    reclustering.write(chosen[1], folder)
-    console.print(_table(rows, chosen[0]))
     lines = []
+    if earlier is None:
+        reclustering.write(chosen[1], folder)
+    else:
+        from conr_ray.edits.folder import EDITS, NAMES
+        from conr_ray.engine.cluster_changes import told_of
+        from conr_ray.engine.earlier_clusters import write_changes
+
+        if earlier.uri != folder.uri and (folder.has(EDITS) or folder.has(NAMES)):
+            raise UserError(
+                f"{folder.uri} has names or edits of its own: choose another --out, or move it away"
+            )
+        found, changes = reclustering.numbered(chosen[1], earlier)
+        reclustering.write(found, folder)
+        same = earlier.uri.startswith(reclustering.run.directory.uri)
+        write_changes(earlier, changes, found, reclustering.data, folder, same_networks=same)
+        lines += [f"numbered as {earlier.uri}:", *told_of(changes.table)]
+    console.print(_table(rows, chosen[0]))
     if why is not None:
         lines.append(f"by the tree of merged clusters: {why}; when not to trust it: {_DOCS}")
     if len(rows) > 1:
@@ -90,6 +124,48 @@ def _correct(args: argparse.Namespace) -> None:
     console.print(f"assignments: {folder.uri}/assignments.parquet", soft_wrap=True)
 
 
+def _extend(args: argparse.Namespace) -> None:
+    """Write a run that holds more samples in the clusters of this one; print what has changed."""
+    import torch
+
+    from conr_ray.engine.cluster_changes import read_changes
+    from conr_ray.engine.extend import extend, extended_config
+    from conr_ray.engine.run_directory import RunDirectory
+    from conr_ray.engine.trained_run import TrainedRun
+    from conr_ray.frozen import open_samples
+    from conr_ray.metric_names import headline
+
+    for option in ("data", "ids_of"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--extend says what becomes of what: leave out {_option(option)}")
+    if args.out is None:
+        raise UserError("--extend makes a run: give its folder with --out")
+    origin, out = (RunDirectory(one.rstrip("/") or "/") for one in (args.run, args.out))
+    config = extended_config(TrainedRun.load(origin), absolute(args.extend))
+    if out.has("assignments.parquet"):
+        raise UserError(f"--out={out.uri}: it holds clusters: choose another folder")
+    try:
+        data = open_samples(config, origin)
+    except UserError as error:
+        raise UserError(f"--extend: {error}") from None
+    with out.held():
+        out.claim(config, resume=True)
+        extend(origin, config, data, out, torch.device(_device()))
+    console = make_console()
+    lines = [headline(out.metric_rows()[-1]), *read_changes(out), *where_result_is(out)]
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _numbers(text: str) -> range:
     """The numbers of clusters that --clusters names; an empty range for `auto`."""
     if text.strip() == _AUTO:
@@ -116,8 +192,6 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
     """The run with its samples, and its folder."""
     import dataclasses
 
-    import torch
-
     from conr_ray.config import override
     from conr_ray.engine.recluster import Reclustering
     from conr_ray.engine.run_directory import RunDirectory
@@ -125,7 +199,7 @@ def _reclustering(args: argparse.Namespace, numbers: range) -> tuple[Reclusterin
     from conr_ray.frozen import open_samples
 
     directory = RunDirectory(args.run.rstrip("/") or "/")
-    run = TrainedRun.load(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    run = TrainedRun.load(directory, _device())
     if args.data is not None:
         run = dataclasses.replace(run, config=override(run.config, {"data.path": args.data}))
     data = open_samples(run.config, directory)
@@ -206,6 +280,18 @@ def _parser() -> argparse.ArgumentParser:
         "--edits",
         action="store_true",
         help="cluster anew with what has been changed with conr_ray.browse",
+    )
+    wanted.add_argument(
+        "--extend",
+        metavar="PATH",
+        help="the run's samples and more: its clusters go on with all of them, and keep their "
+        "numbers; --out is the folder of the new run",
+    )
+    parser.add_argument(
+        "--ids-of",
+        metavar="DIR",
+        help="folder of an earlier run, or of one of its reclusterings: clusters take the numbers "
+        "and names of those that they share most samples with",
     )
     parser.add_argument(
         "--data", metavar="PATH", help="where the run's samples are now (default: its data.path)"

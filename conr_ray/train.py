@@ -54,6 +54,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     from conr_ray.config import override, parse_overrides
     from conr_ray.data.store import open_data
     from conr_ray.engine.data_checks import check_data
+    from conr_ray.engine.earlier_clusters import check_earlier
     from conr_ray.engine.given_edits import check_given_edits
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
@@ -83,6 +84,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     least = check_data(config, data, workers)
     if not config.embeds_once:
         check_given_edits(config, data, directory, least)
+    check_earlier(config, data, directory)
     shape = trained_shape(config, data.row_shape, directory)
     may_begin_trained = config.model.init is not None or is_timm(config.model.backbone)
     if may_begin_trained and directory.newest_checkpoint() == (0, 0):
@@ -177,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         "clustering.edits",
     )
     parser.add_argument(
+        "--ids-of",
+        metavar="DIR",
+        help="an earlier run, or one of its reclusterings: clusters take the numbers and names of "
+        "those that they share most samples with; sets clustering.ids_of",
+    )
+    parser.add_argument(
         "--trunks",
         metavar="DIR",
         help="folder of trunks, such as a search's, or s3://...: start from the instance stage "
@@ -254,6 +262,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
         if "clustering.edits" in overrides:
             raise UserError("--edits sets clustering.edits: leave out --set clustering.edits")
         overrides["clustering.edits"] = args.edits
+    if args.ids_of is not None:
+        if "clustering.ids_of" in overrides:
+            raise UserError("--ids-of sets it: leave out --set clustering.ids_of")
+        overrides["clustering.ids_of"] = args.ids_of
     if args.preset:
         config = load_preset(args.preset, overrides)
     else:
@@ -279,9 +291,11 @@ def _subject(args: argparse.Namespace, config: RunConfig) -> str:
 
 
 def _print_result(directory: RunDirectory, console: Console) -> None:
+    from conr_ray.engine.cluster_changes import read_changes
     from conr_ray.metric_names import headline
 
-    lines = [headline(directory.metric_rows()[-1]), *where_result_is(directory)]
+    headed = headline(directory.metric_rows()[-1])
+    lines = [headed, *read_changes(directory), *where_result_is(directory)]
     console.print("\n".join(lines), soft_wrap=True)
 
 

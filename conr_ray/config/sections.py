@@ -162,6 +162,11 @@ class ClusteringConfig(Section):
         description="group stage: how batches are drawn; 0 sees each sample once an epoch, 1 all "
         "clusters equally often, and between, samples by the size of their cluster ** -evenness",
     )
+    ids_of: Annotated[str | None, Mark(shapes_rows=False)] = Field(
+        None,
+        description="folder of an earlier run, or of one of its reclusterings: final clusters take "
+        "the numbers and names of those that they share most samples with",
+    )
 
 
 class EvaluationConfig(Section):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class DataSet:
     def what(self) -> str:
         """The word "images" or "vectors", for messages: what the user has."""
         return "vectors" if self.rows.ndim == 2 and self.images is None else "images"
+
+    def prepared_as(self, inputs_state: Mapping[str, Any]) -> DataSet:
+        """The same, with the mean and deviation in `Inputs.state_dict` of a run."""
+        mean, std = (tuple(inputs_state[name]) for name in ("mean", "std"))
+        return replace(self, mean=mean, std=std)
 
     def picture(self, row: int) -> bytes | None:
         """The image of a row as a small PNG or JPEG file; None for vectors that are of no image."""

@@ -26,11 +26,13 @@ class EditedClusters:
     Attributes:
         log: the steps.
         centers_cd: the boundary centres of the clusters before them.
+        numbers_c: the numbers of these clusters.
         scaled: from a split's means to boundary centres.
     """
 
     log: EditLog
     centers_cd: Tensor
+    numbers_c: Tensor
     scaled: Callable[[Tensor], Tensor]
 
     @property
@@ -57,7 +59,7 @@ class EditedClusters:
     def _leaves(self) -> tuple[Tensor, Tensor]:
         """All centres (k, d), and the cluster of each (k,)."""
         centers = list(self.centers_cd)
-        clusters = list(range(len(centers)))
+        clusters = self.numbers_c.tolist()
         for step in self.log.active:
             if step.kind == "merge":
                 clusters = [step.target if one in step.clusters else one for one in clusters]

@@ -2,8 +2,9 @@
 
 RUN/recluster/12/assignments.parquet   as a run's
 RUN/recluster/12/clusters.csv          as a run's
-RUN/recluster/12/centers.parquet       written last: center, a list of floats, and length, that of
-                                       the cluster's mean; the schema tells the epochs trained
+RUN/recluster/12/centers.parquet       written last: center, a list of floats, length, that of the
+                                       cluster's mean, and number, that of the cluster; the schema
+                                       tells the epochs trained
 
 Shapes: c clusters, d width.
 """
@@ -41,6 +42,7 @@ class ClustersFolder(Folder):
         fraction: float,
         centers_cd: Tensor,
         lengths_c: Tensor,
+        numbers_c: Tensor,
         epoch: int,
     ) -> None:
         """Write the files; `fraction` is the share of confident samples."""
@@ -49,11 +51,12 @@ class ClustersFolder(Folder):
         self.write_table("assignments.parquet", assignments)
         write_clusters_csv(self, assignments, fraction)
         lengths = lengths_c.float().cpu().numpy()
-        table = pa.table({"center": as_lists(centers_cd), "length": lengths})
+        numbers = numbers_c.cpu().numpy()
+        table = pa.table({"center": as_lists(centers_cd), "length": lengths, "number": numbers})
         self.write_table(_FILE, table.replace_schema_metadata({_EPOCHS: str(epoch)}))
 
-    def centers(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Centres of unit length (c, d), and lengths of the clusters' means (c,).
+    def centers(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Centres of unit length (c, d), lengths of the clusters' means, numbers, (c,) each.
 
         Raises:
             UserError: there are none, or not of the networks after `epoch` epochs.
@@ -72,7 +75,10 @@ class ClustersFolder(Folder):
             )
         lengths = np.array(table.column("length").to_numpy(), np.float32)
         centers_cd = from_lists(table.column("center"))
-        return centers_cd.to(device), torch.from_numpy(lengths).to(device)
+        numbers_c = torch.arange(len(lengths))
+        if "number" in table.column_names:
+            numbers_c = torch.from_numpy(np.array(table.column("number").to_numpy(), np.int64))
+        return centers_cd.to(device), torch.from_numpy(lengths).to(device), numbers_c
 
 
 def as_lists(rows_bd: Tensor) -> pa.Array:

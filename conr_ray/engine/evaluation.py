@@ -6,7 +6,7 @@ Shapes: n samples, b of them this worker's share, c clusters, d width, k neighbo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,14 @@ from conr_ray.method.clustering.corrections import heeded_clusters
 from conr_ray.method.clustering.cut import cut_clusters
 from conr_ray.method.clustering.kmeans import Clustering, spherical_kmeans
 from conr_ray.method.clustering.metrics import agreement
+from conr_ray.method.clustering.numbering import counts_of, followed
 from conr_ray.method.clustering.spread import effective_rank, mean_cosine
 from conr_ray.method.collectives import (
     all_gather_rows,
     all_reduce_sum,
     broadcast_first,
     evenly_spaced,
+    rank,
     share,
 )
 from conr_ray.method.keyed_random import fold
@@ -45,6 +47,8 @@ from conr_ray.method.stages.boundary import (
 )
 from conr_ray.metric_names import RANGES
 
+# In the schema of assignments: above all numbers that were used, where the last of them are gone.
+FIRST_FREE = b"conr_ray.first_free_number"
 # Of a mean of float32 numbers; more is an error.
 _ROUNDING = 1e-5
 CORRECTING = (50, 10, 20)
@@ -63,6 +67,9 @@ class DataClustering:
         boundary_centers_cd: what boundary ratios are taken of.
         again: finds clusters of this worker's share of a subset, (b,), of so many rows by a seed.
         kept_per_cluster: whether the boundary filter keeps a share of each cluster.
+        numbers_c: by which people know the clusters, int64: from 0 on, or as those of an earlier
+            run (`engine.earlier_clusters`), in any order.
+        first_free: above all numbers that are or were used.
     """
 
     embeddings_bd: Tensor
@@ -72,6 +79,53 @@ class DataClustering:
     boundary_centers_cd: Tensor
     again: Callable[[Tensor, int, int], Tensor]
     kept_per_cluster: bool = False
+    numbers_c: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    first_free: int = 0
+
+    def __post_init__(self) -> None:
+        """Number the clusters from 0 on, unless they have numbers."""
+        if not len(self.numbers_c):
+            object.__setattr__(self, "numbers_c", torch.arange(len(self.centers_cd)))
+        least = int(self.numbers_c.max()) + 1
+        object.__setattr__(self, "first_free", max(self.first_free, least))
+
+    @property
+    def numbered_n(self) -> Tensor:
+        """The numbers of all samples' clusters, (n,)."""
+        return self.numbers_c.to(self.clusters_n.device)[self.clusters_n]
+
+    def in_order(self, order_c: Tensor) -> DataClustering:
+        """The same clusters, that at `order_c[i]` at place i, numbered from 0 on."""
+        order_c = order_c.to(self.clusters_n.device)
+        return replace(
+            self,
+            clusters_n=order_c.argsort()[self.clusters_n],
+            centers_cd=self.centers_cd[order_c],
+            lengths_c=self.lengths_c[order_c],
+            boundary_centers_cd=self.boundary_centers_cd[order_c],
+            numbers_c=torch.arange(len(order_c)),
+            first_free=0,
+        )
+
+    def following(self, before_n: Tensor) -> DataClustering:
+        """The same clusters in the order of those before (`numbering.followed`), from 0 on.
+
+        `before_n` is the place of each sample's cluster before; equal on all workers.
+        """
+        num_clusters = len(self.centers_cd)
+        order_c = torch.arange(num_clusters)
+        if rank() == 0:
+            before, now = (one.cpu().numpy() for one in (before_n, self.clusters_n))
+            counts_ac = counts_of(before, now, int(before.max()) + 1, num_clusters)
+            order_c = torch.from_numpy(followed(counts_ac))
+        order_c = broadcast_first(order_c.to(self.clusters_n.device)).cpu()
+        if torch.equal(order_c, torch.arange(num_clusters)):
+            return self
+        return self.in_order(order_c)
+
+    def with_numbers(self, numbers_c: Tensor, first_free: int = 0) -> DataClustering:
+        """The same clusters, in the same places, with these numbers."""
+        return replace(self, numbers_c=numbers_c.cpu(), first_free=first_free)
 
     def kept(self, ratios_m: Tensor, clusters_m: Tensor, fraction: float) -> Tensor:
         """Which of some samples the boundary filter keeps, bool (m,)."""
@@ -163,20 +217,26 @@ class DataClustering:
         }
 
     def assignments(self, data: DataSet, fraction: float) -> pa.Table:
-        """A row for each sample: id, cluster, boundary ratio, kept; and path if it has one."""
+        """A row for each sample: id, cluster, boundary ratio, kept; and path if it has one.
+
+        Clusters are told by their numbers.
+        """
         num_rows = len(self.clusters_n)
         clusters_b = self.clusters_n[share(num_rows)]
         ratios_b = boundary_ratio(self.embeddings_bd, clusters_b, self.boundary_centers_cd)
         ratios_n = all_gather_rows(ratios_b, num_rows)
         columns: dict[str, Any] = {
             "sample_id": data.sample_ids,
-            "cluster": self.clusters_n.cpu().numpy(),
+            "cluster": self.numbered_n.cpu().numpy(),
             "boundary_ratio": ratios_n.cpu().numpy(),
             "kept": self.kept(ratios_n, self.clusters_n, fraction).cpu().numpy(),
         }
         if data.names is not None:
             columns["path"] = data.names
-        return pa.table(columns)
+        table = pa.table(columns)
+        if self.first_free > int(self.numbers_c.max()) + 1:
+            table = table.replace_schema_metadata({FIRST_FREE: str(self.first_free)})
+        return table
 
 
 def within_ranges(scores: dict[str, float]) -> dict[str, float]:
@@ -212,6 +272,7 @@ def cluster_data(
     warm_cd: Tensor | None,
     learned_cd: Tensor | None = None,
     choose: Callable[[Tensor], int] | None = None,
+    one_step: bool = False,
 ) -> DataClustering:
     """Embed and cluster all `num_rows` samples; every worker embeds its share.
 
@@ -238,6 +299,7 @@ def cluster_data(
         epoch=epoch,
         warm_cd=warm_cd,
         learned_cd=learned_cd,
+        one_step=one_step,
     )
 
 
@@ -250,11 +312,13 @@ def cluster_embeddings(
     epoch: int,
     warm_cd: Tensor | None = None,
     learned_cd: Tensor | None = None,
+    one_step: bool = False,
 ) -> DataClustering:
     """Cluster all `num_rows` embeddings, of which each worker has its share.
 
     The result depends only on them, the seed, `epoch` (epochs trained) and `warm_cd`, the centres
-    to continue from: they and one fresh start take the place of all restarts. Where the framework
+    to continue from: they and one fresh start take the place of all restarts; with
+    `one_step` there is no other start, and centres move once. Where the framework
     has `learned_cd`, its own centres, they decide alone. Clustering uses float32, whatever the
     precision of the networks.
     """
@@ -263,7 +327,7 @@ def cluster_embeddings(
         labels_b = (embeddings_bd @ centers_cd.T).argmax(1)
     else:
         seed = fold(config.seed, "kmeans", epoch)
-        found = _found(config, embeddings_bd, num_rows, num_clusters, seed, warm_cd)
+        found = _found(config, embeddings_bd, num_rows, num_clusters, seed, warm_cd, one_step)
         centers_cd, labels_b = found.centers_cd, found.labels_b
     clusters_n = all_gather_rows(labels_b, num_rows)
     return DataClustering.of(config, embeddings_bd, clusters_n, centers_cd)
@@ -289,6 +353,7 @@ def _found(
     num_clusters: int,
     seed: int,
     warm_cd: Tensor | None,
+    one_step: bool,
 ) -> Clustering:
     """Clusters of the kind of `config`."""
     clustering = config.clustering
@@ -307,8 +372,8 @@ def _found(
         num_rows,
         num_clusters,
         seed=seed,
-        restarts=clustering.restarts if warm_cd is None else 1,
-        max_iterations=clustering.max_iterations,
+        restarts=clustering.restarts if warm_cd is None else int(not one_step),
+        max_iterations=1 if one_step else clustering.max_iterations,
         start_rows=clustering.start_rows,
         warm_cd=warm_cd,
     )

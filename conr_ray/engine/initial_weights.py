@@ -40,7 +40,7 @@ from conr_ray.storage import disk
 from conr_ray.storage.files import Folder
 
 # Of an export, and of torchvision's classifier.
-_LEFT_OUT = ("centers", "boundary_centers", "fc.weight", "fc.bias")
+_LEFT_OUT = ("centers", "boundary_centers", "cluster_numbers", "fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
 
 

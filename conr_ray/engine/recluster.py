@@ -17,8 +17,10 @@ from torch.nn.functional import normalize
 from conr_ray.data.inputs import make_inputs
 from conr_ray.data.store import DataSet
 from conr_ray.edits.log import JUNK, EditLog
+from conr_ray.engine.cluster_changes import ClusterChanges
 from conr_ray.engine.cluster_number import number_in
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder, as_lists, from_lists
+from conr_ray.engine.earlier_clusters import EarlierClusters
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, cluster_embeddings, correcting_neighbors
 from conr_ray.engine.run_directory import RunDirectory
@@ -64,7 +66,9 @@ class Reclustering:
                 f"data.path={run.config.data.path}: these are not the {data.what} that the run was "
                 "trained on: put them back, or cluster others with python -m conr_ray.predict"
             )
-        embedder = run.embedder(make_inputs(run.config, data, run.device))
+        embedder = run.embedder(
+            make_inputs(run.config, data.prepared_as(run.inputs_state), run.device)
+        )
         name = f"embeddings-{epoch}-{data.fingerprint[:12]}"
         return cls(run, data, embedder, Folder(f"{directory.uri}/{PLACE}/{name}"))
 
@@ -110,11 +114,11 @@ class Reclustering:
 
     def clustered(self, embeddings_nd: Tensor, num_clusters: int) -> DataClustering:
         """k-means as the run makes it: in its own number of clusters it finds the run's own."""
-        run = self.run
+        run, own_n = self.run, self.run.state.pseudo_labels
         learned_cd = run.state.framework.cluster_centers
         if learned_cd is not None and len(learned_cd) != num_clusters:
             learned_cd = None
-        return cluster_embeddings(
+        found = cluster_embeddings(
             run.config,
             embeddings_nd,
             self.data.num_rows,
@@ -122,14 +126,29 @@ class Reclustering:
             epoch=run.state.epoch,
             learned_cd=learned_cd,
         )
+        numbers_c = run.state.cluster_numbers
+        if own_n is None or numbers_c is None or num_clusters != len(numbers_c):
+            return found
+        return found.following(own_n).with_numbers(numbers_c, run.first_free)
+
+    def numbered(
+        self, found: DataClustering, earlier: EarlierClusters
+    ) -> tuple[DataClustering, ClusterChanges]:
+        """The clusters with the numbers of earlier ones, and what has changed.
+
+        Raises:
+            UserError: none of the run's samples is in the earlier ones.
+        """
+        places_n, number = found.clusters_n.cpu().numpy(), len(found.centers_cd)
+        changes = earlier.numbered(places_n, number, self.data)
+        return found.with_numbers(torch.from_numpy(changes.numbers_c), changes.first_free), changes
 
     def corrected(
         self, embeddings_nd: Tensor, log: EditLog, assignments: pa.Table
     ) -> tuple[DataClustering, dict[int, str]]:
         """The clusters that a person has changed, and the changes spread by `corrected_clusters`.
 
-        They are numbered from 0 in the order of their numbers, without those that are empty. What
-        was marked as junk takes the cluster of its neighbours.
+        They keep their numbers; what was marked as junk takes the cluster of its neighbours.
 
         Args:
             embeddings_nd: of the run's samples.
@@ -137,7 +156,7 @@ class Reclustering:
             assignments: of the run.
 
         Returns:
-            The clusters, and names by their new numbers.
+            The clusters, and names by their numbers.
 
         Raises:
             UserError: one cluster is left.
@@ -147,8 +166,8 @@ class Reclustering:
         numbers = [number for number in np.unique(edited_n).tolist() if number != JUNK]
         if len(numbers) < 2:
             raise UserError("--edits: one cluster is left: leave two or more")
-        new = {number: place for place, number in enumerate(numbers)}
-        clusters_n = torch.tensor([new.get(number, -1) for number in edited_n.tolist()])
+        places_n = np.where(edited_n == JUNK, -1, np.searchsorted(numbers, edited_n))
+        clusters_n = torch.from_numpy(places_n)
         fixed_ids = [i for i, number in log.fixed().items() if number != JUNK]
         fixed_n = torch.from_numpy(np.isin(ids_n, fixed_ids)) & (clusters_n >= 0)
         near_nk = correcting_neighbors(embeddings_nd, len(ids_n))
@@ -158,8 +177,8 @@ class Reclustering:
         sums_cd = embeddings_nd.new_zeros(len(numbers), embeddings_nd.shape[1])
         centers_cd = normalize(sums_cd.index_add_(0, found_n, embeddings_nd))
         found = DataClustering.of(self.run.config, embeddings_nd, found_n, centers_cd)
-        names = {new[number]: name for number, name in log.names().items() if number in new}
-        return found, names
+        found = found.with_numbers(torch.tensor(numbers), log.unused(numbers))
+        return found, {number: name for number, name in log.names().items() if number in numbers}
 
     def scores(self, found: DataClustering) -> dict[str, float]:
         """`DataClustering.metrics`."""
@@ -173,4 +192,6 @@ class Reclustering:
         epoch, fraction = run.state.epoch, run.config.boundary.initial_fraction
         kept = Schedule(run.config, 1).fraction(epoch - 1)
         assignments = found.assignments(self.data, kept)
-        folder.write(assignments, fraction, found.centers_cd, found.lengths_c, epoch)
+        folder.write(
+            assignments, fraction, found.centers_cd, found.lengths_c, found.numbers_c, epoch
+        )

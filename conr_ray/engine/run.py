@@ -22,6 +22,7 @@ from conr_ray.engine.acceleration import Acceleration
 from conr_ray.engine.clusters_csv import write_clusters_csv
 from conr_ray.engine.collapse import collapse, has_collapsed
 from conr_ray.engine.data_checks import check_data
+from conr_ray.engine.earlier_clusters import keep_earlier
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, neighbors_table
 from conr_ray.engine.given_edits import agreed_edits
@@ -37,7 +38,7 @@ from conr_ray.engine.span import Span
 from conr_ray.engine.step_figures import Pace, StepFigures
 from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import NUM_SHOWN, take_snapshot
-from conr_ray.engine.training_state import TrainingState, neighborhood_of
+from conr_ray.engine.training_state import TrainingState, check_checkpoint, neighborhood_of
 from conr_ray.errors import RunFailed, RunStopped
 from conr_ray.method import keyed_random
 from conr_ray.method.batch_norm import gathered_running_statistics
@@ -73,6 +74,7 @@ class Run:
         self.data, self.directory = data, directory
         self._span, self._device = span, device
         least = check_data(config, data, world_size())
+        keep_earlier(config, data, directory)
         self._numbers = numbers_of(config.clustering.num_clusters, data.num_rows)
         self._links = agreed_edits(config, data, directory, least, device)
         trained = data.num_rows if self._links is None else data.num_rows - self._links.num_junk
@@ -87,7 +89,11 @@ class Run:
             config, checkpoint, directory, data.row_shape, device
         )
         self.acceleration = Acceleration.of(config.optim, device)
-        self.inputs = make_inputs(config, data, device)
+        prepared = data
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, config)
+            prepared = data.prepared_as(checkpoint["inputs"])
+        self.inputs = make_inputs(config, prepared, device)
         self.inputs.compile(self.acceleration.compiled)
         self.schedule = Schedule(config, self._steps_per_epoch)
         if self._numbers is not None and checkpoint is not None:
@@ -97,6 +103,8 @@ class Run:
         if self._numbers is not None and checkpoint is None and learns_centers:
             self._begin(self._clusters.number(self._clusters.embedded()))
         if checkpoint is not None:
+            if span.extends and self._saved is None:
+                checkpoint = self.state.for_samples(data.fingerprint, checkpoint)
             self.state.load(checkpoint, config, data.fingerprint)
         elif (weights := agreed_weights(config, device)) is not None:
             # Read by all workers: from here on all are equal.
@@ -134,11 +142,13 @@ class Run:
         self._clusters = RunClusters(
             self.config,
             self.data,
+            self.directory,
             self.schedule,
             self.state,
             embedder,
             self._numbers,
             self._links,
+            extends=self._span.extends,
         )
 
     @property

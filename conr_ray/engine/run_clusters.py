@@ -11,8 +11,10 @@ from torch import Tensor
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
 from conr_ray.engine.cluster_number import chosen_number
+from conr_ray.engine.earlier_clusters import numbered_as_before
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, cluster_data
+from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.schedule import Schedule
 from conr_ray.engine.training_state import TrainingState
 from conr_ray.method.collectives import share
@@ -27,25 +29,31 @@ class RunClusters:
         self,
         config: RunConfig,
         data: DataSet,
+        directory: RunDirectory,
         schedule: Schedule,
         state: TrainingState,
         embedder: Embedder,
         numbers: range | None,
         links: Links | None = None,
+        *,
+        extends: bool = False,
     ) -> None:
         """Find none yet.
 
         Args:
             config: of the run.
             data: its samples.
+            directory: where its earlier clusters may be.
             schedule: when clusters are found anew, and rated.
             state: takes them.
             embedder: of the samples, with the networks of `state`.
             numbers: of clusters to choose from, None where the number is given.
             links: a person's word on the samples.
+            extends: whether more samples are taken into the clusters of `state`.
         """
         self._links = links
-        self._config, self._data, self._schedule = config, data, schedule
+        self._config, self._data, self._directory = config, data, directory
+        self._schedule, self._extends = schedule, extends
         self._state, self._embedder, self._numbers = state, embedder, numbers
 
     @property
@@ -75,27 +83,43 @@ class RunClusters:
     def find(self) -> DataClustering:
         """Cluster all samples; the state takes their clusters as pseudo-labels.
 
+        Clusters follow those before: the order of the last ones that were found and, after the last
+        epoch, the numbers of `numbered_as_before`.
+
         Raises:
             FloatingPointError: an embedding is not finite.
+            UserError: earlier clusters, or edits of them, are damaged.
         """
         state, schedule, choose = self._state, self._schedule, None
         fresh = state.centers is None or schedule.evaluated(state.epoch - 1)
         if self._numbers is not None and fresh and self.learned_cd is None:
             choose = self.number
+        given_cd = self.learned_cd
+        if self._extends and self._config.clustering.kind != "kmeans":
+            # They are no means: a step of k-means would make others of them.
+            given_cd = state.centers
+        continues = self._extends or schedule.continues(state.epoch - 1)
         found = cluster_data(
             self._config,
             self._embedder,
             num_rows=self._data.num_rows,
             num_clusters=state.num_clusters,
             epoch=state.epoch,
-            warm_cd=state.centers if schedule.continues(state.epoch - 1) else None,
-            learned_cd=self.learned_cd,
+            warm_cd=state.centers if continues else None,
+            one_step=self._extends,
+            learned_cd=given_cd,
             choose=choose,
         )
         if self._links is not None:
             found = found.heeding(self._links, self._config, centers_follow=self.learned_cd is None)
+        if state.pseudo_labels is not None:
+            found = found.following(state.pseudo_labels)
+        if state.epoch == self._config.schedule.epochs:
+            found = numbered_as_before(
+                found, self._data, self._directory, same_networks=self._extends
+            )
         state.num_clusters = len(found.centers_cd)
-        state.pseudo_labels = found.clusters_n
+        state.pseudo_labels, state.cluster_numbers = found.clusters_n, found.numbers_c
         state.centers, state.center_lengths = found.centers_cd, found.lengths_c
         state.clustered_epoch = state.epoch
         return found

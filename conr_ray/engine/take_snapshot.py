@@ -55,12 +55,13 @@ def take_snapshot(
     clusters_m = clustering.clusters_n[rows_m]
     ratios_m = boundary_ratio(embeddings_md, clusters_m, clustering.boundary_centers_cd)
     kept_m = clustering.kept(ratios_m, clusters_m, fraction)
+    numbers_m = clustering.numbered_n[rows_m].cpu().numpy()
     rows, ids = rows_m.cpu().numpy(), data.sample_ids[rows_m.cpu().numpy()]
     samples = pa.table(
         {
             "sample_id": ids,
             "label": _labels_column(labels, len(rows)),
-            "cluster": clusters_m.cpu().numpy(),
+            "cluster": numbers_m,
             "boundary_ratio": ratios_m.cpu().numpy(),
             "kept": kept_m.cpu().numpy(),
             "embedding": pa.FixedSizeListArray.from_arrays(
@@ -71,7 +72,7 @@ def take_snapshot(
     if data.names is not None:
         samples = samples.append_column("path", pa.array([data.names[row] for row in rows]))
     neighbors = _neighbors(queries_q.tolist(), found_qk, labels)
-    examples = _examples(clusters_m.cpu().numpy(), ratios_m.cpu().numpy())
+    examples = _examples(numbers_m, ratios_m.cpu().numpy())
     shown = sorted({row[name] for row in neighbors for name in ("query_id", "sample_id")})
     shown = sorted({*shown, *(row["sample_id"] for row in examples)})
     for row in (*neighbors, *examples):
@@ -84,7 +85,7 @@ def take_snapshot(
         pa.Table.from_pylist(neighbors, _NEIGHBORS_SCHEMA),
         pa.Table.from_pylist(examples),
         _pictures(data, rows, ids, shown),
-        _confusion(data.labels, clustering.clusters_n.cpu().numpy()),
+        _confusion(data.labels, clustering.numbered_n.cpu().numpy()),
     )
 
 

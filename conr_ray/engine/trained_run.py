@@ -23,6 +23,7 @@ from conr_ray.engine.acceleration import Acceleration, has_tf32
 from conr_ray.engine.clusters_csv import confident_ratio
 from conr_ray.engine.clusters_folder import ClustersFolder
 from conr_ray.engine.embedder import Embedder
+from conr_ray.engine.evaluation import FIRST_FREE
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.training_state import TrainingState, check_checkpoint
 from conr_ray.errors import StorageError, UserError, one_line
@@ -42,7 +43,7 @@ class Placement:
 
     Attributes:
         embeddings_nd: float32, unit length.
-        clusters_n: int64, the cluster of each.
+        clusters_n: int64, the number of each one's cluster.
         distances_n: to the centre of the own cluster, Euclidean.
         other_distances_n: to the nearest other centre.
         boundary_ratios_n: the quotient of the two; above 1 nearer to another cluster's centre.
@@ -78,6 +79,12 @@ class TrainedRun:
     directory: Folder
     confident_ratio: float | None = None
     edits: EditedClusters | None = None
+
+    @cached_property
+    def first_free(self) -> int:
+        """Above all numbers that its clusters have or had; 0 before the run has ended."""
+        table = self.directory.read_table("assignments.parquet")
+        return 0 if table is None else int((table.schema.metadata or {}).get(FIRST_FREE, 0))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -194,9 +201,13 @@ class TrainedRun:
         Raises:
             UserError: there are none, or they are of other networks than these.
         """
-        centers_cd, lengths_c = folder.centers(self.state.epoch, self.device)
+        centers_cd, lengths_c, numbers_c = folder.centers(self.state.epoch, self.device)
         state = replace(
-            self.state, centers=centers_cd, center_lengths=lengths_c, pseudo_labels=None
+            self.state,
+            centers=centers_cd,
+            center_lengths=lengths_c,
+            cluster_numbers=numbers_c,
+            pseudo_labels=None,
         )
         ratio = _confident_ratio(folder, self.config.boundary.initial_fraction)
         return replace(self, state=state, confident_ratio=ratio)
@@ -211,8 +222,8 @@ class TrainedRun:
             return self
         assignments = folder.read_table("assignments.parquet")
         kind = self.config.boundary.centers
-        centers_cd = self.state.boundary_centers(kind)
-        if assignments is None or centers_cd is None:
+        centers_cd, numbers_c = self.state.boundary_centers(kind), self.state.cluster_numbers
+        if assignments is None or centers_cd is None or numbers_c is None:
             raise UserError(f"{folder.uri}/{EDITS}: edits of clusters that are not there")
         log = read_edits(folder, assigned_fingerprint(assignments))
 
@@ -220,7 +231,7 @@ class TrainedRun:
             lengths_k = means_kd.norm(dim=1)
             return boundary_centers(kind, means_kd / lengths_k[:, None], lengths_k)
 
-        return replace(self, edits=EditedClusters(log, centers_cd, scaled))
+        return replace(self, edits=EditedClusters(log, centers_cd, numbers_c, scaled))
 
     def embedder(self, inputs: Inputs) -> Embedder:
         """What embeds samples that are prepared for this run's networks."""
@@ -268,18 +279,19 @@ class TrainedRun:
         Raises:
             UserError: as `embed`, or the run has not been clustered yet.
         """
-        centers_cd = self.state.centers
+        centers_cd, numbers_c = self.state.centers, self.state.cluster_numbers
         boundary_centers_cd = self.state.boundary_centers(self.config.boundary.centers)
-        if centers_cd is None or boundary_centers_cd is None:
+        if centers_cd is None or numbers_c is None or boundary_centers_cd is None:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
         embeddings_nd = self.embed(samples)
-        clusters_n = (embeddings_nd @ centers_cd.T).argmax(1)
+        places_n = (embeddings_nd @ centers_cd.T).argmax(1)
+        clusters_n = numbers_c.to(places_n.device)[places_n]
         if self.edits is not None:
             clusters_n = self.edits.clusters(embeddings_nd, clusters_n)
             own_n, other_n = self.edits.distances(embeddings_nd, clusters_n)
             ratios_n = self.edits.ratios(own_n, other_n)
             return Placement(embeddings_nd, clusters_n, own_n, other_n, ratios_n)
-        own_n, other_n = center_distances(embeddings_nd, clusters_n, boundary_centers_cd)
+        own_n, other_n = center_distances(embeddings_nd, places_n, boundary_centers_cd)
         ratios_n = distance_ratio(own_n, other_n)
         return Placement(embeddings_nd, clusters_n, own_n, other_n, ratios_n)
 

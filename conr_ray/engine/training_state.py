@@ -59,12 +59,14 @@ class TrainingState:
     bank: MemoryBank
     num_clusters: int = 2
     epoch: int = 0
-    # Cluster of each sample of the data set, (n,) int64, centres of unit length (c, d), lengths of
-    # the clusters' means (c,), and how many epochs were trained when they were found: None until
-    # the first clustering.
+    # Cluster of each sample of the data set, by its place from 0, (n,) int64, centres of unit
+    # length (c, d), lengths of the clusters' means (c,), the numbers by which people know the
+    # clusters, (c,) int64, and how many epochs were trained when they were found: None until the
+    # first clustering.
     pseudo_labels: Tensor | None = None
     centers: Tensor | None = None
     center_lengths: Tensor | None = None
+    cluster_numbers: Tensor | None = None
     clustered_epoch: int | None = None
     history: list[MetricRow] = field(default_factory=list)
     within: dict[str, Any] | None = None
@@ -176,9 +178,25 @@ class TrainingState:
             "pseudo_labels": self.pseudo_labels,
             "centers": self.centers,
             "center_lengths": self.center_lengths,
+            "cluster_numbers": self.cluster_numbers,
             "clustered_epoch": self.clustered_epoch,
             "history": [dict(row) for row in self.history],
             "within": self.within,
+        }
+
+    def for_samples(self, data_fingerprint: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """`checkpoint` for other samples than it was written for.
+
+        It keeps networks and centres; what is known of single samples begins anew, as in this state
+        before the first step.
+        """
+        return {
+            **checkpoint,
+            "data_fingerprint": data_fingerprint,
+            "bank": self.bank.state_dict(),
+            "pseudo_labels": None,
+            "clustered_epoch": None,
+            "within": None,
         }
 
     def load(self, checkpoint: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
@@ -202,6 +220,9 @@ class TrainingState:
         self.centers = checkpoint["centers"]
         self.clustered_epoch = checkpoint["clustered_epoch"]
         self.center_lengths = checkpoint.get("center_lengths")
+        self.cluster_numbers = checkpoint.get("cluster_numbers")
+        if self.centers is not None and self.cluster_numbers is None:
+            self.cluster_numbers = torch.arange(len(self.centers))
         if self.centers is not None and self.center_lengths is None:
             # Not every checkpoint of this layout has them; the same clusters are then found anew.
             self.center_lengths, self.clustered_epoch = self.centers.norm(dim=1), None

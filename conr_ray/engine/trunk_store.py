@@ -23,7 +23,7 @@ from conr_ray.storage.locks import FileLocks, Locks
 # Version of the code that trains an instance stage or computes its metric rows, except the
 # frameworks, which have their own. Increase it with every change of results, as detected by
 # `tests/engine/test_trunk_results.py`.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 
 def trunk_name(

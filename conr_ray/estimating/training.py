@@ -11,6 +11,7 @@ from conr_ray.config import RunConfig
 from conr_ray.data.arrays import as_table
 from conr_ray.data.store import DataSet
 from conr_ray.engine.data_checks import check_data
+from conr_ray.engine.earlier_clusters import check_earlier
 from conr_ray.engine.initial_weights import check_initial_weights
 from conr_ray.engine.loop import train
 from conr_ray.engine.observer import Observers
@@ -64,6 +65,7 @@ class Workers:
         """
         try:
             check_data(config, data, self.count or 1)
+            check_earlier(config, data, directory)
             if directory.newest_checkpoint() == (0, 0):
                 check_initial_weights(config, trained_shape(config, data.row_shape, directory))
             directory.claim(config, resume=True)

@@ -66,7 +66,7 @@ def export(
     network = ClusteringNetwork.of(trained)
     samples = random_samples(trained, _CHECKED_SAMPLES)
     told = network(samples)
-    compare("the network", told, _placed(trained, samples), network.centers)
+    compare("the network", told, _placed(trained, samples), network)
     files = {FORMATS[name].file: FORMATS[name].checked(network, samples) for name in formats}
     config = _config(trained, network, directory.uri)
     config["initial_weights"] = directory.initial_weights()

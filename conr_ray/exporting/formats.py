@@ -62,15 +62,16 @@ class Format:
             # Of another number than the graph was traced with.
             few = samples[:-1]
             if self.read is not None:
-                compare(self.file, self.read(content, few), network(few), network.centers)
+                compare(self.file, self.read(content, few), network(few), network)
         return content
 
 
-def compare(what: str, told: Outputs, expected: Outputs, centers_kd: Any) -> None:
+def compare(what: str, told: Outputs, expected: Outputs, network: ClusteringNetwork) -> None:
     """Raise RunFailed unless two sets of `OUTPUTS` agree, but for rounding."""
     by_name = dict(zip(OUTPUTS, told, strict=True))
-    cosines_nk = expected[0] @ centers_kd.T
-    best_n = cosines_nk.gather(1, by_name["cluster"][:, None]).squeeze(1)
+    cosines_nk = expected[0] @ network.centers.T
+    places_n = (by_name["cluster"][:, None] == network.cluster_numbers).long().argmax(1)
+    best_n = cosines_nk.gather(1, places_n[:, None]).squeeze(1)
     gaps = {"cluster": float((cosines_nk.amax(1) - best_n).max())}
     # Where rounding decides the cluster, its distances are swapped.
     same_n = by_name["cluster"] == expected[1]
@@ -90,8 +91,9 @@ def compare(what: str, told: Outputs, expected: Outputs, centers_kd: Any) -> Non
 def _as_safetensors(network: ClusteringNetwork, samples: Tensor) -> bytes:
     from safetensors.torch import save
 
-    centers = {"centers": network.centers, "boundary_centers": network.boundary_centers}
-    tensors = portable_names(network.encoder) | centers
+    names = ("centers", "boundary_centers", "cluster_numbers")
+    clusters = {name: getattr(network, name) for name in names}
+    tensors = portable_names(network.encoder) | clusters
     content: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     return content
 

@@ -51,7 +51,7 @@ def model_card(
         "## Limits",
         "- Every sample gets a cluster, also one that is like none of the training data: look at "
         "the boundary ratio.",
-        "- Numbers of clusters have no meaning of their own, and differ between runs.",
+        "- Numbers of clusters have no meaning of their own.",
         "- Images of another size or channel count have to be made those of the data first.",
         "## How to load",
     ]

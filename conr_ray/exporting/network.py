@@ -107,6 +107,7 @@ class ClusteringNetwork(nn.Module):
 
     centers: Tensor
     boundary_centers: Tensor
+    cluster_numbers: Tensor
 
     def __init__(
         self,
@@ -114,12 +115,14 @@ class ClusteringNetwork(nn.Module):
         encoder: Encoder,
         centers_kd: Tensor,
         boundary_kd: Tensor,
+        numbers_k: Tensor,
     ):
-        """`centers_kd` decide the cluster; distances are from `boundary_kd`."""
+        """`centers_kd` decide the cluster, which `numbers_k` name; `boundary_kd` distances."""
         super().__init__()
         self.preparation, self.encoder = preparation, encoder
         self.register_buffer("centers", centers_kd)
         self.register_buffer("boundary_centers", boundary_kd)
+        self.register_buffer("cluster_numbers", numbers_k)
 
     @classmethod
     def of(cls, run: TrainedRun) -> ClusteringNetwork:
@@ -128,9 +131,9 @@ class ClusteringNetwork(nn.Module):
         Raises:
             UserError: the run has not been clustered yet.
         """
-        centers_kd = run.state.centers
+        centers_kd, numbers_k = run.state.centers, run.state.cluster_numbers
         boundary_kd = run.state.boundary_centers(run.config.boundary.centers)
-        if centers_kd is None or boundary_kd is None:
+        if centers_kd is None or numbers_k is None or boundary_kd is None:
             raise UserError("the run has no clusters yet: train it to its next evaluation")
         trained = run.state.framework.embedding_encoder
         # Built anew: that of the run may have normalisations of its own over workers or groups.
@@ -144,7 +147,8 @@ class ClusteringNetwork(nn.Module):
         encoder.load_state_dict(trained.state_dict())
         if run.backbone is not None:
             _put_before(encoder, run.backbone, run.inputs_state)
-        network = cls(_preparation(run), encoder, centers_kd.clone(), boundary_kd.clone())
+        fixed = (tensor.clone() for tensor in (centers_kd, boundary_kd, numbers_k))
+        network = cls(_preparation(run), encoder, *fixed)
         return network.cpu().float().eval().requires_grad_(False)
 
     def forward(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -155,13 +159,13 @@ class ClusteringNetwork(nn.Module):
         axis_1d = torch.eye(1, features_nd.shape[1])
         embeddings_nd = torch.where(lengths_n1 > 0, features_nd / lengths_n1, axis_1d)
         boundary_kd = self.boundary_centers
-        clusters_n = (embeddings_nd @ self.centers.T).argmax(1)
+        places_n = (embeddings_nd @ self.centers.T).argmax(1)
         distances_nk = torch.linalg.vector_norm(embeddings_nd[:, None] - boundary_kd, dim=2)
-        own_nk = torch.arange(boundary_kd.shape[0]) == clusters_n[:, None]
+        own_nk = torch.arange(boundary_kd.shape[0]) == places_n[:, None]
         own_n = distances_nk.masked_fill(~own_nk, torch.inf).amin(1)
         other_n = distances_nk.masked_fill(own_nk, torch.inf).amin(1)
         ratios_n = torch.where((own_n == 0) & (other_n == 0), 1.0, own_n / other_n)
-        return embeddings_nd, clusters_n, own_n, other_n, ratios_n
+        return embeddings_nd, self.cluster_numbers[places_n], own_n, other_n, ratios_n
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:

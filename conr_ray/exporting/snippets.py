@@ -36,6 +36,7 @@ from torch.nn.functional import interpolate, normalize
 
 tensors = load_file("model.safetensors")
 centers, boundary_centers = tensors.pop("centers"), tensors.pop("boundary_centers")
+numbers = tensors.pop("cluster_numbers")
 {backbone}
 {projector}
 {extra}network = nn.ModuleDict({{"backbone": backbone, "projector": projector}}).eval()
@@ -47,12 +48,12 @@ mean, std = torch.tensor({mean}), torch.tensor({std})
 def place(samples):  # a torch tensor
 {prepare}
     embeddings = normalize(projector(backbone(x)))
-    clusters = (embeddings @ centers.T).argmax(1)
+    places = (embeddings @ centers.T).argmax(1)
     distances = (embeddings[:, None] - boundary_centers).norm(dim=2)
-    own = nn.functional.one_hot(clusters, len(centers)).bool()
+    own = nn.functional.one_hot(places, len(centers)).bool()
     distance = distances.masked_fill(~own, torch.inf).amin(1)
     other_distance = distances.masked_fill(own, torch.inf).amin(1)
-    return embeddings, clusters, distance, other_distance, distance / other_distance
+    return embeddings, numbers[places], distance, other_distance, distance / other_distance
 """
 
 

@@ -57,11 +57,10 @@ def test_recluster_with_edits(run: Path) -> None:  # noqa: F811
         before = [session.cluster_of(row) for row in range(300)]
     conr_ray.recluster.main(["--run", str(run), "--edits"])
     folder = run / "recluster/9"
-    assert yaml.safe_load((folder / "names.yaml").read_text()) == {0: "round ones"}
+    assert yaml.safe_load((folder / "names.yaml").read_text()) == {1: "round ones"}
     found = pq.read_table(folder / "assignments.parquet")["cluster"].to_numpy()
-    # Numbers close up: 1, 2 ... are 0, 1 ... now.
-    assert (found[moved] == 4).all() and found.min() == 0 and found.max() == 8
-    same = np.array(before) - 1 == found
+    assert (found[moved] == 5).all() and found.min() == 1 and found.max() == 9
+    same = np.array(before) == found
     assert 0.6 < same.mean() < 1
     again = TrainedRun.load(run, num_clusters=9, edits=True)
-    assert again.edits is not None and again.edits.names == {0: "round ones"}
+    assert again.edits is not None and again.edits.names == {1: "round ones"}

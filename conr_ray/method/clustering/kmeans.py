@@ -56,7 +56,7 @@ def spherical_kmeans(
         num_rows: n, rows of all workers.
         num_clusters: c.
         seed: the only source of randomness.
-        restarts: starts on the sample.
+        restarts: starts on the sample; 0 with `warm_cd` continues from there and nowhere else.
         max_iterations: maximum number of iterations, on the sample and again on all rows.
         start_rows: rows of the sample, at least 4 c; more than n are all.
         warm_cd: centres to continue from, unless a start fits the sample better after both are
@@ -71,9 +71,10 @@ def spherical_kmeans(
     with full_precision(local_bd.device):
         most = max(start_rows, 4 * num_clusters)
         sample_sd = _gather_sample(local_bd, num_rows, most, generator)
-        starts_rcd = _starts(sample_sd, num_clusters, restarts, generator)
-        if warm_cd is not None:
-            starts_rcd = torch.cat([warm_cd[None], starts_rcd])
+        starts = [] if warm_cd is None else [warm_cd[None]]
+        if restarts:
+            starts.append(_starts(sample_sd, num_clusters, restarts, generator))
+        starts_rcd = torch.cat(starts)
         found_rcd = refine(sample_sd, starts_rcd, sample_sd, max_iterations, spread=False)
         best_1 = _fits(sample_sd, found_rcd).argmax(0, keepdim=True)
         spread = num_rows > len(sample_sd)
