@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -138,14 +138,17 @@ def test_the_head_with_the_least_loss_gives_the_clusters() -> None:
     torch.testing.assert_close(framework.cluster_centers.norm(dim=1), torch.ones(NUM_CLUSTERS))
 
 
-def test_heads_find_groups_of_vectors_and_their_sizes_may_differ() -> None:
+@pytest.mark.parametrize("objective", ["information", "cut"])
+def test_heads_find_groups_of_vectors_and_their_sizes_may_differ(
+    objective: Literal["information", "cut"],
+) -> None:
     torch.manual_seed(0)
     sizes = [120, 60, 40, 30]
     means = 4 * torch.eye(NUM_CLUSTERS, 6)
     classes_n = torch.repeat_interleave(torch.arange(NUM_CLUSTERS), torch.tensor(sizes))
     rows_nd = means[classes_n] + torch.randn(250, 6)
     rows_nd -= rows_nd.mean(0)
-    framework = Framework(Config(num_heads=8, balance=1.0), Identity(6), 0, 0)
+    framework = Framework(Config(objective=objective, num_heads=8, balance=1.0), Identity(6), 0, 0)
     framework.for_clusters(NUM_CLUSTERS)
     stage = PairStage("contextual", clusters_until=0)
     near = Neighborhood("contextual", 20, 5, 10)
