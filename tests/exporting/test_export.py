@@ -215,12 +215,12 @@ def test_a_file_that_gives_something_else_is_refused(
     run, _, _ = exported["enlarged"]
     network, samples = ClusteringNetwork.of(run), random_samples(run, 5)
     told = network(samples)
-    compare("it", told, told, network.centers)
+    compare("it", told, told, network)
     for place, wrong in enumerate([told[0] + 1e-3, told[1] + 1, *(t + 1e-2 for t in told[2:])]):
         changed = list(told)
         changed[place] = wrong % len(network.centers) if place == 1 else wrong
         with pytest.raises(RunFailed, match=r"it: \w+ differs from the run's by"):
-            compare("it", tuple(changed), told, network.centers)
+            compare("it", tuple(changed), told, network)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 9), (30, 7), (7, 100), (12, 12)])

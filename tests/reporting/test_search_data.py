@@ -185,7 +185,7 @@ def test_several_metrics_have_a_pareto_set(tmp_path: Path) -> None:
 def test_a_run_is_read_with_its_snapshot_and_map(finished_run: Path) -> None:
     data = read_run(RunDirectory(finished_run))
     assert data.problems == {}
-    assert data.main_metrics == ["acc", "nmi", "ari", "neighbor_purity"]
+    assert data.main_metrics == ["acc", "nmi", "ari", "balanced_acc", "neighbor_purity"]
     assert data.figures["acc"] == data.rows[-1]["acc"]
     assert group_start(data.rows) == 2
     assert {"acc", "loss", "fraction", "lr"} <= metric_names(data.rows)
