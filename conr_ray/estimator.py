@@ -370,7 +370,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             return str(estimator_html_repr(self))
         count = len(self.cluster_centers_)
         title = f"{count} clusters of {len(self.labels_):,} samples"
-        return as_html(title, self.labels_, count, self._examples)
+        return as_html(title, self.labels_, self._examples)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         """What notebooks ask for first."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 
 from conr_ray.data.store import DataSet
+from conr_ray.edits.log import JUNK
 
 _EACH = 6
 _MOST_CLUSTERS = 50
@@ -44,20 +45,19 @@ def typical(
 def as_html(
     title: str,
     clusters_n: npt.NDArray[np.int64],
-    num_clusters: int,
     examples: dict[int, list[Example]],
 ) -> str:
-    """A table with a row for each of at most 50 clusters, the largest first."""
-    sizes_c = np.bincount(clusters_n, minlength=num_clusters)
+    """A table with a row for each of at most 50 clusters in use, the largest first."""
+    clusters_c, sizes_c = np.unique(clusters_n, return_counts=True)
     order = np.argsort(-sizes_c, kind="stable").tolist()
     rows = [
         Markup("<tr><td>{}</td><td>{:,}</td><td>{:.1%}</td><td>{}</td></tr>").format(
-            cluster,
-            sizes_c[cluster],
-            sizes_c[cluster] / len(clusters_n),
-            Markup("").join(map(_image, examples.get(cluster, []))),
+            "junk" if clusters_c[place] == JUNK else clusters_c[place],
+            sizes_c[place],
+            sizes_c[place] / len(clusters_n),
+            Markup("").join(map(_image, examples.get(int(clusters_c[place]), []))),
         )
-        for cluster in order[:_MOST_CLUSTERS]
+        for place in order[:_MOST_CLUSTERS]
     ]
     left = len(order) - len(rows)
     more = Markup("<p>{} smaller clusters are not shown</p>").format(left) if left else ""
