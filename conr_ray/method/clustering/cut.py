@@ -3,8 +3,8 @@
 k-means finds clusters of about equal extent, and so divides what is frequent and joins what is
 rare. The normalised cut counts what a cluster shares with the others over its own size.
 
-Shapes: b rows of this worker, n rows of all, s rows of the sample, k neighbours, d width, h heads,
-c clusters.
+Shapes: b rows of this worker, n rows of all, s rows of the sample, p rows of pairs, k neighbours,
+d width, h heads, c clusters.
 """
 
 from __future__ import annotations
@@ -182,17 +182,15 @@ def _learned(
         drawn = torch.randint(count, (batch,), generator=generator)
         which = torch.randint(near_sk.shape[1], (batch,), generator=generator)
         first_b = drawn.to(rows_sd.device)
-        pair_bd = rows_sd[first_b], rows_sd[near_sk[first_b, which.to(rows_sd.device)]]
+        second_b = near_sk[first_b, which.to(rows_sd.device)]
+        pairs_pd = rows_sd[torch.cat([first_b, second_b])]
         with torch.enable_grad():
-            queries = [_probabilities(one_bd, prototypes_hcd, temperature) for one_bd in pair_bd]
+            queries_phc = _probabilities(pairs_pd, prototypes_hcd, temperature)
             with torch.no_grad():
-                keys = [_probabilities(one_bd, targets_hcd, temperature) for one_bd in pair_bd]
-            # All workers have the same pairs.
-            joints = [
-                joint_probabilities(query_bhc, key_bhc, spread=False)
-                for query_bhc, key_bhc in zip(queries, reversed(keys), strict=True)
-            ]
-            loss_h = torch.stack([cut_loss(joint_hcc) for joint_hcc in joints]).mean(0)
+                keys_phc = _probabilities(pairs_pd, targets_hcd, temperature)
+            # Each sample of a pair with the target of the other; all workers have the same pairs.
+            others_phc = keys_phc.roll(batch, 0)
+            loss_h = cut_loss(joint_probabilities(queries_phc, others_phc, spread=False))
             optimizer.zero_grad()
             torch.autograd.backward(loss_h.sum())
         optimizer.step()
