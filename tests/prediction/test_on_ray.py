@@ -39,9 +39,10 @@ def test_two_actors_of_ray_write_the_rows_of_one_process_and_the_errors(
     assert done.returncode == 1
     # Nothing of what Ray says.
     assert [line for line in done.stdout.splitlines(keepends=True) if "/120 " not in line] == [
+        "data: 120 images\n",
         f"119 images in {len({row['cluster'] for row in rows_of(tmp_path / 'ray')})} clusters, "
         f"{sum(row['confident'] for row in rows_of(tmp_path / 'ray')) / 119:.1%} confident, "
-        f"1 unreadable: {tmp_path}/ray\n"
+        f"1 unreadable: {tmp_path}/ray\n",
     ]
     # Ray's core says of each pool of actors what its restarts depend on; nothing silences it.
     *said, last = done.stderr.splitlines(keepends=True)
