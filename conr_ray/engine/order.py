@@ -25,12 +25,11 @@ def even_order(key: int, labels_n: Tensor, num_steps: int, batch: int, evenness:
 
     Args:
         key: of the epoch.
-        labels_n: clusters, int64 from 0 on.
+        labels_n: clusters, int64 from 0 on, on the CPU.
         num_steps: batches.
         batch: samples of a batch.
         evenness: 0 draws samples equally often, 1 clusters.
     """
-    labels_n = labels_n.cpu()
     counts_c = torch.bincount(labels_n).double()
     copies_n = _copies(counts_c, num_steps, batch, evenness)[labels_n]
     shuffled_n = keyed_random.permutation(fold(key, "shuffle"), len(labels_n))

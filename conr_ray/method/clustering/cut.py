@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from conr_ray.method.clustering.kmeans import Clustering, spherical_kmeans
-from conr_ray.method.clustering.merge_tree import MergeTree, links_between
+from conr_ray.method.clustering.merge_tree import Ints, MergeTree, links_between
 from conr_ray.method.clustering.pair_losses import cut_loss, joint_probabilities
 from conr_ray.method.collectives import (
     all_gather_rows,
     broadcast_first,
     evenly_spaced,
+    rank,
     share,
 )
 from conr_ray.method.keyed_random import fold
@@ -93,21 +95,24 @@ def cut_clusters(
         if warm_cd is None:
             shape = restarts, num_clusters, rows_sd.shape[1]
             starts_hcd = torch.randn(shape, generator=generator).to(rows_sd)
+            # The row itself comes first.
+            near, weights = near_sk[:, 1:].cpu().numpy(), weights_sk[:, 1:].cpu().numpy()
             for head in range(0, restarts, 2):
                 key = fold(seed, "small", head)
-                merged_cd = _merged(across_sd, near_sk, weights_sk, num_clusters, key)
+                merged_cd = _merged(across_sd, near, weights, num_clusters, key)
                 if merged_cd is not None:
                     starts_hcd[head] = merged_cd
         else:
             starts_hcd = warm_cd[None]
-        starts_hcd = _across(starts_hcd, mean_d)
-        warm = warm_cd is not None
-        prototypes_cd = _learned(across_sd, near_sk, starts_hcd, generator, warm=warm)
-        prototypes_cd = normalize(_across(prototypes_cd, mean_d))
-        # The mean of a cluster has this much of its prototype and of the common direction.
-        own, common = (rows_sd @ prototypes_cd.T).amax(1).mean(), (rows_sd @ mean_d).mean()
-        centers_cd = normalize(own.clamp_min(_SMALLEST) * prototypes_cd + common * mean_d)
-        # On unequal hardware the last bit could differ, and with it what the workers do.
+        centers_cd = torch.zeros_like(starts_hcd[0])
+        # The others would learn the same, in the same time and on the same cores.
+        if rank() == 0:
+            starts_hcd, warm = _across(starts_hcd, mean_d), warm_cd is not None
+            found_cd = _learned(across_sd, near_sk, starts_hcd, generator, warm=warm)
+            prototypes_cd = _across(found_cd, mean_d)
+            # The mean of a cluster has this much of its prototype and of the common direction.
+            own, common = (rows_sd @ prototypes_cd.T).amax(1).mean(), (rows_sd @ mean_d).mean()
+            centers_cd = normalize(own.clamp_min(_SMALLEST) * prototypes_cd + common * mean_d)
         centers_cd = broadcast_first(centers_cd)
         return Clustering(centers_cd, (local_bd @ centers_cd.T).argmax(1))
 
@@ -136,24 +141,24 @@ def _neighbors(rows_sd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _merged(
-    rows_sd: Tensor, near_sk: Tensor, weights_sk: Tensor, num_clusters: int, seed: int
+    rows_sd: Tensor, near: Ints, weights: npt.ArrayLike, num_clusters: int, seed: int
 ) -> Tensor | None:
-    """Means of the clusters of a merge tree, (c, d); None if so many are not told apart."""
+    """Means of the clusters of a merge tree, (c, d); None if so many are not told apart.
+
+    Neighbours and their weights are without the rows themselves. Called by all workers.
+    """
     count = len(rows_sd)
     wanted = min(_SMALL_PER_CLUSTER * num_clusters, _MOST_SMALL, count // _ROWS_PER_SMALL)
     num_small = min(count, max(wanted, num_clusters))
     found = spherical_kmeans(rows_sd[share(count)], count, num_small, seed=seed, restarts=1)
-    small_s = np.unique(all_gather_rows(found.labels_b, count).cpu().numpy(), return_inverse=True)[
-        1
-    ]
-    # The row itself comes first.
-    near, weights = near_sk[:, 1:].cpu().numpy(), weights_sk[:, 1:].cpu().numpy()
+    labels_s = all_gather_rows(found.labels_b, count).cpu().numpy()
+    small_s = np.unique(labels_s, return_inverse=True)[1]
     clusters_a = MergeTree.of(links_between(small_s, near, weights), num_clusters).clusters
     if num_clusters not in clusters_a:
         return None
-    labels_s = torch.from_numpy(clusters_a[num_clusters][small_s]).to(rows_sd.device)
+    merged_s = torch.from_numpy(clusters_a[num_clusters][small_s]).to(rows_sd.device)
     sums_cd = rows_sd.new_zeros(num_clusters, rows_sd.shape[1])
-    return normalize(sums_cd.index_add_(0, labels_s, rows_sd))
+    return normalize(sums_cd.index_add_(0, merged_s, rows_sd))
 
 
 def _learned(
@@ -164,13 +169,12 @@ def _learned(
     *,
     warm: bool,
 ) -> Tensor:
-    """The prototypes of the head with the least loss after SGD, (c, d)."""
-    heads = len(starts_hcd)
+    """The prototypes of the head with the least loss after SGD, (c, d); on one worker."""
     steps, rate = (_WARM_STEPS, _WARM_RATE) if warm else (_STEPS, _RATE)
     count, batch = len(rows_sd), min(_BATCH, len(rows_sd))
-    prototypes_hcd = normalize(starts_hcd, dim=2).requires_grad_()
+    prototypes_hcd = starts_hcd.clone().requires_grad_()
     targets_hcd = prototypes_hcd.detach().clone()
-    losses_h = rows_sd.new_zeros(heads)
+    losses_h = rows_sd.new_zeros(len(starts_hcd))
     optimizer = torch.optim.SGD([prototypes_hcd], lr=rate, momentum=_MOMENTUM)
     for step in range(steps):
         done = step / steps
@@ -188,7 +192,7 @@ def _learned(
             queries_phc = _probabilities(pairs_pd, prototypes_hcd, temperature)
             with torch.no_grad():
                 keys_phc = _probabilities(pairs_pd, targets_hcd, temperature)
-            # Each sample of a pair with the target of the other; all workers have the same pairs.
+            # Each sample of a pair with the target of the other.
             others_phc = keys_phc.roll(batch, 0)
             loss_h = cut_loss(joint_probabilities(queries_phc, others_phc, spread=False))
             optimizer.zero_grad()

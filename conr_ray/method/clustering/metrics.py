@@ -47,8 +47,8 @@ class ClusterMatch:
         return float(np.trace(self.counts_rc) / self.counts_rc.sum())
 
 
-def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMatch:
-    """Match clusters to classes so that as many samples as possible are in matched pairs.
+def _counted(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
+    """Classes (r,), clusters in use (c,), and how many samples are in each two, (r, c).
 
     Args and errors are those of `clustering_accuracy`.
     """
@@ -62,6 +62,15 @@ def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMat
     groups, cluster_ids = np.unique(clusters_n, return_inverse=True)
     counts = np.zeros((len(classes), len(groups)), dtype=np.int64)
     np.add.at(counts, (label_ids, cluster_ids), 1)
+    return classes, groups, counts
+
+
+def match_clusters(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> ClusterMatch:
+    """Match clusters to classes so that as many samples as possible are in matched pairs.
+
+    Args and errors are those of `clustering_accuracy`.
+    """
+    classes, groups, counts = _counted(labels, clusters)
     # Imported late: of a run's workers the first alone matches, and SciPy takes long to import.
     from scipy.optimize import linear_sum_assignment
 
@@ -79,7 +88,7 @@ def balanced_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
     """
     from scipy.optimize import linear_sum_assignment
 
-    counts_rc = match_clusters(labels, clusters).counts_rc
+    _, _, counts_rc = _counted(labels, clusters)
     shares_rc = counts_rc / counts_rc.sum(1, keepdims=True)
     rows, columns = linear_sum_assignment(shares_rc, maximize=True)
     return float(shares_rc[rows, columns].sum() / len(shares_rc))

@@ -21,7 +21,7 @@ def joint_probabilities(
         queries_bhc: probabilities of the clusters, with gradient.
         keys_bhc: of the other sample of each pair.
         kept_b: bool; other pairs are left out. None keeps all.
-        spread: whether pairs are split over the workers; otherwise all workers have the same.
+        spread: whether pairs are split over the workers; otherwise this one has all.
     """
     weights_b = queries_bhc.new_ones(len(queries_bhc)) if kept_b is None else kept_b.float()
     counted_hbc = (queries_bhc * weights_b[:, None, None]).transpose(0, 1)
