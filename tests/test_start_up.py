@@ -136,3 +136,12 @@ def test_the_report_of_a_run_is_light(tmp_path: Path) -> None:
     assert not with_map.modules & (HEAVY - {"sklearn", "openTSNE"})
     assert not again.modules & (HEAVY | {"scipy.stats"})
     assert max(with_map.peak_mib, again.peak_mib) < 500
+
+
+def test_a_worker_does_not_wait_for_what_few_runs_need() -> None:
+    code = (
+        "import sys, conr_ray.engine.run; "
+        "print(sorted({'scipy.optimize', 'scipy.sparse'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

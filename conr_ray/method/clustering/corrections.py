@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from conr_ray.method.neighbors.links import Links
@@ -35,6 +33,9 @@ def corrected_clusters(
         fixed_n: bool, which are put there by a person; none that begins without a vote.
         num_clusters: c.
     """
+    # Imported late, here and below: SciPy takes long to import, and few runs have corrections.
+    import scipy.sparse
+
     count, width = neighbors_nk.shape
     rows = np.repeat(np.arange(count), width)
     ones = np.ones(count * width, np.float32)
@@ -70,6 +71,8 @@ def heeded_clusters(
         links: of at most `num_clusters` groups.
         num_clusters: c.
     """
+    from scipy.optimize import linear_sum_assignment
+
     clusters, groups = clusters_n.numpy(force=True), links.groups_n.numpy(force=True)
     said = groups >= 0
     counts_gc = np.zeros((links.num_groups, num_clusters), np.int64)
