@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Fields of `data` that do not affect what is decoded.
 BESIDE_THE_COPY = {"imbalance", "limit", "placement", "download"}
+# Those that leave samples out, as they are where all are wanted.
+ALL_SAMPLES = {"data.imbalance": None, "data.limit": None}
 _SUBSET_KEY = 20230923
 
 

@@ -11,6 +11,7 @@ import torch
 
 from conr_ray.config import RunConfig, override
 from conr_ray.data.store import DataSet
+from conr_ray.data.subset import ALL_SAMPLES
 from conr_ray.engine.run import Run
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import Span
@@ -32,8 +33,8 @@ def extended_config(run: TrainedRun, path: str) -> RunConfig:
             "can be added: train a new run, and give it --ids-of"
         )
     changes = {
+        **ALL_SAMPLES,
         "data.path": path,
-        "data.limit": None,
         "clustering.num_clusters": run.num_clusters,
         "clustering.ids_of": run.directory.uri,
         # What it learned from is about the samples of before, and has been heeded.

@@ -16,6 +16,7 @@ from conr_ray.config import DataConfig, RunConfig, build
 from conr_ray.data.arrays import as_images, from_pictures, pixel_range
 from conr_ray.data.sources.files import locate
 from conr_ray.data.store import DataSet, open_data
+from conr_ray.data.subset import ALL_SAMPLES
 from conr_ray.errors import UserError, one_line
 
 # Of squares, unless a network asks for others.
@@ -114,7 +115,7 @@ def rows_in_files(path: str, config: RunConfig, shape: tuple[int, ...]) -> DataS
     taken = "vectors" if len(shape) == 1 else "images"
     if held != taken:
         raise UserError(f"X={path}: holds {held}, the clusters are of {taken}: give {taken}")
-    changes = {**source, "data.label_column": None, "data.limit": None, "data.imbalance": None}
+    changes = {**source, **ALL_SAMPLES, "data.label_column": None}
     if taken == "images":
         changes["data.stored_size"] = config.data.stored_size or min(shape[1:])
     if source["data.source"] == config.data.source == "parquet":

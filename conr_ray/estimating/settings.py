@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from conr_ray.config import RunConfig, check_field, get_field, load_preset
+from conr_ray.data.subset import ALL_SAMPLES
 from conr_ray.errors import UserError
 from conr_ray.method.backbone_names import is_timm
 
@@ -53,7 +54,7 @@ def config_for(
     """
     if num_clusters is None:
         raise UserError("num_clusters=None: give the number of clusters, 2 or more")
-    for name in ("data.limit", "data.imbalance"):
+    for name in ALL_SAMPLES:
         if name in fields:
             raise UserError(f"{name}: a clusterer is of all samples: give it fewer")
     own = {"clustering.num_clusters": num_clusters, "tracking.wandb": "off"}

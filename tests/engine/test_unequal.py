@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from conr_ray.config import RunConfig
+from conr_ray.config import RunConfig, override
+from conr_ray.engine.extend import extended_config
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.method.stages.boundary import kept_mask
@@ -69,6 +71,15 @@ def test_new_images_go_where_the_run_has_put_its_own(whole_run: tuple[Path, list
     data = open_data(unequal_config().data)
     placed = TrainedRun.load(folder).place(np.asarray(data.rows))
     assert placed.clusters_n.tolist() == table.column("cluster").to_pylist()
+
+
+def test_a_run_that_is_extended_takes_all_samples(
+    whole_run: tuple[Path, list[Any]],
+) -> None:
+    run = TrainedRun.load(whole_run[0])
+    changes = {"data.source": "folder", "data.path": "here", "data.limit": 9, "data.imbalance": 3}
+    wider = extended_config(replace(run, config=override(run.config, changes)), "there").data
+    assert (wider.path, wider.limit, wider.imbalance) == ("there", None, None)
 
 
 def _on_worker(folder: str) -> list[dict[str, Any]]:
