@@ -1,6 +1,7 @@
 """Clustering heads on more and more vectors: seconds of each stage, and memory.
 
     python benchmarks/many_vectors.py --vectors VECTORS.parquet --counts 62500 125000 250000
+    python benchmarks/many_vectors.py --vectors VECTORS.parquet --counts 1000000 --probes 32
 
 VECTORS is a table as `python -m conr_ray.embed` writes it. Its vectors are reduced to --width
 principal components, repeated and jittered (noise of a tenth of their deviation) until there are
@@ -59,20 +60,21 @@ def reduced(file: Path, width: int) -> torch.Tensor:
     return rows_nd @ axes
 
 
-def config_of(file: Path, clusters: int) -> RunConfig:
+def config_of(file: Path, clusters: int, probes: int | None) -> RunConfig:
     """The heads of preset photos on a table of vectors, for one epoch."""
     tree = load_preset("photos").model_dump(mode="json")
     tree["data"] = {"source": "vectors", "path": str(file), "label_column": None}
     tree["model"] = {"framework": "heads", "backbone": "identity"}
     tree["clustering"] = {"num_clusters": clusters}
+    tree["neighborhood"]["probes"] = probes
     tree["schedule"] = {**tree["schedule"], "epochs": 1, "warmup_epochs": 0}
     tree["evaluation"] = {"neighbors": False}
     return build({name: tree[name] for name in tree if name != "views"})
 
 
-def measure(file: Path, clusters: int) -> dict[str, float]:
+def measure(file: Path, clusters: int, probes: int | None) -> dict[str, float]:
     """Seconds and MiB of one run."""
-    config = config_of(file, clusters)
+    config = config_of(file, clusters, probes)
     data = open_data(config.data, file.parent / "cache")
     seconds: dict[str, float] = {}
 
@@ -113,12 +115,13 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[62_500, 125_000, 250_000])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--clusters", type=int, default=100)
+    parser.add_argument("--probes", type=int, help="neighborhood.probes (default: exact search)")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        print(json.dumps(measure(args.vectors, args.clusters)))
+        print(json.dumps(measure(args.vectors, args.clusters, args.probes)))
         return
     print(f"{args.threads} threads, {args.width} wide, {args.clusters} clusters\n")
     print("| vectors | neighbours | an epoch | clustering | peak memory |")
@@ -130,6 +133,7 @@ def main() -> None:
             write_table(file, real_nd, count)
             words = [sys.executable, __file__, "--vectors", str(file), "--one"]
             words += ["--clusters", str(args.clusters), "--threads", str(args.threads)]
+            words += ["--probes", str(args.probes)] if args.probes else []
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             found = json.loads(told.splitlines()[-1])
             times = " | ".join(f"{found[n]:.0f} s" for n in ("neighbours", "epoch", "clustering"))

@@ -65,6 +65,11 @@ class NeighborhoodConfig(Section):
     k1: Count = Field(10, description="neighbours that form a row's context")
     k2: Count = Field(2, description="neighbours over which contexts are averaged; at most k1")
     k: Count = Field(10, description="neighbours in the loss, including the sample itself")
+    probes: Count | None = Field(
+        None,
+        description="of 2 sqrt(n) cells of similar samples, those next to a sample's own that are "
+        "searched where neighbours are sought in all data; unset, the search is exact",
+    )
 
 
 class BoundaryConfig(Section):

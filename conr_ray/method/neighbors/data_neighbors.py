@@ -27,7 +27,7 @@ class DataNeighbors:
         """Search nothing yet.
 
         Args:
-            near: k1, k2 and k; each is at most n here.
+            near: k1, k2 and k, each at most n here, and probes.
             embed: gives the embeddings (b, d), this worker's share of n; called for each search, so
                 that they need not be kept.
             num_rows: n.
@@ -69,7 +69,13 @@ class DataNeighbors:
         search: Callable[..., tuple[Tensor, Tensor]] = euclidean_neighbors
         if kind == "contextual":
             search = partial(contextual_neighbors, k1=self._k1, k2=self._k2)
-        return search(self._embed(), k=k, num_rows=self._num_rows, queries_q=queries_q)[1]
+        return search(
+            self._embed(),
+            k=k,
+            num_rows=self._num_rows,
+            queries_q=queries_q,
+            probes=self._near.probes,
+        )[1]
 
     def purities(self, labels_n: Tensor) -> dict[str, float]:
         """Share of each kind's neighbours with the sample's label, -1 where unknown.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -179,6 +180,53 @@ def compare_within(side: Side) -> list[Doubt]:
             for right in blocks[place + 1 :]:
                 _compare_blocks(left, right, room)
     return []
+
+
+def compare_groups(
+    side: Side, sizes: Sequence[int], pairs: Sequence[Sequence[int]], mine: slice
+) -> None:
+    """Offer the rows of each pair of groups to one another; a group may be paired with itself.
+
+    Args:
+        side: rows sorted by group, with lists.
+        sizes: rows of each group.
+        pairs: of groups, each once.
+        mine: rows whose lists are filled.
+    """
+    groups, first = [], 0
+    for size in sizes:
+        groups.append([_block(piece) for piece in _pieces(side, first, first + size, mine)])
+        first += size
+    with full_precision(side.rows_ad.device):
+        room = room_for(_CPU_BLOCK[1] ** 2, side.rows_ad.device)
+        doubts = [
+            doubt
+            for one, other in pairs
+            for left, right in _block_pairs(groups[one], groups[other])
+            for doubt in _compare_blocks(left, right, room)
+        ]
+    settle(doubts)
+
+
+def _pieces(side: Side, first: int, last: int, mine: slice) -> Iterator[Side]:
+    """Rows of a side in parts that are wholly `mine`, or not at all and then without lists."""
+    edges = {*range(first, last, _CPU_BLOCK[1]), last}
+    edges |= {edge for edge in (mine.start, mine.stop) if first < edge < last}
+    for start, stop in pairwise(sorted(edges)):
+        piece = side[start:stop]
+        yield piece if mine.start <= start < mine.stop else replace(piece, lists=None)
+
+
+def _block_pairs(
+    ones: Sequence[_Block], others: Sequence[_Block]
+) -> Iterator[tuple[_Block, _Block]]:
+    """Each pair of blocks that offer rows to lists, once; a block with itself fills its lists."""
+    for place, left in enumerate(ones):
+        for right in others[place if ones is others else 0 :]:
+            if left is right:
+                right = replace(right, side=replace(right.side, lists=None))
+            if left.side.lists is not None or right.side.lists is not None:
+                yield left, right
 
 
 def settle(doubts: Sequence[Doubt], *others: Tensor) -> list[int]:

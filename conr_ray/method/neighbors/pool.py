@@ -31,12 +31,14 @@ class Neighborhood:
         k1: neighbours that form a row's context.
         k2: neighbours over which contexts are averaged, at most k1.
         k: neighbours that are found, including the row itself.
+        probes: cells that are searched in all data (`contextual_neighbors`); None searches exactly.
     """
 
     kind: str
     k1: int
     k2: int
     k: int
+    probes: int | None = None
 
     @property
     def graph_width(self) -> int:

@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 from conr_ray.method import compiled
 from conr_ray.method.collectives import all_gather_rows, share
 from conr_ray.method.neighbors import search_kernels
+from conr_ray.method.neighbors.cells import lists_by_cells
 from conr_ray.method.neighbors.contexts import Pool, contextual_lists
-from conr_ray.method.neighbors.neighbor_lists import nearest_lists
+from conr_ray.method.neighbors.neighbor_lists import NeighborLists, nearest_lists
 from conr_ray.method.neighbors.rank_keys import dot, numbers_of, similarities_of
 
 # Rows held in float64 at a time.
@@ -40,6 +41,7 @@ def contextual_neighbors(
     k: int,
     num_rows: int | None = None,
     queries_q: Tensor | None = None,
+    probes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of every row by contextual similarity, in memory linear in n.
 
@@ -50,7 +52,8 @@ def contextual_neighbors(
     number of neighbours that i and j share. Rows that share nothing have similarity 0 and fill up
     lists that would otherwise be shorter than k.
 
-    The k1 nearest rows are found by exact search, in time O(n^2 d); the rest is near-linear.
+    The k1 nearest rows are found by exact search, in time O(n^2 d); the rest is near-linear. With
+    `probes` it is an approximate one, in time O(n^1.5 d probes).
 
     Args:
         embeddings: (n, d) floats of any non-zero length: a tensor, on a CPU or GPU, or an array.
@@ -61,6 +64,8 @@ def contextual_neighbors(
             then this worker's `collectives.share` of them, (b, d), and so are the results.
             Each worker holds all n embeddings for the search, and does its share of the work.
         queries_q: row numbers; neighbours are found of these alone, on each worker of all of them.
+        probes: search approximately: rows are split into 2 sqrt(n) cells, and each is compared with
+            those of the `probes` cells next to its own. None searches exactly.
 
     Returns:
         Similarities (n, k) float32 and row numbers (n, k) int64, best first, the row itself before
@@ -73,8 +78,7 @@ def contextual_neighbors(
     unit_nd, local = _checked(embeddings, num_rows, k1=k1, k=k)
     if not 1 <= k2 <= k1:
         raise ValueError(f"k2={k2} must be between 1 and k1={k1}")
-    order_n = _similar_together(unit_nd)
-    lists = nearest_lists(unit_nd, k1 - 1, None if num_rows is None else local, order_n)
+    lists, order_n = _nearest(unit_nd, k1 - 1, local, probes, spread=num_rows is not None)
     rows_b = _queried(queries_q, local, unit_nd.device)
     live_n = torch.ones(len(unit_nd), dtype=torch.bool, device=unit_nd.device)
     pool = Pool(lists.keys_as, _own_products(unit_nd), live_n)
@@ -88,16 +92,29 @@ def euclidean_neighbors(
     k: int,
     num_rows: int | None = None,
     queries_q: Tensor | None = None,
+    probes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of every row by cosine, equivalent to distance at unit length.
 
     Arguments, order, results and errors are those of `contextual_neighbors`.
     """
     unit_nd, local = _checked(embeddings, num_rows, k=k)
-    order_n = _similar_together(unit_nd)
-    keys_nk = nearest_lists(unit_nd, k - 1, None if num_rows is None else local, order_n).keys_as
+    lists, _ = _nearest(unit_nd, k - 1, local, probes, spread=num_rows is not None)
+    keys_nk = lists.keys_as
     rows_b = _queried(queries_q, local, unit_nd.device)
     return _with_self(keys_nk[rows_b], _own_products(unit_nd[rows_b]), rows_b)
+
+
+def _nearest(
+    unit_nd: Tensor, width: int, local: slice, probes: int | None, *, spread: bool
+) -> tuple[NeighborLists, Tensor | None]:
+    """Lists of all rows, and all rows with similar ones close together, if that is known."""
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes={probes} must be at least 1")
+    if probes is not None:
+        return lists_by_cells(unit_nd, width, probes, spread=spread)
+    order_n = _similar_together(unit_nd)
+    return nearest_lists(unit_nd, width, local if spread else None, order_n), order_n
 
 
 def _queried(queries_q: Tensor | None, local: slice, device: torch.device) -> Tensor:
