@@ -6,8 +6,8 @@
 VECTORS is a table as `python -m conr_ray.embed` writes it. Its vectors are reduced to --width
 principal components, repeated and jittered (noise of a tenth of their deviation) until there are
 as many as asked for. Each count is a run of preset photos' heads in a process of its own: how long
-finding contextual neighbours takes, an epoch of the heads, and clustering all; and the most memory
-that the process held.
+finding contextual neighbours takes, an epoch of the heads, and clustering all, by the clock and of
+the cores; and the most memory that the process held.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def measure(file: Path, clusters: int, probes: int | None) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], object]) -> None:
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         work()
         seconds[name] = time.perf_counter() - started
+        seconds[f"{name} cpu"] = time.process_time() - computed
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config, data, RunDirectory(folder), torch.device("cpu"), WHOLE)
@@ -136,7 +137,8 @@ def main() -> None:
             words += ["--probes", str(args.probes)] if args.probes else []
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             found = json.loads(told.splitlines()[-1])
-            times = " | ".join(f"{found[n]:.0f} s" for n in ("neighbours", "epoch", "clustering"))
+            stages = ("neighbours", "epoch", "clustering")
+            times = " | ".join(f"{found[n]:.0f} s, {found[f'{n} cpu']:.0f} s" for n in stages)
             print(f"| {count:,} | {times} | {found['peak']:,.0f} MiB |", flush=True)
             file.unlink()
 

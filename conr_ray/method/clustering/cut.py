@@ -43,6 +43,8 @@ _SOFT, _SHARP, _COOLED = 0.1, 0.04, 0.7
 # Targets follow the prototypes; the heads' mean losses follow their losses.
 _FOLLOWS, _NEWEST = 0.1, 0.02
 _SMALLEST = 1e-6
+# Which head begins with k-means, and by what share of the least possible loss it may be worse.
+_PLAIN, _HARDLY = 1, 0.02
 # Of the divisions that are merged into starts: small clusters of each cluster, and at most, and
 # rows of each.
 _SMALL_PER_CLUSTER, _MOST_SMALL, _ROWS_PER_SMALL = 10, 1000, 4
@@ -62,9 +64,10 @@ def cut_clusters(
 
     Each of several heads has a prototype for every cluster, and gives a row probabilities by its
     cosines with them, without what all rows share, their mean direction. SGD on random pairs of
-    neighbours lowers `cut_loss`, while the temperature falls; the head with the least loss counts.
-    Half of the heads begin with the clusters of `MergeTree`, each of another division of the rows
-    into small clusters, the others anywhere.
+    neighbours lowers `cut_loss`, while the temperature falls. Half of the heads begin with the
+    clusters of `MergeTree`, each of another division of the rows into small clusters, one with
+    those of k-means, the others anywhere. The head with the least loss counts, but that of k-means
+    if it is hardly worse: losses then tell nothing, and equal sizes are as likely as others.
     A row belongs to its nearest centre, as in k-means: centres are the prototypes, all with as much
     of the mean direction as brings them to where the rows are, so that the nearest stays the same.
 
@@ -102,6 +105,10 @@ def cut_clusters(
                 merged_cd = _merged(across_sd, near, weights, num_clusters, key)
                 if merged_cd is not None:
                     starts_hcd[head] = merged_cd
+            if restarts > _PLAIN:
+                own, count = share(len(rows_sd)), len(rows_sd)
+                plain = spherical_kmeans(across_sd[own], count, num_clusters, seed=seed)
+                starts_hcd[_PLAIN] = plain.centers_cd
         else:
             starts_hcd = warm_cd[None]
         centers_cd = torch.zeros_like(starts_hcd[0])
@@ -201,6 +208,8 @@ def _learned(
         with torch.no_grad():
             targets_hcd.lerp_(prototypes_hcd, _FOLLOWS)
             losses_h.lerp_(loss_h.detach(), _NEWEST)
+    if len(losses_h) > _PLAIN:
+        losses_h[_PLAIN] -= _HARDLY * prototypes_hcd.shape[1]
     return targets_hcd[losses_h.argmin()]
 
 
