@@ -186,12 +186,12 @@ def show(features: Features, seeds: range) -> None:
     print(f"{by_nearest(features):.3f} (k-NN), {by_probe(features):.3f} (probe).", flush=True)
 
 
-def show_neighbors(features: Features, seeds: range) -> None:
-    """Table of the head with each kind of neighbours, and their purity."""
+def show_neighbors(features: Features, seeds: range, chosen: Sequence[int]) -> None:
+    """Table of the head with each kind of neighbours, and their purity; `chosen` are values of k."""
     labels_n = torch.from_numpy(features.labels_n)
     print(f"| {features.title}, {len(seeds)} seeds | purity | ACC | NMI | ACC of each seed |")
     print("| --- | --- | --- | --- | --- |")
-    for k, k1, k2 in WIDTHS:
+    for k, k1, k2 in (width for width in WIDTHS if width[0] in chosen):
         gains: list[list[float]] = []
         for kind in ("euclidean", "contextual"):
             if kind == "contextual":
@@ -273,7 +273,14 @@ def main() -> None:
     parser.add_argument("--vectors", help="Parquet file with embedding and label, instead")
     parser.add_argument("--limit", type=int, help="rows of a random subset")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--neighbors", action="store_true", help="table of kinds of neighbours")
+    parser.add_argument(
+        "--neighbors",
+        type=int,
+        nargs="*",
+        choices=(20, 50, 100),
+        metavar="K",
+        help="table of kinds of neighbours, for k of 20, 50 and 100 or those given",
+    )
     parser.add_argument("--peers", action="store_true", help="table of TEMI's and SCAN's heads")
     parser.add_argument("--peer-epochs", type=int, help="epochs of the peers, instead of ours")
     parser.add_argument("--hidden", action="store_true", help="give TEMI's heads hidden layers")
@@ -297,11 +304,11 @@ def main() -> None:
     seeds = range(args.seeds)
     for title, fields in chosen.items():
         features = opened(title, {**fields, **shared})
-        if args.neighbors:
-            show_neighbors(features, seeds)
+        if args.neighbors is not None:
+            show_neighbors(features, seeds, args.neighbors or [k for k, *_ in WIDTHS])
         if args.peers:
             show_peers(features, seeds, args.peer_epochs, hidden=args.hidden)
-        if not args.neighbors and not args.peers:
+        if args.neighbors is None and not args.peers:
             show(features, seeds)
 
 
