@@ -187,7 +187,7 @@ def show(features: Features, seeds: range) -> None:
 
 
 def show_neighbors(features: Features, seeds: range, chosen: Sequence[int]) -> None:
-    """Table of the head with each kind of neighbours, and their purity; `chosen` are values of k."""
+    """Table of the head with each kind of neighbours, and their purity, for the `chosen` k."""
     labels_n = torch.from_numpy(features.labels_n)
     print(f"| {features.title}, {len(seeds)} seeds | purity | ACC | NMI | ACC of each seed |")
     print("| --- | --- | --- | --- | --- |")
