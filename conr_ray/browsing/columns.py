@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from conr_ray.data.store import default_cache_dir
+from conr_ray.data.cache import PRIVATE, Hold, default_cache_dir
 from conr_ray.errors import UserError, one_line
 from conr_ray.storage import disk
 
@@ -48,7 +48,7 @@ class Columns:
     """
 
     folder: Path
-    ids_n: npt.NDArray[np.int64]
+    ids_n: np.memmap[Any, np.dtype[np.int64]]
     clusters_n: npt.NDArray[np.int64]
     ratios_n: npt.NDArray[np.float32]
     names: pa.ChunkedArray | None
@@ -69,15 +69,22 @@ def open_columns(key: str, parts: Callable[[], Iterator[Part]], num_rows: int) -
         UserError: the cache cannot be written, or the samples cannot be read.
     """
     folder = default_cache_dir() / "browse" / key
+    hold = Hold(folder)
     try:
         if not _whole(folder, num_rows):
             _make(folder, parts(), num_rows)
-        return _opened(folder)
+        found = _opened(folder)
     except OSError as error:
+        hold.release()
         raise UserError(
             f"the cache {folder.parent} cannot hold what is browsed ({one_line(error)}): set "
             "CONR_RAY_CACHE to a writable folder with space"
         ) from None
+    except BaseException:
+        hold.release()
+        raise
+    hold.while_open(found.ids_n)
+    return found
 
 
 def _whole(folder: Path, num_rows: int) -> bool:
@@ -90,7 +97,7 @@ def _whole(folder: Path, num_rows: int) -> bool:
 
 def _make(folder: Path, parts: Iterator[Part], num_rows: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    disk.make_folders(folder)
+    disk.make_folders(folder, PRIVATE)
     files = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (num_rows,))
         for name, dtype in _COLUMNS.items()

@@ -158,7 +158,7 @@ def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

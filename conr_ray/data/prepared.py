@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from conr_ray.config import DataConfig
-from conr_ray.data.store import DataSet, _load, default_cache_dir
+from conr_ray.data.cache import default_cache_dir
+from conr_ray.data.store import DataSet, _load
 from conr_ray.data.subset import BESIDE_THE_COPY, chosen_part
 from conr_ray.storage.sealed import Damaged
 

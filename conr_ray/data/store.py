@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -28,8 +27,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
+from conr_ray.data import cache
+from conr_ray.data.cache import Hold, default_cache_dir
 from conr_ray.data.data_set import DataSet
 from conr_ray.data.inventory import Inventory, Skipped
+from conr_ray.data.progress import Lines
 from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
 from conr_ray.data.sources.encoded import SizesDiffer, Unreadable
@@ -64,35 +66,21 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     identity = json.dumps({"format": _FORMAT_VERSION, **source.identity()}, sort_keys=True)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / hashlib.sha256(identity.encode()).hexdigest()
-    if (data := _load_whole(folder)) is None:
-        try:
+    try:
+        if (data := _load_whole(folder)) is None:
             data = _build_once(source, folder)
-        except Unreadable as error:
-            raise _told_of_unreadable(error, folder) from None
-        except OSError as error:
-            raise UserError(
-                f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
-                f"CONR_RAY_CACHE to a writable folder with space"
-            ) from error
+    except Unreadable as error:
+        raise _told_of_unreadable(error, folder) from None
+    except OSError as error:
+        raise UserError(
+            f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
+            f"CONR_RAY_CACHE to a writable folder with space"
+        ) from error
     # Files that are no samples come and go without a change of the copy.
     stored = data.inventory
     found = replace(source.inventory(), sizes=stored.sizes, skipped=stored.skipped)
     data = replace(data, inventory=found)
     return chosen_part(data, config)
-
-
-def default_cache_dir() -> Path:
-    """The default folder of decoded copies.
-
-    Raises UserError if this user has no home.
-    """
-    own, base = os.environ.get("CONR_RAY_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(own or f"{base or '~/.cache'}/conr_ray").expanduser()
-    except RuntimeError:
-        raise UserError(
-            "this user has no home for a cache of decoded samples: set CONR_RAY_CACHE to a folder"
-        ) from None
 
 
 def _told_of_unreadable(error: Unreadable, folder: Path) -> UserError:
@@ -133,7 +121,7 @@ def _load_whole(folder: Path) -> DataSet | None:
 
 def _build_once(source: Source, folder: Path) -> DataSet:
     """Make the copy in `folder` unless another process has done so meanwhile."""
-    disk.make_folders(folder.parent)
+    disk.make_folders(folder.parent, cache.PRIVATE)
     with locked(folder.with_suffix(".lock")):
         with suppress(Damaged, OSError):
             return _load(folder)
@@ -141,7 +129,8 @@ def _build_once(source: Source, folder: Path) -> DataSet:
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-        partial.mkdir()
+        cache.clean(folder.parent, deep=False)
+        partial.mkdir(cache.PRIVATE)
         try:
             _build(source, partial)
             partial.rename(folder)
@@ -167,11 +156,15 @@ def _build_as_told(source: Source, folder: Path) -> None:
     logger.info("decoding %d samples of %s into %s", shape[0], source.config.source, folder.parent)
     sums = statistics_of(shape)
     digest = hashlib.sha256(str(shape).encode())
-    path = folder / _rows_file(shape)
+    path, lines = (
+        folder / _rows_file(shape),
+        Lines("decoded", shape[0], "images" if len(shape) == 4 else "vectors"),
+    )
     with path.open("wb") as file:
         for block in _written(source, file, shape):
             digest.update(block.data)
             sums.add(block)
+            lines.worked(len(block))
     if skipped := list(source.skipped):
         contents, kept = _without(contents, skipped)
         shape = (len(kept), *contents.row_shape)
@@ -229,9 +222,15 @@ def _occurring(
     return numbered, tuple(class_names[label] for label in found)
 
 
+def num_bytes(shape: tuple[int, ...]) -> int:
+    """Of the samples of an array of `shape`, as they are stored."""
+    return math.prod(shape) * (4 if len(shape) == 2 else 1)
+
+
 def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
     """Raise UserError if the file system of `folder` has no room for samples of `shape`."""
-    needed = math.prod(shape) * (4 if len(shape) == 2 else 1)
+    needed = num_bytes(shape)
+    cache.make_room(folder.parent, needed)
     free = shutil.disk_usage(folder).free
     if needed > free:
         smaller = "" if len(shape) == 2 else "lower data.stored_size, or "
@@ -272,12 +271,25 @@ def _description(source: Source, contents: Contents) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> DataSet:
-    """The copy in `folder`.
+    """The copy in `folder`, which nobody removes while its rows are open.
 
     Raises:
         FileNotFoundError: there is none.
         Damaged: it is not as it was written.
     """
+    hold = Hold(folder) if (folder / _META).exists() else None
+    try:
+        data = _loaded(folder)
+    except BaseException:
+        if hold is not None:
+            hold.release()
+        raise
+    if hold is not None and isinstance(data.rows, np.memmap):
+        hold.while_open(data.rows)
+    return data
+
+
+def _loaded(folder: Path) -> DataSet:
     meta = unseal(folder, _META)
     if meta["format"] != _FORMAT_VERSION:
         raise Damaged(f"format {meta['format']} instead of {_FORMAT_VERSION}")

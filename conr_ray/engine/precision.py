@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from conr_ray.config import OWN_SIDE, RunConfig
-from conr_ray.data.store import default_cache_dir
+from conr_ray.data.cache import default_cache_dir
 from conr_ray.engine.acceleration import Acceleration, has_bf16, has_tf32
 from conr_ray.engine.training_state import backbone_of
 from conr_ray.method.backbone_names import is_timm

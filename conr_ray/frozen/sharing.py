@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from conr_ray.data.cache import PRIVATE
 from conr_ray.data.sources.files import locate
 from conr_ray.data.store import DataSet
 from conr_ray.errors import one_line
@@ -52,6 +53,7 @@ def fetched(folder: Path, run: Folder) -> dict[str, Any] | None:
         return None
     copy = folder.with_suffix(".copy")
     shutil.rmtree(copy, ignore_errors=True)
+    disk.make_folders(copy, PRIVATE)
     try:
         _copy(place, Folder(copy))
         unseal(copy, META)

@@ -20,14 +20,13 @@ import hashlib
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -35,9 +34,11 @@ import torch
 from numpy.typing import NDArray
 
 from conr_ray.config import RunConfig, ViewsConfig
+from conr_ray.data.cache import PRIVATE, Hold, default_cache_dir, make_room
+from conr_ray.data.progress import Lines, Progress
 from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
-from conr_ray.data.store import DataSet, default_cache_dir, open_data
+from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError, one_line
 from conr_ray.frozen.backbone import FrozenBackbone, weights_file
 from conr_ray.frozen.known import KnownBackbone
@@ -53,20 +54,9 @@ _PART_ROWS = 256
 _PART_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{8})\.npy")
 # Fields of `views` that change what is embedded, if there are random views.
 _OF_VIEWS = ViewsConfig.unused_when_embedded(0) - ViewsConfig.unused_when_embedded(1)
-_LINE_EVERY_S = 10.0
 
 Part = tuple[int, NDArray[np.float32]]
 """First row and vectors of some images, float32 (b, 1 + v, d)."""
-
-
-class Progress(Protocol):
-    """Is told how many images are embedded."""
-
-    def passed(self, count: int) -> None:
-        """So many were done before."""
-
-    def worked(self, count: int) -> None:
-        """So many more are done."""
 
 
 Embed = Callable[[FrozenBackbone, DataSet, Iterable[range]], Iterator[Part]]
@@ -108,14 +98,16 @@ class Embedding:
         text = json.dumps(self.identity, sort_keys=True)
         return self.known.cache / "embeddings" / hashlib.sha256(text.encode()).hexdigest()
 
-    def data(self, meta: Mapping[str, Any]) -> DataSet:
-        """The embedded images, memory-mapped."""
+    def data(self, meta: Mapping[str, Any], hold: Hold) -> DataSet:
+        """The embedded images, memory-mapped; `hold` is let go with them."""
         folder = self.folder
+        rows = np.load(folder / _VECTORS, mmap_mode="r")
+        hold.while_open(rows)
         has_views = bool(self.config.data.embedded_views)
         own = self.images.fingerprint + folder.name
         return replace(
             self.images,
-            rows=np.load(folder / _VECTORS, mmap_mode="r"),
+            rows=rows,
             stored_views=np.load(folder / _VIEWS, mmap_mode="r") if has_views else None,
             mean=tuple(meta["mean"]),
             std=tuple(meta["std"]),
@@ -188,16 +180,19 @@ def embedded(
         return images
     root = default_cache_dir() if cache_dir is None else cache_dir
     asked = Embedding(config, images, known or KnownBackbone(config, root, run))
-    folder = asked.folder
-    if (meta := _whole(folder)) is None:
-        try:
+    hold = Hold(asked.folder)
+    try:
+        if (meta := _whole(asked.folder)) is None:
             meta = _build_once(asked, embed or partial(_here, config), progress, run)
-        except OSError as error:
-            raise UserError(
-                f"the cache {root} cannot hold the embedded images ({one_line(error)}); set "
-                "CONR_RAY_CACHE to a writable folder with space"
-            ) from error
-    return asked.data(meta)
+        return asked.data(meta, hold)
+    except BaseException as error:
+        hold.release()
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"the cache {root} cannot hold the embedded images ({one_line(error)}); set "
+            "CONR_RAY_CACHE to a writable folder with space"
+        ) from error
 
 
 def is_embedded(config: RunConfig, images: DataSet, run: Folder | None = None) -> bool:
@@ -243,7 +238,7 @@ def _build_once(
 ) -> dict[str, Any]:
     """Embed what is missing, unless another process has done so meanwhile."""
     folder = asked.folder
-    disk.make_folders(folder.parent)
+    disk.make_folders(folder.parent, PRIVATE)
     with locked(folder.with_suffix(".lock")):
         with suppress(Damaged, OSError):
             return unseal(folder, META)
@@ -252,16 +247,16 @@ def _build_once(
             return meta
         _tell_of_others(asked)
         partial = folder.with_suffix(".partial")
-        disk.make_folders(partial)
+        disk.make_folders(partial, PRIVATE)
         _check_room(asked, partial)
         backbone = asked.known.checked_backbone()
         if note := backbone.pretrained.note:
             disk.tell(f"model.weights: {note}")
-        _embed_parts(asked, embed, partial, progress or _Lines(asked.images.num_rows))
+        _embed_parts(asked, embed, partial, progress or Lines("embedded", asked.images.num_rows))
         # In a folder of its own, so that a kill until the end costs no part.
         joined = folder.with_suffix(".joined")
         shutil.rmtree(joined, ignore_errors=True)
-        disk.make_folders(joined)
+        disk.make_folders(joined, PRIVATE)
         _join(asked, partial, joined, backbone)
         joined.rename(folder)
         disk.sync_folder(folder.parent)
@@ -334,7 +329,9 @@ def _check_room(asked: Embedding, folder: Path) -> None:
     """
     each = 4 * asked.known.facts["out_features"] * (1 + asked.config.data.embedded_views)
     there = sum(path.stat().st_size for path in folder.iterdir())
-    needed, free = 2 * each * asked.images.num_rows - there, shutil.disk_usage(folder).free
+    needed = 2 * each * asked.images.num_rows - there
+    make_room(asked.known.cache, needed)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         fewer = "lower data.embedded_views, or " if asked.config.data.embedded_views else ""
         raise UserError(
@@ -374,26 +371,3 @@ def _here(
         backbone = replace(backbone, device=torch.device("cuda"))
     for rows in left:
         yield rows.start, vectors_of(config, images, backbone, rows)
-
-
-class _Lines:
-    """Progress as lines on standard error."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._seen, self._worked = total, 0, 0
-        self._started = self._told = time.monotonic()
-
-    def passed(self, count: int) -> None:
-        self._seen += count
-
-    def worked(self, count: int) -> None:
-        self._seen, self._worked = self._seen + count, self._worked + count
-        now = time.monotonic()
-        if now - self._told > _LINE_EVERY_S:
-            self._told = now
-            rate = self._worked / (now - self._started)
-            left_s = round((self._total - self._seen) / rate)
-            disk.tell(
-                f"embedded {self._seen:,} of {self._total:,} images, {rate:,.0f}/s, "
-                f"{left_s // 60}:{left_s % 60:02d} left"
-            )

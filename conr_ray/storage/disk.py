@@ -71,19 +71,24 @@ def truncate(file: int, size: int) -> None:
     os.fsync(file)
 
 
+def touch(file: int) -> None:
+    """Make now the time of a file's last change."""
+    os.utime(file)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames, new files and deletions in a folder last."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as folder:
         os.fsync(folder)
 
 
-def make_folders(path: Path) -> None:
-    """Make a folder and those above it, unless they are there."""
+def make_folders(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, with a mode, and those above it, unless they are there."""
     if path.is_dir():
         return
     make_folders(path.parent)
     with suppress(FileExistsError):
-        os.mkdir(path)
+        os.mkdir(path, mode)
     sync_folder(path.parent)
 
 

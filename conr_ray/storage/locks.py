@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,3 +72,27 @@ class _FileLock:
                 return False
             self._file = file
         return True
+
+
+def locked_file(path: Path, how: int) -> int:
+    """Open a file, made if it is missing, and lock it; its descriptor holds the lock.
+
+    Args:
+        path: of the file, which holders may remove.
+        how: as of `fcntl.flock`.
+
+    Raises:
+        BlockingIOError: it is held, and `how` says not to wait.
+        OSError: it cannot be made.
+    """
+    while True:
+        file = disk.open_file(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(file, how)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)

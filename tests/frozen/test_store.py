@@ -168,7 +168,9 @@ def test_parts_that_are_there_need_no_more_room(
             yield rows.start, np.ones((len(rows), 1, 1280), np.float32)
 
     def room(num_bytes: float) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(num_bytes)))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda _: SimpleNamespace(free=int(num_bytes), total=2**50)
+        )
 
     room(1.5 * each)
     with pytest.raises(UserError, match=r"set CONR_RAY_CACHE to a folder with more"):

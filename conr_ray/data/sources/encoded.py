@@ -8,28 +8,31 @@ then all headers are read. So images of one size and colour are read once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from conr_ray.config import MOST_STORED_PIXELS, DataConfig
 from conr_ray.cores import usable_cores
+from conr_ray.data.decoders import Decoders, Form, Opened, decode, in_order
 from conr_ray.data.decoding import (
     Mode,
     batched,
     fit,
     is_grey,
     reason_of,
-    to_array,
     to_mode,
     upright_size,
 )
 from conr_ray.data.inventory import Inventory, Skipped
+from conr_ray.data.looks import Look, look_at
 from conr_ray.data.sources.base import Source, UInt8Array, listed
 from conr_ray.errors import UserError
 
@@ -37,8 +40,12 @@ from conr_ray.errors import UserError
 LARGEST_DEFAULT_SIDE = 256
 _BLOCK_IMAGES = 256
 _BLOCK_BYTES = 64 * 2**20
-_TASK_IMAGES = 16
+# What is handed to a core at once.
+_TASK_IMAGES = 64
+_TASK_BYTES = 2 * 2**20
 _NUM_THREADS = min(16, max(4, usable_cores()))
+_TASKS_AHEAD = 2 * _NUM_THREADS
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,7 @@ class PendingImage:
     """An image not decoded yet: `place` locates it in messages, `open` reads it."""
 
     place: str
-    open: Callable[[], Image.Image]
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What images are brought to: mode, `stored_size`, and their shape (c, h, w) then."""
-
-    mode: Mode
-    stored_size: int | None
-    shape: tuple[int, int, int]
-    sizes: str = ""
+    open: Opened
 
 
 class SizesDiffer(Exception):
@@ -73,7 +70,7 @@ class Unreadable(UserError):
 
 
 class EncodedSource(Source):
-    """A source whose images PIL decodes block by block, in a few threads.
+    """A source whose images PIL decodes block by block, on all cores.
 
     With `data.on_error=skip`, images that cannot be read are left out.
     """
@@ -81,7 +78,7 @@ class EncodedSource(Source):
     def __init__(self, config: DataConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
-        self._looked_at: _Form | None = None
+        self._looked_at: Form | None = None
         self._skipped: list[Skipped] = []
 
     @abstractmethod
@@ -119,7 +116,7 @@ class EncodedSource(Source):
         stored_size = self.config.stored_size or max(1, min(side, LARGEST_DEFAULT_SIDE))
         channels = 1 if self._mode == "L" else 3
         shape = channels, stored_size, stored_size
-        self._looked_at = _Form(self._mode, stored_size, shape, f"{smallest} to {largest}")
+        self._looked_at = Form(self._mode, stored_size, shape, f"{smallest} to {largest}")
 
     @cached_property
     def _mode(self) -> Mode:
@@ -139,11 +136,11 @@ class EncodedSource(Source):
         return "L"
 
     @property
-    def _form(self) -> _Form:
+    def _form(self) -> Form:
         return self._looked_at or self._first_form
 
     @cached_property
-    def _first_form(self) -> _Form:
+    def _first_form(self) -> Form:
         """By the first image that can be read."""
         broken: list[Skipped] = []
         stored_size = self.config.stored_size
@@ -160,7 +157,7 @@ class EncodedSource(Source):
                     "data.stored_size to resize all"
                 )
             channels = len(image.getbands())
-            return _Form(self._mode, stored_size, (channels, image.height, image.width))
+            return Form(self._mode, stored_size, (channels, image.height, image.width))
         raise self._unreadable(broken)
 
     def blocks(self) -> Iterator[UInt8Array]:
@@ -171,22 +168,54 @@ class EncodedSource(Source):
             SizesDiffer: not all are of one size, and `look` was not called.
         """
         form = self._form
-        block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // int(np.prod(form.shape))))
-        decode = partial(_decode_task, form=form)
+        num_bytes = int(np.prod(form.shape))
+        block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // num_bytes))
+        task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // num_bytes))
         skips = self.config.on_error == "skip"
         broken: list[Skipped] = []
         self._skipped = broken
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            numbered = enumerate(self._pending())
-            for block in batched(numbered, block_images):
-                parts = list(pool.map(decode, batched(block, _TASK_IMAGES)))
-                broken += [one for _, some in parts for one in some]
-                if skips or not broken:
-                    images = np.concatenate([images for images, _ in parts])
-                    if len(images):
-                        yield images
+        block: list[UInt8Array] = []
+        # An error that is handled keeps what has raised it, with its processes.
+        with closing(self._worked(partial(decode, form=form), task_images)) as worked:
+            for task, parts in worked:
+                place = 0
+                for images, failed, differs in parts:
+                    if differs:
+                        raise SizesDiffer
+                    some = [(*task[place + one], why) for one, why in failed]
+                    broken += [Skipped(row, pending.place, why) for row, pending, why in some]
+                    place += len(images) + len(failed)
+                    block.append(images)
+                if broken and not skips:
+                    block.clear()
+                elif sum(map(len, block)) >= block_images:
+                    yield np.concatenate(block)
+                    block.clear()
         if broken and not skips:
             raise self._unreadable(broken)
+        if sum(map(len, block)):
+            yield np.concatenate(block)
+
+    def looks(self) -> Iterator[tuple[str, Look]]:
+        """Where each image is, and what it is, in order; all are decoded."""
+        for task, parts in self._worked(look_at, _TASK_IMAGES):
+            found = [one for part in parts for one in part]
+            for (_, pending), one in zip(task, found, strict=True):
+                yield pending.place, one
+
+    def _worked(
+        self, work: Callable[[list[bytes | Opened]], R], task_images: int
+    ) -> Generator[tuple[list[tuple[int, PendingImage]], list[R]], None, None]:
+        """Rows and images, so many at a time, and what some work on them has given, in parts."""
+        with Decoders() as decoders, ThreadPoolExecutor(_NUM_THREADS) as pool:
+
+            def run(
+                task: list[tuple[int, PendingImage]],
+            ) -> tuple[list[tuple[int, PendingImage]], list[R]]:
+                return task, decoders.run(work, [pending.open for _, pending in task])
+
+            tasks = batched(enumerate(self._pending()), task_images)
+            yield from in_order(pool, run, tasks, _TASKS_AHEAD)
 
     def _unreadable(self, broken: Sequence[Skipped]) -> UserError:
         """One error for all of them."""
@@ -222,23 +251,3 @@ def _grey_of(pending: PendingImage) -> bool | None:
 
 def _decoded(pending: PendingImage, mode: Mode, stored_size: int | None) -> Image.Image:
     return fit(to_mode(pending.open(), mode), stored_size)
-
-
-def _decode_task(
-    task: Sequence[tuple[int, PendingImage]], form: _Form
-) -> tuple[UInt8Array, list[Skipped]]:
-    """Those of some images that can be read, and the others."""
-    images = np.empty((len(task), *form.shape), np.uint8)
-    broken: list[Skipped] = []
-    _, height, width = form.shape
-    for row, pending in task:
-        try:
-            image = _decoded(pending, form.mode, form.stored_size)
-        # Decoders raise many kinds of errors on broken bytes: OSError, SyntaxError, struct.error.
-        except Exception as error:
-            broken.append(Skipped(row, pending.place, reason_of(error)))
-            continue
-        if image.size != (width, height):
-            raise SizesDiffer
-        images[row - task[0][0] - len(broken)] = to_array(image)
-    return images[: len(task) - len(broken)], broken

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from conr_ray.errors import UserError, one_line
+from conr_ray.storage.locks import locked_file
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def locate(text: str) -> Location:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes on the file `path`, created if missing.
 
-    The kernel frees the lock when the process ends, however it ends. The file stays: removing it
-    would let one process lock the removed file and another a new one.
+    The kernel frees the lock when the process ends, however it ends.
     """
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    file = locked_file(path, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        os.close(file)

@@ -11,12 +11,13 @@ from operator import attrgetter
 from pyarrow import fs
 
 from conr_ray.config import DataConfig
+from conr_ray.data.decoders import Encoded
 from conr_ray.data.inventory import Inventory, told_of
 from conr_ray.data.sources.base import Contents, check_label_column, listed
 from conr_ray.data.sources.encoded import EncodedSource, PendingImage
 from conr_ray.data.sources.files import FoundFile, locate
 from conr_ray.data.sources.layout import Layout, folder_of, layout_of
-from conr_ray.data.sources.picture_files import PictureFiles, endings, open_file
+from conr_ray.data.sources.picture_files import PictureFiles, endings, read_file
 from conr_ray.data.sources.walk import Walk, as_text
 from conr_ray.errors import UserError, one_line
 
@@ -74,7 +75,8 @@ class FolderSource(EncodedSource):
     def _pending(self) -> Iterator[PendingImage]:
         for row, file in enumerate(self._files):
             yield PendingImage(
-                f"row {row} ({as_text(file.name)})", partial(open_file, self._location, file)
+                f"row {row} ({as_text(file.name)})",
+                Encoded(partial(read_file, self._location, file)),
             )
 
     @property

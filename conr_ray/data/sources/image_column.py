@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr_ray.data.decoders import Opened
 from conr_ray.errors import printable
 from conr_ray.fields import short
 
-Opened = Callable[[], Image.Image]
+OfBytes = Callable[[Callable[[], bytes]], Opened]
+"""From what reads the bytes of a file to what opens its image."""
 # Of pixels as lists of lists: rows, columns, channels.
 _MOST_LISTS = 3
 # Grey, RGB, and RGB with alpha; the last one only behind the sides.
@@ -53,8 +55,8 @@ def _num_lists(kind: Any) -> int:
     return count if types.is_integer(kind) else 0
 
 
-def images_in(part: Any, decode: Callable[[bytes], Image.Image]) -> list[Opened]:
-    """For each row of an Arrow array, what opens its image; `decode` does of a file's bytes.
+def images_in(part: Any, of_bytes: OfBytes) -> list[Opened]:
+    """For each row of an Arrow array, what opens its image; `of_bytes` makes that of bytes.
 
     Opening raises ValueError where there is none.
     """
@@ -62,18 +64,18 @@ def images_in(part: Any, decode: Callable[[bytes], Image.Image]) -> list[Opened]
     if not holds_images(kind):
         return [partial(_refused, f"the column holds {short(str(kind))}")] * len(part)
     if pa.types.is_dictionary(kind):
-        return images_in(part.cast(kind.value_type), decode)
+        return images_in(part.cast(kind.value_type), of_bytes)
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
-        opened = images_in(pc.struct_field(part, [at]), decode)
+        opened = images_in(pc.struct_field(part, [at]), of_bytes)
         return _with_paths(part, opened)
     if isinstance(kind, pa.FixedShapeTensorType):
         return [partial(_tensor, part, row) for row in range(len(part))]
     if _num_lists(kind) > 1:
         return [partial(_lists, part, row) for row in range(len(part))]
     if _num_lists(kind) == 1:
-        return [partial(_listed_bytes, part, row, decode) for row in range(len(part))]
-    return [partial(_of_bytes, encoded, decode) for encoded in part.to_pylist()]
+        return [of_bytes(partial(_listed_bytes, part, row)) for row in range(len(part))]
+    return [of_bytes(partial(_there, encoded)) for encoded in part.to_pylist()]
 
 
 def _refused(reason: str) -> Image.Image:
@@ -95,16 +97,16 @@ def _with_paths(part: Any, opened: Sequence[Opened]) -> list[Opened]:
     ]
 
 
-def _of_bytes(encoded: bytes | None, decode: Callable[[bytes], Image.Image]) -> Image.Image:
+def _there(encoded: bytes | None) -> bytes:
     if encoded is None:
         raise ValueError("no bytes")
-    return decode(encoded)
+    return encoded
 
 
-def _listed_bytes(part: Any, row: int, decode: Callable[[bytes], Image.Image]) -> Image.Image:
+def _listed_bytes(part: Any, row: int) -> bytes:
     if not part[row].is_valid:
         raise ValueError("no bytes")
-    return decode(_in_bytes(_numbers(part[row].values)).tobytes())
+    return _in_bytes(_numbers(part[row].values)).tobytes()
 
 
 def _lists(part: Any, row: int) -> Image.Image:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 from PIL import Image
 
 from conr_ray.config import MOST_STORED_PIXELS
-from conr_ray.data.decoding import Mode, open_encoded
+from conr_ray.data.decoders import Encoded, Opened
+from conr_ray.data.decoding import Mode
 from conr_ray.data.sources.base import Contents, listed
 from conr_ray.data.sources.encoded import EncodedSource, PendingImage
-from conr_ray.data.sources.image_column import Opened, holds_images, images_in
+from conr_ray.data.sources.image_column import holds_images, images_in
 from conr_ray.data.sources.parquet_table import ParquetTable
 from conr_ray.errors import UserError
 from conr_ray.fields import short
@@ -86,12 +87,16 @@ class ParquetSource(ParquetTable, EncodedSource):
 
     def images_in(self, part: Any) -> list[Opened]:
         """For each row of a part of the column, what opens its image."""
-        return images_in(part, self._open)
+        return images_in(part, Encoded if self._raw_shape is None else self._raw)
 
-    def _open(self, encoded: bytes) -> Image.Image:
-        if self._raw_shape is None:
-            return open_encoded(encoded)
-        height, width, channels = self._raw_shape
-        if len(encoded) != height * width * channels:
-            raise ValueError(f"{len(encoded)} bytes, not {height}x{width}x{channels}")
-        return Image.frombytes(self._mode, (width, height), encoded)
+    def _raw(self, read: Callable[[], bytes]) -> Opened:
+        assert self._raw_shape is not None
+        return partial(_of_pixels, read, self._raw_shape)
+
+
+def _of_pixels(read: Callable[[], bytes], shape: tuple[int, int, int]) -> Image.Image:
+    """The image of raw pixels of a shape (h, w, c)."""
+    pixels, (height, width, channels) = read(), shape
+    if len(pixels) != height * width * channels:
+        raise ValueError(f"{len(pixels)} bytes, not {height}x{width}x{channels}")
+    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), pixels)
