@@ -6,7 +6,8 @@ import argparse
 import secrets
 from collections.abc import Sequence
 
-from conr_ray.command_line import Parser, add_clusters_option, make_console, run_command
+from conr_ray.command_line import add_clusters_option, make_console, run_command
+from conr_ray.command_parser import Parser
 from conr_ray.errors import UserError
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from conr_ray.command_parser import Parser
 from conr_ray.engine.stopping import signals_handled, stop_request
 from conr_ray.errors import (
     BadSetting,
@@ -48,13 +49,6 @@ if TYPE_CHECKING:
 _LONGEST_SUBJECT = 40
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument like any other error: in one line, with status 2."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see --help")
-
-
 def add_images_options(parser: argparse.ArgumentParser) -> None:
     """Which images a command applies a network to: `--images`, or `--dataset` with `--set`."""
     what = parser.add_mutually_exclusive_group(required=True)
@@ -76,10 +70,7 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `python -m conr_ray.<command>`, with the common arguments."""
-    # Options are sent to a cluster by their names: a part of one would not be recognised there.
-    parser = Parser(
-        prog=f"python -m conr_ray.{command}", description=description, allow_abbrev=False
-    )
+    parser = Parser(prog=f"python -m conr_ray.{command}", description=description)
     parser.add_argument(
         "--set",
         action="append",

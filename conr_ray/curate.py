@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from conr_ray.command_line import Parser, absolute, folder_option, make_console, run_command
+from conr_ray.command_line import absolute, folder_option, make_console, run_command
+from conr_ray.command_parser import Parser
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m conr_ray.curate",
         description="Find near-duplicates, outliers, wrong-looking members and blank or broken "
         "pictures of a run's samples or of a table of vectors.",
-        allow_abbrev=False,
     )
     parser.add_argument("--run", metavar="DIR", help="folder of a run, or s3://bucket/folder")
     parser.add_argument(

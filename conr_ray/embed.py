@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
-    Parser,
     add_cluster_options,
     add_images_options,
     folder_option,
@@ -16,6 +15,7 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
 )
+from conr_ray.command_parser import Parser
 from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import RunFailed, UserError
 
@@ -128,7 +128,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m conr_ray.embed",
         description="A Parquet table of the vectors that a pre-trained backbone makes of images; "
         "those of a trained run are written by python -m conr_ray.predict --embeddings.",
-        allow_abbrev=False,
     )
     add_images_options(parser)
     parser.add_argument("--backbone", metavar="timm:NAME", required=True, help="a model of timm")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conr_ray.command_line import (
-    Parser,
     add_cluster_options,
     add_clusters_option,
     add_edits_option,
@@ -21,6 +20,7 @@ from conr_ray.command_line import (
     run_command,
     sent_to_head,
 )
+from conr_ray.command_parser import Parser
 from conr_ray.engine.stopping import signals_handled
 from conr_ray.errors import RunFailed, UserError, one_line
 
@@ -217,7 +217,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m conr_ray.predict",
         description="Clusters of new images, or vectors, by a trained run.",
-        allow_abbrev=False,
     )
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("--run", metavar="DIR", help="folder of a run, or s3://bucket/folder")

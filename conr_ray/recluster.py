@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from conr_ray.command_line import (
-    Parser,
     absolute,
     folder_option,
     make_console,
     run_command,
     where_result_is,
 )
+from conr_ray.command_parser import Parser
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from conr_ray.command_line import Parser, add_edits_option, make_console, run_command
+from conr_ray.command_line import add_edits_option, make_console, run_command
+from conr_ray.command_parser import Parser
 from conr_ray.errors import UserError
 
 if TYPE_CHECKING:

@@ -47,28 +47,36 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not args.preset and not args.config:
         raise UserError("one of --preset, --config and --check is required; see --help")
-    _train(args, _config(args))
+    config, told = _config(args)
+    _train(args, config, told)
 
 
-def _train(args: argparse.Namespace, config: RunConfig) -> None:
+def _train(args: argparse.Namespace, config: RunConfig, told: list[str]) -> None:
+    """Train, and print the lines `told` about the config first."""
+    from conr_ray.scaling.resources import crowded, local_resources
+
+    workers = 1 if args.local else args.workers
+    if args.gpus_per_worker is not None and args.address is None and workers > 0:
+        # Before torch is loaded and data are opened, which may take minutes.
+        local_resources(cluster_options(args), workers)
     from conr_ray.config import override, parse_overrides
     from conr_ray.data.store import open_data
     from conr_ray.engine.data_checks import check_data
     from conr_ray.engine.earlier_clusters import check_earlier
     from conr_ray.engine.given_edits import check_given_edits
+    from conr_ray.engine.outline import outline
+    from conr_ray.engine.raw_pixels import against_raw_pixels
     from conr_ray.engine.run_directory import RunDirectory
     from conr_ray.engine.trunk_store import open_trunks
     from conr_ray.estimating.settings import fitted_to_few, told_of_few
     from conr_ray.frozen import trained_shape
     from conr_ray.prediction.ahead import embedded_ahead
     from conr_ray.scaling.actor_locks import ActorLocks
-    from conr_ray.scaling.resources import local_resources
     from conr_ray.storage.files import Folder
     from conr_ray.storage.locks import FileLocks
     from conr_ray.tracking.progress import RunProgress
     from conr_ray.tracking.wandb_reach import reached_settings
 
-    workers = 1 if args.local else args.workers
     directory = RunDirectory(directory_uri(args, _subject(args, config)))
     # The values of a preset are for many samples; those of a file are somebody's own.
     fitted = args.preset and config.neighborhood.pool == "data"
@@ -96,6 +104,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
     locks = FileLocks(f"{directory.uri}/trunks") if args.local else ActorLocks()
     with folder_option("--trunks"):
         trunks = open_trunks(args.trunks, frozenset({config.group_start_epoch or 0}), locks)
+    console = make_console()
     wandb, note = reached_settings(config.tracking, directory.uri, of_search=False)
     if args.local:
         resources = local_resources(cluster_options(args), 1)
@@ -104,6 +113,10 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         from conr_ray.scaling.shared_storage import check_storage
         from conr_ray.scaling.train_job import load_ahead, load_here
 
+        if args.address is None:
+            crowd = crowded(local_resources(cluster_options(args), workers))
+            if crowd is not None:
+                console.print(crowd, soft_wrap=True)
         load_here()
         resources = connect(cluster_options(args), workers)
         load_ahead(resources)
@@ -111,20 +124,24 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
         if trunks is not None:
             with folder_option("--trunks"):
                 check_storage(Folder(trunks.uri), more_to_come=resources.more_to_come)
-    console = make_console()
     with directory.held():
         # What the config may change, such as its epochs, is nobody else's meanwhile.
         directory.claim(config, resume=args.resume)
         console.print(f"run directory: {directory.uri}", data.line, sep="\n", soft_wrap=True)
         data.write_inventory(directory)
         if few:
-            console.print(told_of_few(few, data.num_rows), soft_wrap=True)
+            told.append(told_of_few(few, data.num_rows))
         if note:
-            console.print(note, soft_wrap=True)
+            told.append(note)
+        for line in told:
+            console.print(line, soft_wrap=True)
         embedded_ahead(config, data, console, None if args.local else resources, directory)
         name = directory.uri.rpartition("/")[2]
         wandb = wandb.for_run(name, group=None, run_uri=directory.uri)
         done, _ = directory.newest_checkpoint()
+        if done < config.schedule.epochs:
+            about = outline(config, data.num_rows, data.num_classes, data.what, done)
+            console.print(about, soft_wrap=True)
         progress = RunProgress(config.schedule.epochs, done, console)
         with resumable(directory.uri, directory.way_on), progress:
             if args.local:
@@ -147,6 +164,8 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
                 ):
                     progress.epoch(row)
     _print_result(directory, console)
+    if short := against_raw_pixels(config, data, directory):
+        console.print(short, soft_wrap=True)
     if args.profile:
         _print_profile(directory, console)
     if not args.local:
@@ -156,7 +175,7 @@ def _train(args: argparse.Namespace, config: RunConfig) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("train", "Train CoNR.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--preset", help="name of a complete config, such as digits or cifar10")
+    what.add_argument("--preset", help="name of a complete config; they are listed below")
     what.add_argument(
         "--config",
         help="config file, such as the config.yaml of a run or the best.yaml of a search",
@@ -249,8 +268,10 @@ def _check_backbone(config: RunConfig, directory: RunDirectory) -> None:
         check_backbone(config.model.backbone, config.views)
 
 
-def _config(args: argparse.Namespace) -> RunConfig:
+def _config(args: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """The config that the arguments ask for, and lines on what was changed in its preset."""
     from conr_ray.config import from_yaml, load_config, load_preset, override, parse_overrides
+    from conr_ray.config.shortened import shortened, told_of_shortened
     from conr_ray.storage.files import Folder
 
     overrides = parse_overrides(args.settings)
@@ -266,8 +287,12 @@ def _config(args: argparse.Namespace) -> RunConfig:
         if "clustering.ids_of" in overrides:
             raise UserError("--ids-of sets it: leave out --set clustering.ids_of")
         overrides["clustering.ids_of"] = args.ids_of
+    told = []
     if args.preset:
-        config = load_preset(args.preset, overrides)
+        shorter = shortened(args.preset, overrides)
+        config = load_preset(args.preset, {**overrides, **shorter})
+        if shorter:
+            told.append(told_of_shortened(shorter, config.schedule.epochs))
     else:
         text = None
         if "://" in args.config:
@@ -278,7 +303,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
             config = from_yaml(text, f"--config {args.config}", overrides)
         else:
             config = load_config(args.config, overrides)
-    return override(config, absolute_paths(config))
+    return override(config, absolute_paths(config)), told
 
 
 def _subject(args: argparse.Namespace, config: RunConfig) -> str:

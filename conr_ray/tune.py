@@ -129,12 +129,17 @@ def _plan(args: argparse.Namespace, search: WholeSearch) -> None:
 
 def _run(args: argparse.Namespace, search: WholeSearch) -> None:
     from conr_ray.data.store import open_data
+    from conr_ray.scaling.resources import crowded, local_resources
 
     images, console = open_data(search.space.config().data), make_console()
     search, few = _fitted(args, search, images.num_rows)
     search = search.checked(images)
-    if few:
-        console.print(few, soft_wrap=True)
+    crowd = None
+    if search.cluster.address is None:
+        crowd = crowded(local_resources(search.cluster, search.workers, 1))
+    for told in (few, crowd):
+        if told:
+            console.print(told, soft_wrap=True)
     way_on = "which goes on with running trials from their last checkpoints"
     stoppable = resumable(search.directory.uri, lambda: way_on)
     trials = search.run(images, console, stoppable)

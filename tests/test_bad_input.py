@@ -22,8 +22,10 @@ from PIL import Image
 import conr_ray.train
 import conr_ray.tune
 from conr_ray.command_line import run_command
-from conr_ray.config import load_preset, parse_overrides
+from conr_ray.config import load_preset, parse_overrides, preset_names
+from conr_ray.cores import usable_cores
 from conr_ray.engine.run_directory import RunDirectory
+from conr_ray.scaling.resources import WorkerResources, crowded, local_gpus
 from conr_ray.searching.search_directory import SearchDirectory
 from conr_ray.searching.space_file import load_space
 from conr_ray.storage.files import Folder
@@ -126,8 +128,33 @@ def space_file(folder: Path, tree: Any) -> list[str]:
         ("--preset digts", "preset digts: no such preset; did you mean digits?"),
         ("", "one of --preset, --config and --check is required; see --help"),
         ("--preset digits --config x.yaml", "argument --config: not allowed with argument --pres"),
-        ("--preset digits --epochs 3", "unrecognized arguments: --epochs 3; see --help"),
-        ("--preset digits --work 2", "unrecognized arguments: --work 2; see --help"),
+        (
+            "--preset digits --epochs 3",
+            "unrecognized arguments: --epochs 3; a config field is set by --set schedule.epochs=3",
+        ),
+        (
+            "--preset digits --batch-size=64",
+            "unrecognized arguments: --batch-size=64; a config field is set by --set optim.batch",
+        ),
+        (
+            "--preset digits --size 9",
+            "unrecognized arguments: --size 9; a config field is set by --set views.size=9 or",
+        ),
+        ("--preset digits --work 2", "unrecognized arguments: --work 2; did you mean --workers?"),
+        ("--preset digits --xyzzy 2", "unrecognized arguments: --xyzzy 2; see --help"),
+        ("--preset digits --set preset=digits", "preset: no such field of a run's config; a con"),
+        (
+            "--preset digits --set schedule.epochs=3 --set schedule.warmup_epochs=4",
+            "schedule.warmup_epochs=4 exceeds schedule.epochs=3: set schedule.warmup_epochs to 3 o",
+        ),
+        (
+            "--preset digits --set schedule.epochs=3 --set schedule.group_start=3",
+            "schedule.group_start=3 is not before the end at schedule.epochs=3: lower it",
+        ),
+        (
+            "--preset digits --gpus-per-worker 99",
+            "gpus_per_worker=99: 1 worker needs 99 GPUs, this machine has ",
+        ),
         ("--preset digits --set optim.lr", "--set optim.lr: write field=value, for example optim"),
         ("--preset digits --set optm.lr=1", "optm.lr: no such field; did you mean optim.lr?"),
         ("--preset digits --set epochs=9", "epochs: no such field; did you mean schedule.epochs?"),
@@ -196,7 +223,7 @@ def test_a_cluster_that_cannot_be_is_refused_at_once(
     ("arguments", "message"),
     [
         ("--autoscaling", "autoscaling needs a cluster: give its address"),
-        ("--gpus-per-worker 99", "workers=1 needs 1 x (1 CPU, 99 GPU), the cluster's nodes hav"),
+        ("--gpus-per-worker 99", "gpus_per_worker=99: 1 worker needs 99 GPUs, this machine has "),
         ("--workers 65", "--workers 65 is not between 1 and 64"),
         ("--set data.limit=1798", "data.limit=1798: there are 1797 images"),
         ("--set data.limit=100", "optim.batch_size=128 exceeds the 100 images"),
@@ -247,6 +274,11 @@ def test_workers_are_a_number(refuse: Refuse) -> None:
     [
         ("optim: [", "not YAML"),
         ("optim: 3", "optim=3: a section, not a value"),
+        (
+            "preset: digits\noptim: {lr: 0.1}",
+            "give --preset NAME instead, with --set for what diff",
+        ),
+        ("search: {seed: {int: [0, 9]}}", "a search space: give it to conr_ray.tune --space"),
         ("neighbourhood: {k1: 3}", "neighbourhood: no such field; did you mean neighborhood?"),
         ("", "config.yaml: is empty: restore it, or write it anew"),
         ("data: {}", "data.name is not set: data.source=torchvision needs a name such as cifar10"),
@@ -547,3 +579,35 @@ def test_processes_leave_with_status_2_and_one_line(tmp_path: Path, cache: Path)
         assert (process.returncode, out) == (2, "")
         assert err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+# What is said beforehand
+
+
+def test_more_workers_than_cores_are_told_of_in_a_line() -> None:
+    cores = usable_cores()
+    assert crowded(WorkerResources(cores, 1)) is None
+    told = crowded(WorkerResources(32 * cores, 1))
+    assert told is not None and told.startswith(f"{32 * cores} x 1 cores are asked for, this mach")
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_help_lists_the_presets(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = {"train": conr_ray.train, "tune": conr_ray.tune}[command]
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    listed = capsys.readouterr().out.partition("\npresets:\n")[2]
+    names = [line.split()[0] for line in listed.splitlines() if line[2:3].strip()]
+    assert names == preset_names()
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_torch_is_loaded() -> None:
+    code = (
+        "import sys, conr_ray.train as t\n"
+        "try: t.main(['--preset', 'digits', '--gpus-per-worker', '99'])\n"
+        "except ValueError as e: print(e, sorted({'torch', 'ray'} & {*sys.modules}))"
+    )
+    if local_gpus():
+        pytest.skip("only torch knows how many GPUs there are")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith(" a cluster that has them []\n"), done.stderr

@@ -9,7 +9,6 @@ from conr_ray.config.reading import (
     load_config,
     load_preset,
     parse_overrides,
-    preset_names,
 )
 from conr_ray.config.samples import MOST_STORED_PIXELS, OWN_SIDE, DataConfig, ViewsConfig
 from conr_ray.config.sections import (
@@ -20,6 +19,7 @@ from conr_ray.config.sections import (
 )
 from conr_ray.config.tree import RunConfig, mark_of, marked_fields, section_of, sections
 from conr_ray.config.yaml_text import dump_yaml, parse_yaml, read_yaml
+from conr_ray.preset_files import preset_names
 
 __all__ = [
     "MOST_STORED_PIXELS",

@@ -12,6 +12,11 @@ from conr_ray.errors import UserError
 from conr_ray.fields import short
 from conr_ray.method.frameworks import framework_config, framework_names
 
+# What people write in a config because a search space has it.
+_OF_SPACES = {
+    "preset": "a config file is complete: give --preset NAME instead, with --set for what differs",
+    "search": "a file with preset and search is a search space: give it to conr_ray.tune --space",
+}
 # Comparing longer ones takes long.
 _LONGEST_NAME = 200
 
@@ -52,6 +57,8 @@ def check_field(name: str) -> None:
     if section is not None:
         fields = ", ".join(section.model_fields)
         raise UserError(f"{name}: a section, not a field; choose one of its fields: {fields}")
+    if name in _OF_SPACES:
+        raise UserError(f"{name}: no such field of a run's config; {_OF_SPACES[name]}")
     near = _nearest_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "see docs/config.md for the fields"
     raise UserError(f"{short(name)}: no such field; {hint}")

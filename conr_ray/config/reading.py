@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from conr_ray.config.yaml_text import NotYaml, Word, parse_yaml, read_yaml
 from conr_ray.errors import UserError
 from conr_ray.fields import short
 from conr_ray.method.frameworks import framework_names
+from conr_ray.preset_files import preset_names, preset_text
 
 
 def from_yaml(
@@ -30,13 +30,6 @@ def from_yaml(
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The config in the file `path`, with dotted overrides on top."""
     return build(read_yaml(path, "--config", "name a config.yaml"), overrides)
-
-
-@functools.cache
-def preset_names() -> list[str]:
-    """Names that `load_preset` accepts."""
-    files = resources.files("conr_ray").joinpath("presets").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
 def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -59,8 +52,7 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
 # A search builds a config for each point that it considers.
 @functools.cache
 def _preset(name: str) -> Mapping[str, Any]:
-    text = resources.files("conr_ray").joinpath("presets", f"{name}.yaml").read_text()
-    return typed_tree(parse_yaml(text, f"preset {name}"), trusted=True)
+    return typed_tree(parse_yaml(preset_text(name), f"preset {name}"), trusted=True)
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:

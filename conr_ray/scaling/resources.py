@@ -126,15 +126,40 @@ def local_resources(
     """Resources of workers on this machine.
 
     Raises:
-        UserError: an amount is out of range, or an option needs a cluster.
+        UserError: an amount is out of range, the machine has too few GPUs, or an option needs a
+            cluster.
     """
     if options.autoscaling:
         raise UserError("autoscaling needs a cluster: give its address")
-    return options.resources(
+    gpus = local_gpus()
+    resources = options.resources(
         workers,
         cpus_per_worker=cpus_per_worker,
         num_cpus=usable_cores(),
-        has_gpus=local_gpus() > 0,
+        has_gpus=gpus > 0,
+    )
+    needed = resources.workers * resources.gpus_per_worker
+    if needed > gpus:
+        amount = f"{needed:g} GPU{'s' if needed != 1 else ''}"
+        need = f"1 worker needs {amount}" if workers == 1 else f"{workers} workers need {amount}"
+        there = f"this machine has {gpus or 'none'} that torch can use"
+        less = "ask for less" if gpus else "leave it out"
+        raise UserError(
+            f"gpus_per_worker={resources.gpus_per_worker:g}: {need}, {there}: {less}, or give the "
+            "address of a cluster that has them"
+        )
+    return resources
+
+
+def crowded(resources: WorkerResources) -> str | None:
+    """A line on a run that asks this machine for more cores than it has; None if it does not."""
+    asked, cores = resources.workers * resources.cpus_per_worker, usable_cores()
+    if asked <= cores:
+        return None
+    return (
+        f"{resources.workers} x {resources.cpus_per_worker} cores are asked for, this machine has "
+        f"{cores}: workers take turns, which is slower than fewer of them, and each is a process "
+        "with torch in its memory"
     )
 
 

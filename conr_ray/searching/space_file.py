@@ -39,6 +39,7 @@ from conr_ray.metric_names import (
     LABELLED_METRICS,
 )
 from conr_ray.searching.space import SearchSpace, ShareDrawer, typed_space
+from conr_ray.searching.space_errors import reason
 
 _DRAWS_CHECKED = 64
 _PRESET_VALUE = "$preset"
@@ -87,7 +88,7 @@ def load_space(
     try:
         read = SearchSpace.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_reason(error)}") from None
+        raise UserError(f"{source}: {reason(error)}") from None
     _check(read)
     return read
 
@@ -104,19 +105,6 @@ def _read(space: str | Path | Mapping[str, Any]) -> Any:
             f"space: {shown(value)} is of type {type(value).__name__}: give numbers, words, lists "
             "and dicts of Python"
         ) from None
-
-
-def _reason(error: ValidationError) -> str:
-    """Name and reason of the first thing that is wrong with a tree."""
-    first = error.errors()[0]
-    # A single word counts as a list of one.
-    place = first["loc"][:1] if first["loc"][:1] == ("mode",) else first["loc"]
-    reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
-    if first["loc"][:1] == ("sampler",) or first["loc"][-1:] == ("kind",):
-        reason = f"{shown(first['input'])}: {first['msg'].removeprefix('Input should be ')}"
-    if "choice" in first["loc"]:
-        reason = "a choice is a list of values of its field"
-    return f"{short('.'.join(map(str, place)))}: {reason[0].lower()}{reason[1:]}"
 
 
 def _with_preset_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.observer import Observer
+from conr_ray.engine.outline import GROUP_STAGE_BEGINS
 from conr_ray.metric_names import AGREEMENT_WITH_LABELS
 
 _SHOWN = ("loss", *AGREEMENT_WITH_LABELS, "neighbor_consistency", "neighbor_purity")
@@ -30,6 +31,7 @@ class RunProgress(Observer):
         self._started = time.monotonic()
         self._last_line = 0.0
         self._shown: dict[str, float] = {}
+        self._stage: str | None = None
         self._bar = Progress(
             TextColumn("{task.fields[stage]}"),
             BarColumn(),
@@ -58,6 +60,7 @@ class RunProgress(Observer):
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
         self._first = len(rows)
+        self._stage = str(rows[-1]["stage"]) if rows else None
 
     def epoch(self, row: MetricRow) -> None:
         done = int(row["epoch"] or 0) + 1
@@ -69,6 +72,9 @@ class RunProgress(Observer):
         figures = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
         each_s = (time.monotonic() - self._started) / max(1, done - self._first)
         left = f"{duration(each_s * (self._num_epochs - done))} left"
+        if (self._stage, row["stage"]) == ("instance", "group"):
+            self._console.print(GROUP_STAGE_BEGINS, soft_wrap=True)
+        self._stage = str(row["stage"])
         stage = f"{row['stage']} stage"
         self._bar.update(self._task, completed=done, stage=stage, left=left, figures=figures)
         due = time.monotonic() - self._last_line > 10 or done == self._num_epochs

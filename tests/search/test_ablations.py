@@ -156,7 +156,11 @@ def test_a_fixed_field_is_searched_only_where_the_space_names_the_preset(tmp_pat
         ({K1: {"int": [5, "$presets"]}}, {}, f"search.{K1}: its bound $presets is not searched"),
         ({START: {"choice": ["$preset"]}}, {"fixed": {START: 60}}, "schedule.group_start=60 is n"),
         ({START: {"choice": ["$preset"]}}, {"fixed": {START: 9}, "first": [3]}, "first.0: input"),
-        ({START: ["$preset"]}, {}, f"search.{START}: input should be a valid dictionary"),
+        (
+            {START: ["$preset"]},
+            {},
+            f"search.{START}: ['$preset'] is no dimension: write {{choice: [$preset]}}",
+        ),
     ],
 )
 def test_a_preset_value_that_cannot_be_is_refused(

@@ -141,7 +141,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space": {**SPACE, "sercah": 1}}, "space: sercah: no such key"),
     ({"space": {**SPACE, "fixed": {K1: 3}}}, f"^{K1} is both fixed"),
     ({"space": {**SPACE, "search": {K1: {"choice": range(3)}}}}, "of type range: give"),
-    ({"space": {"search": SPACE["search"]}}, "^space: preset: field required"),
+    ({"space": {"search": SPACE["search"]}}, "^space: preset: missing: name the preset to vary"),
     ({"space": "nowhere.yaml"}, "^space nowhere.yaml: No such file"),
     ({"space": 3}, "^space=3: give the path of a space file, or a mapping"),
     ({"preset": "digit"}, "did you mean digits?"),

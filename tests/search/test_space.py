@@ -234,7 +234,9 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: {"int": [5, 20]}}, {"fixed": ["seed"]}, "fixed=['seed'] is not a mapping"),
     # Ranges
     ({K1: {"int": [20, 5]}}, {}, f"search.{K1}: [20, 5] is empty: put the smaller bound first"),
-    ({K1: {"int": [5]}}, {}, f"search.{K1}.int.1: field required"),
+    ({K1: {"int": [5]}}, {}, f"search.{K1}.int: [5]: bounds are two: [low, high]"),
+    ({K1: {"int": 5}}, {}, f"search.{K1}.int: 5: bounds are two: [low, high]"),
+    ({K1: {"int": [5, 10, 20]}}, {}, f"search.{K1}.int: [5, 10, 20]: bounds are two: [low, hi"),
     ({K1: {"int": [5.5, 20]}}, {}, f"search.{K1}.int.0.int: input should be a valid integer"),
     ({LR: {"float": [0.1, float("inf")]}}, {}, f"search.{LR}.float.1.float: input should be a fin"),
     ({LR: {"float": [0, 1], "log": True}}, {}, f"search.{LR}: low=0.0 must be above 0 for log"),
@@ -259,8 +261,16 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({"views.crop_scale": {"float": [0.1, 1]}}, {}, "search.views.crop_scale=0.1: input should be"),
     ({LR: {"float": [0, 1], "step": 1e-300}}, {}, f"search.{LR}=0.0: input should be greater than"),
     ({LR: {"float": [1, 2], "step": 1e-300}}, {}, f"search.{LR}: step=1e-300: too small for the r"),
-    ({K1: {"inT": [5, 20]}}, {}, f"search.{K1}.inT: no such key"),
-    ({K1: 10}, {}, f"search.{K1}: input should be a valid dictionary"),
+    ({K1: {"inT": [5, 20]}}, {}, f"search.{K1}.inT: no such key; did you mean int?"),
+    ({K1: {"range": [5, 20]}}, {}, f"search.{K1}.range: no such key; choose from int, float, cho"),
+    ({K1: 10}, {}, f"search.{K1}: 10 is no dimension: write {{int: [low, high]}}, {{float: [low"),
+    ({K1: [5, 20]}, {}, f"search.{K1}: [5, 20] is no dimension: write {{int: [5, 20]}}, or {{choi"),
+    ({LR: [0.1, 1]}, {}, f"search.{LR}: [0.1, 1] is no dimension: write {{float: [0.1, 1]}}, or "),
+    (
+        {K1: [5, 9, 20]},
+        {},
+        f"search.{K1}: [5, 9, 20] is no dimension: write {{choice: [5, 9, 20]}}",
+    ),
     # Bounds that name fields
     ({K2: {"int": [1, K1]}}, {}, f"search.{K2}: its bound {K1} is not searched: give a number"),
     ({K1: {"int": [2, K2]}, K2: {"int": [1, K1]}}, {}, f"search.{K1}: circular bounds"),
@@ -361,10 +371,15 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({K1: {"int": [5, 20]}}, {"metric": "f1"}, "metric=f1: unknown; choose from acc, n"),
     ({K1: {"int": [5, 20]}}, {"mode": "maximum"}, "mode: input should be 'max' or 'min'"),
     ({K1: {"int": [5, 20]}}, {"trials": 0}, "trials: input should be greater than or equal to 1"),
-    ({K1: {"int": [5, 20]}}, {"trails": 4}, "trails: no such key"),
+    ({K1: {"int": [5, 20]}}, {"trails": 4}, "trails: no such key; did you mean trials?"),
     ({K1: {"int": [5, 20]}}, {"preset": "digit"}, "preset digit: no such preset; did you mean dig"),
     ({}, {}, "search: no field is searched: add one, such as neighborhood.k1"),
-    (None, {}, "search: input should be a valid dictionary"),
+    (
+        {K1: {"int": [5, 20]}},
+        {"scheduler": {"grace": 3}},
+        "scheduler.grace: no such key; choose from ki",
+    ),
+    (None, {}, "search: input should be a mapping of fields, such as search: {neighborhood.k1: "),
 ]
 
 
@@ -378,8 +393,15 @@ def test_a_space_that_cannot_work_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"preset: digits", "search: field required"),
-        (b"search: {seed: {int: [0, 9]}}", "preset: field required"),
+        (
+            b"preset: digits\nserch: {seed: {int: [0, 9]}}",
+            "serch: no such key; did you mean search?",
+        ),
+        (b"preset: digits", "search: missing: give the fields to search, such as search: {neighbo"),
+        (
+            b"search: {seed: {int: [0, 9]}}",
+            "preset: missing: name the preset to vary, such as preset: digits",
+        ),
         (b"- preset", "a space is a mapping with preset and search"),
         (b"", "is empty: restore it, or write it anew"),
         (b"preset: [", "not YAML: "),
