@@ -2,6 +2,8 @@
 # make demo-photos   a folder of pictures to clusters and a page of them; it downloads CIFAR-10, unless DATA= names
 #             a Parquet file of it
 # make test   all tests; make test-fast leaves the slow ones out, make test-long runs longer ones
+# make package   wheel and source distribution in dist/; python tools/release.py VERSION makes a release
+# make test-oldest, make test-newest   the fast tests with the oldest and the newest dependencies
 # make lint   format, lint, types (of benchmarks too), import contracts, secrets, dependencies
 # Each sets up the environment in .venv first, where that is not done yet.
 
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-photos test test-fast test-long lint format docs clean
+.PHONY: demo demo-photos test test-fast test-long test-oldest test-newest lint format docs package clean
 
 demo: $(READY)
 	$(BIN)/python -m conr_ray.tune --space search_spaces/digits.yaml
@@ -33,6 +35,18 @@ test-fast: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -q -m long
 
+# The same tests as test-fast with the oldest, and the newest, versions of Python and of all that is
+# needed; each in an environment of its own, of some 7 GB.
+test-oldest test-newest: test-%: $(READY)
+	for python in $(if $(filter oldest,$*),python3.11,python3.13 python3); do \
+	    $$python -c '' 2>/dev/null && $$python -m venv .venv-$* && break; done
+	$(if $(filter oldest,$*),$(BIN)/python tools/oldest.py,echo '# none') > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install --quiet --upgrade -c .venv-$*/constraints.txt -e '.[dev]'
+	.venv-$*/bin/pytest -q -m "not slow" -n 2
+
+package: $(READY)
+	$(BIN)/python tools/build_package.py
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +63,7 @@ docs: $(READY)
 	$(BIN)/python -m conr_ray.config_reference > docs/config.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The first Python of 3.11 to 3.13; PYTHON=... chooses another.
 $(READY): pyproject.toml constraints.txt

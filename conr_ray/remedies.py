@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
+from importlib import metadata
 from pathlib import Path
 
 from conr_ray.errors import last_line
@@ -42,10 +44,28 @@ def described(error: BaseException) -> str:
         text = str(error)
         what = f"{type(error).__name__}: {last_line(text) if 'Traceback' in text else text}"
     if isinstance(error, ModuleNotFoundError):
-        remedy = "install conr_ray again, with constraints.txt"
+        remedy = _installed_by(error.name)
     parts = [*(places or _place(error)), what, *([remedy] if remedy else [])]
     line = " ".join(": ".join(parts).split()).removesuffix(":")
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def _installed_by(module: str | None) -> str:
+    """How a module that is missing gets here: by an extra, if only that brings it."""
+    # Where the names of module and package differ.
+    wanted = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+    top = (module or "").partition(".")[0]
+    name = wanted.get(top, top).replace("_", "-").lower()
+    try:
+        lines = metadata.requires("conr_ray") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    named = [line for line in lines if re.match(rf"{re.escape(name)}(?![\w-])", line.lower())]
+    extras = [e for line in named for e in re.findall(r"extra == ['\"]([\w-]+)['\"]", line)]
+    if extras and all("extra ==" in line for line in named):
+        first = next((extra for extra in extras if extra != "dev"), extras[0])
+        return f"pip install 'conr_ray[{first}]'"
+    return "install conr_ray again, with constraints.txt"
 
 
 def _place(error: BaseException) -> list[str]:

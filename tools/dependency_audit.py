@@ -180,7 +180,13 @@ def audit(root: Path) -> list[str]:
     both = [one.name for one in runtime + extra]
     providers = dict(metadata.packages_distributions())
     providers |= {"google.protobuf": ["protobuf"]}
-    own = {project["name"], "tests", "tools"}
+    # The tools import each other.
+    own = {
+        project["name"],
+        "tests",
+        "tools",
+        *(file.stem for file in (root / "tools").glob("*.py")),
+    }
     of_package, of_others = (
         {name: file.relative_to(root) for name, file in imported(files).items() if name not in own}
         for files in (

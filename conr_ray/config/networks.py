@@ -14,11 +14,11 @@ from conr_ray.fields import (
     Section,
 )
 from conr_ray.method.backbone_names import (
-    BACKBONE_NAMES,
     HUB,
     NONE,
     PACKAGE,
     TIMM,
+    backbone_names,
     embeds_once,
     is_timm,
 )
@@ -32,10 +32,11 @@ def _backbone(*names: str) -> Mark:
 
 def _known_backbone(name: str) -> str:
     """Refuse what is no backbone; whether timm has a model is for timm to say, later."""
-    if name in BACKBONE_NAMES or (is_timm(name) and name != TIMM):
+    names = backbone_names()
+    if name in names or (is_timm(name) and name != TIMM):
         return name
-    near = difflib.get_close_matches(name.lower(), BACKBONE_NAMES, n=1)
-    known = f"choose from {', '.join(BACKBONE_NAMES)} and {_TIMM_NAME}"
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    known = f"choose from {', '.join(names)} and {_TIMM_NAME}"
     raise ValueError(f"no such backbone; {f'did you mean {near[0]}?' if near else known}")
 
 

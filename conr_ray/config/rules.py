@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from conr_ray.config.networks import ModelConfig
-from conr_ray.config.samples import OWN_SIDE, ViewsConfig
+from conr_ray.config.samples import OWN_SIDE, OWN_SOURCES, ViewsConfig
 from conr_ray.config.sections import RunSections
 from conr_ray.fields import Section, short, shown
 from conr_ray.method.backbone_names import NONE, OF_VECTORS, is_timm
@@ -92,7 +92,7 @@ def _data(config: RunSections) -> Iterator[str]:
     data, backbone = config.data, config.model.backbone
     if data.source == "torchvision" and data.name is None:
         yield "data.name is not set: data.source=torchvision needs a name such as cifar10"
-    if data.source != "digits" and data.path is None:
+    if data.source in OWN_SOURCES[1:] and data.path is None:
         what = "file" if data.source in ("parquet", "vectors") else "folder"
         yield f"data.path is not set: data.source={data.source} needs the path of its {what}"
     if (data.source == "vectors") != (backbone in OF_VECTORS):
@@ -157,7 +157,8 @@ def _schedule(config: RunSections) -> Iterator[str]:
     if schedule.warmup_epochs > schedule.epochs:
         yield (
             f"schedule.warmup_epochs={schedule.warmup_epochs} exceeds schedule.epochs="
-            f"{schedule.epochs}: lower it"
+            f"{schedule.epochs}: set schedule.warmup_epochs to {schedule.epochs} or less, or raise "
+            "schedule.epochs"
         )
     remaining = schedule.epochs - schedule.warmup_epochs
     if schedule.cosine_epochs is not None and schedule.cosine_epochs < remaining:

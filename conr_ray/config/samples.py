@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from conr_ray.fields import (
     Count,
@@ -17,6 +18,7 @@ from conr_ray.fields import (
     Section,
     Whole,
 )
+from conr_ray.plugins import SOURCES, plugins
 
 # Of an image in the decoded copy: no run trains on more, and a small file can ask for any number.
 _LARGEST_SIDE = 4096
@@ -24,7 +26,11 @@ MOST_STORED_PIXELS = _LARGEST_SIDE**2
 # Of a view for our own backbones, pixels.
 OWN_SIDE = 32
 
-_IMAGES = ("digits", "torchvision", "parquet", "folder")
+_OWN_IMAGES = ("digits", "torchvision", "parquet", "folder")
+OWN_SOURCES = (*_OWN_IMAGES, "vectors")
+# Of other packages; they may read any field but those of one of our own alone.
+_OTHERS = tuple(plugins(SOURCES, OWN_SOURCES))
+_IMAGES = (*_OWN_IMAGES, *_OTHERS)
 _FOR_IMAGES = Mark(used_by=("data.source", _IMAGES))
 _FOR_ALL = Mark(used_by=("data.source", (*_IMAGES, "vectors")))
 _GROUP_STAGE = Mark(stage="group")
@@ -37,20 +43,33 @@ def _source(*names: str) -> Mark:
     return Mark(used_by=("data.source", names))
 
 
+def _known_source(name: str) -> str:
+    known = (*OWN_SOURCES, *_OTHERS)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+    raise ValueError(f"no such source; {hint}")
+
+
 class DataConfig(Section):
     """Where the images or vectors come from and how they are stored."""
 
-    source: Literal["digits", "torchvision", "parquet", "folder", "vectors"] = "torchvision"
+    source: Annotated[str, AfterValidator(_known_source)] = Field(
+        "torchvision",
+        description="digits, torchvision, parquet, folder or vectors, or the name of an entry "
+        "point `conr_ray.sources` of another package, which gives images",
+    )
     name: Annotated[str | None, _source("torchvision")] = Field(
         None, description="torchvision data set: cifar10, cifar100, ..."
     )
-    path: Annotated[str | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
+    path: Annotated[str | None, _source(*OWN_SOURCES[1:], *_OTHERS)] = Field(
         None, description="image folder; Parquet file, folder or pattern of them; torchvision root"
     )
     download: Annotated[bool, _source("torchvision")] = Field(
         False, description="let torchvision download missing files"
     )
-    splits: Annotated[Names | None, _source("torchvision", "parquet", "folder", "vectors")] = Field(
+    splits: Annotated[Names | None, _source(*OWN_SOURCES[1:], *_OTHERS)] = Field(
         None, description="splits to join; all if unset"
     )
     classes: Annotated[Names | None, _source("folder")] = Field(

@@ -5,6 +5,8 @@ Imports no torch.
 
 from __future__ import annotations
 
+from conr_ray.plugins import BACKBONES, plugins
+
 # Any model of timm is meant by its name behind this.
 TIMM = "timm:"
 OF_VECTORS = ("mlp", "identity")
@@ -12,6 +14,11 @@ BACKBONE_NAMES = ("resnet18", "resnet34", "convnet", *OF_VECTORS)
 
 # What timm itself would load; what the seed draws; the file in an installed package.
 HUB, NONE, PACKAGE = "hub", "none", "package:"
+
+
+def backbone_names() -> tuple[str, ...]:
+    """Our own backbones, and those of other packages, which take images."""
+    return (*BACKBONE_NAMES, *plugins(BACKBONES, BACKBONE_NAMES))
 
 
 def is_timm(backbone: str) -> bool:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from conr_ray.method.backbone_names import is_timm
+from conr_ray import plugins
+from conr_ray.errors import UserError
+from conr_ray.method.backbone_names import BACKBONE_NAMES, is_timm
 from conr_ray.method.phases import phase
 from conr_ray.method.timm_backbone import TimmBackbone, last_blocks
 
@@ -117,7 +119,7 @@ def make_backbone(
     """The backbone that `model.backbone` names; weights are drawn from torch's global generator.
 
     Args:
-        name: of `BACKBONES`, or `timm:NAME`.
+        name: of `BACKBONES`, `timm:NAME`, or that of an entry point `conr_ray.backbones`.
         row_shape: of a sample as it is stored, (c, h, w) or (d,). Models of timm take 3 channels
             whatever it is.
         stem: of a ResNet.
@@ -125,11 +127,21 @@ def make_backbone(
         size: side of a view, pixels, for models of timm; their own if None.
 
     Raises:
-        UserError: timm is not installed, or has no such model.
+        UserError: timm is not installed or has no such model, or the package of an entry point
+            does not give one.
     """
     if is_timm(name):
         return TimmBackbone(name, size)
-    return BACKBONES[name](row_shape, stem, widths)
+    if name in BACKBONES:
+        return BACKBONES[name](row_shape, stem, widths)
+    point = plugins.plugins(plugins.BACKBONES, BACKBONE_NAMES)[name]
+    backbone: Backbone = plugins.loaded(plugins.BACKBONES, point)(row_shape, stem, widths)
+    if not isinstance(getattr(backbone, "out_features", None), int):
+        raise UserError(
+            f"model.backbone={name}: its module has no out_features, the width of what it returns: "
+            "add it"
+        )
+    return backbone
 
 
 def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

@@ -1,10 +1,13 @@
 """Where samples come from: one class per kind of source, by `data.source`.
 
-To add a source, write a module with a sub-class of `Source`, name it in `SOURCES` and in
-`DataConfig.source`, and let its test inherit the conformance suite.
+Other packages add sources by entry points: see `conr_ray.plugins`. To add one here, write a module
+with a sub-class of `Source`, name it in `SOURCES` and in `OWN_SOURCES` of the config, and let its
+test inherit the conformance suite.
 """
 
+from conr_ray import plugins
 from conr_ray.config import DataConfig
+from conr_ray.config.samples import OWN_SOURCES
 from conr_ray.data.sources.base import Contents, Source
 from conr_ray.data.sources.digits import DigitsSource
 from conr_ray.data.sources.folder import FolderSource
@@ -23,7 +26,11 @@ SOURCES: dict[str, type[Source]] = {
 
 def make_source(config: DataConfig) -> Source:
     """The source that `config` describes; raises UserError if its settings do not fit it."""
-    return SOURCES[config.source](config)
+    if config.source in SOURCES:
+        return SOURCES[config.source](config)
+    point = plugins.plugins(plugins.SOURCES, OWN_SOURCES)[config.source]
+    made: Source = plugins.loaded(plugins.SOURCES, point)(config)
+    return made
 
 
 __all__ = ["SOURCES", "Contents", "Source", "make_source"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conr_ray.errors import UserError
 from conr_ray.fields import Section
+from conr_ray.plugins import FRAMEWORKS, loaded, plugins
 
 # Frameworks that learn no embeddings, in which a batch would be searched, but clusters alone:
 # their neighbours come from all data. Here, since importing a framework takes a second.
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
 
 @functools.cache
 def framework_names() -> tuple[str, ...]:
-    """The values of `model.framework`, without files whose name begins with _; imports none."""
+    """The values of `model.framework`, with those of other packages; imports none.
+
+    Files whose name begins with _ are left out.
+    """
+    own = _own_names()
+    return tuple(sorted({*own, *plugins(FRAMEWORKS, own)}))
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
     found = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    return frozenset(name for name in found if not name.startswith("_"))
 
 
 def framework_config(name: str) -> type[Section]:
@@ -44,10 +54,14 @@ def framework_class(name: str) -> type[Framework[Any]]:
 
 
 def _module(name: str) -> Any:
+    file = f"conr_ray/method/frameworks/{name}.py"
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        if (point := plugins(FRAMEWORKS, _own_names()).get(name)) is None:
+            module = importlib.import_module(f"{__name__}.{name}")
+        else:
+            file = point.value
+            module = loaded(FRAMEWORKS, point)
         _ = module.Config, module.Framework
     except Exception as error:
-        file = f"conr_ray/method/frameworks/{name}.py"
         raise UserError(f"{file} is not a framework: {type(error).__name__}: {error}") from error
     return module
