@@ -1,4 +1,7 @@
-"""The parser of all commands: wrong arguments in one line with the remedy, and help."""
+"""The parser of all commands: wrong arguments in one line with the remedy, and help.
+
+Fields are looked up where an argument is wrong: help loads no library for them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from conr_ray.errors import UserError
-from conr_ray.fields import short
 from conr_ray.preset_files import preset_summaries
 
 _WIDTH = 100
@@ -29,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         """The arguments; unknown ones raise UserError with what may have been meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            from conr_ray.fields import short
+
             hint = self._meant(unknown) or "see --help"
             raise UserError(f"unrecognized arguments: {short(' '.join(unknown))}; {hint}")
         return parsed
@@ -51,6 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def _meant(self, unknown: Sequence[str]) -> str | None:
         """The field or option that the first unknown option may have been meant to be."""
+        from conr_ray.fields import short
+
         word, equals, value = unknown[0].partition("=")
         name = word.lstrip("-").replace("-", "_")
         if not word.startswith("--") or not name:
