@@ -20,10 +20,13 @@ COMMANDS = {
     "browse": "look at clusters, and merge, split and name them",
     "curate": "find duplicates, outliers and wrong members",
     "recluster": "other numbers of clusters for a finished run, without training",
+    "data": "inspect and prepare data, and what is cached of them",
     "embed": "what a pre-trained backbone makes of images, as a table",
     "export": "a run as safetensors, ONNX, TorchScript or pt2",
     "config_reference": "every field of the config, as Markdown",
 }
+# Packages, whose `main` is in another module.
+_IN = {"data": "data_commands"}
 
 
 def main() -> None:
@@ -45,7 +48,7 @@ def main() -> None:
 
     # Logs are named after it.
     sys.argv = [module, *arguments]
-    run_command(import_module(f"conr_ray.{module}").main)
+    run_command(import_module(f"conr_ray.{_IN.get(module, module)}").main)
 
 
 def _help() -> str:

@@ -24,8 +24,8 @@ class Parser(argparse.ArgumentParser):
     would not be recognised there.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+    def __init__(self, *, allow_abbrev: bool = False, **settings: Any) -> None:
+        super().__init__(allow_abbrev=allow_abbrev, **settings)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments; unknown ones raise UserError with what may have been meant."""

@@ -254,7 +254,7 @@ def test_a_section_is_no_field() -> None:
     assert (
         str(caught.value)
         == "neighborhood: a section, not a field; choose one of its fields: pool, kind, k1, "
-        "k2, k"
+        "k2, k, probes"
     )
 
 
@@ -339,7 +339,11 @@ RULES = [
     ({"schedule.group_start": 1000}, ["schedule.group_start=1000", "set it to never"]),
     (
         {"schedule.epochs": 20, "schedule.group_start": 10},
-        ["schedule.warmup_epochs=50", "schedule.epochs=20", "lower it"],
+        [
+            "schedule.warmup_epochs=50",
+            "schedule.epochs=20",
+            "set schedule.warmup_epochs to 20 or less",
+        ],
     ),
     ({"views.crop_scale": [1, 0.1]}, ["views.crop_scale=[1.0, 0.1]", "smaller value first"]),
     (

@@ -107,9 +107,10 @@ def test_the_program_lists_and_runs_the_commands() -> None:
     listed = run("-c", code + "print({'torch', 'pydantic', 'rich'} & {*sys.modules})").stdout
     assert all(f"\n  {name} " in listed for name in COMMANDS)
     assert listed.endswith("\nset()\n")
-    modules = {file.stem for file in (ROOT / "conr_ray").glob("*.py")}
-    runnable = {m for m in modules if "run_command(" in (ROOT / f"conr_ray/{m}.py").read_text()}
-    assert set(COMMANDS) == runnable - {"command_line", "__main__"}
+    files = [*(ROOT / "conr_ray").glob("*.py"), *(ROOT / "conr_ray").glob("*/__main__.py")]
+    runs = {file for file in files if "run_command(" in file.read_text()}
+    names = {file.parent.name if file.stem == "__main__" else file.stem for file in runs}
+    assert set(COMMANDS) == names - {"command_line", "conr_ray"}
     assert run("-m", "conr_ray", "--version").stdout == f"conr_ray {conr_ray.__version__}\n"
     told = run("-m", "conr_ray", "train", "--preset", "digts")
     assert (told.returncode, told.stderr) == (

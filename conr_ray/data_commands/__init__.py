@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from conr_ray.command_line import Parser
+from conr_ray.command_parser import Parser
 from conr_ray.data_commands import caches, inspecting, preparing
 
 

@@ -35,7 +35,6 @@ def framework_names() -> tuple[str, ...]:
     return tuple(sorted({*own, *plugins(FRAMEWORKS, own)}))
 
 
-@functools.cache
 def _own_names() -> frozenset[str]:
     found = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
     return frozenset(name for name in found if not name.startswith("_"))
