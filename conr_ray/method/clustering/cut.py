@@ -96,19 +96,9 @@ def cut_clusters(
         generator = torch.Generator().manual_seed(seed)
         weights_sk, near_sk = _neighbors(across_sd)
         if warm_cd is None:
-            shape = restarts, num_clusters, rows_sd.shape[1]
-            starts_hcd = torch.randn(shape, generator=generator).to(rows_sd)
             # The row itself comes first.
-            near, weights = near_sk[:, 1:].cpu().numpy(), weights_sk[:, 1:].cpu().numpy()
-            for head in range(0, restarts, 2):
-                key = fold(seed, "small", head)
-                merged_cd = _merged(across_sd, near, weights, num_clusters, key)
-                if merged_cd is not None:
-                    starts_hcd[head] = merged_cd
-            if restarts > _PLAIN:
-                own, count = share(len(rows_sd)), len(rows_sd)
-                plain = spherical_kmeans(across_sd[own], count, num_clusters, seed=seed)
-                starts_hcd[_PLAIN] = plain.centers_cd
+            graph = near_sk[:, 1:].cpu().numpy(), weights_sk[:, 1:].cpu().numpy()
+            starts_hcd = _starts(across_sd, *graph, num_clusters, restarts, seed, generator)
         else:
             starts_hcd = warm_cd[None]
         centers_cd = torch.zeros_like(starts_hcd[0])
@@ -145,6 +135,32 @@ def _neighbors(rows_sd: Tensor) -> tuple[Tensor, Tensor]:
     )
     weights_sk, near_sk = (all_gather_rows(one_bk, count) for one_bk in found)
     return weights_sk, near_sk.long()
+
+
+def _starts(
+    rows_sd: Tensor,
+    near: Ints,
+    weights: npt.NDArray[np.floating],
+    num_clusters: int,
+    restarts: int,
+    seed: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Prototypes that heads begin with, (h, c, d), as `_merged` takes neighbours.
+
+    Every other one is of a merge tree where that tells so many clusters apart, `_PLAIN` of k-means.
+    """
+    count = len(rows_sd)
+    shape = restarts, num_clusters, rows_sd.shape[1]
+    starts_hcd = torch.randn(shape, generator=generator).to(rows_sd)
+    for head in range(0, restarts, 2):
+        merged_cd = _merged(rows_sd, near, weights, num_clusters, fold(seed, "small", head))
+        if merged_cd is not None:
+            starts_hcd[head] = merged_cd
+    if restarts > _PLAIN:
+        plain = spherical_kmeans(rows_sd[share(count)], count, num_clusters, seed=seed)
+        starts_hcd[_PLAIN] = plain.centers_cd
+    return starts_hcd
 
 
 def _merged(
