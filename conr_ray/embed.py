@@ -95,6 +95,7 @@ def _work(args: argparse.Namespace) -> BatchEmbedding:
 
 def _samples(args: argparse.Namespace, work: BatchEmbedding) -> tuple[NewSamples, Labels]:
     from conr_ray.predict import data_of_preset
+    from conr_ray.prediction.by_row import ByRow
     from conr_ray.prediction.sources import DataSetRows, new_samples
     from conr_ray.prediction.table import Labels
 
@@ -104,7 +105,11 @@ def _samples(args: argparse.Namespace, work: BatchEmbedding) -> tuple[NewSamples
         data = data_of_preset(args)
         return DataSetRows(work.form, args.dataset, data), Labels(None, column, "label", data)
     samples = new_samples(work.form, args.images, column)
-    return samples, Labels(args.images, column, label_column)
+    labels = Labels(args.images, column, label_column)
+    if isinstance(samples, ByRow):
+        config = samples.config.model_copy(update={"label_column": label_column})
+        labels = replace(labels, by_row=config)
+    return samples, labels
 
 
 def _worked(samples: NewSamples, work: BatchEmbedding, resources: WorkerResources | None) -> Worked:

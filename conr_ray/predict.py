@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> None:
         return
     from conr_ray.edits.folder import digest_of_edits
     from conr_ray.engine.trained_run import TrainedRun
-    from conr_ray.prediction.patience import patient
     from conr_ray.prediction.placing import Placing, digest_of
     from conr_ray.prediction.predict import counted, predict
     from conr_ray.prediction.progress import PredictionProgress
+    from conr_ray.storage.patience import patient
 
     with folder_option("--run" if args.run else "--best-of"):
         directory = _run(args)

@@ -10,6 +10,7 @@ import torch
 
 from conr_ray.config import RunConfig, differences, get_field, load_preset, preset_names
 from conr_ray.data.sources import make_source
+from conr_ray.data.sources.forms import as_found
 from conr_ray.engine.schedule import Schedule
 from conr_ray.errors import UserError
 from conr_ray.method.schedules import kept_fraction
@@ -105,7 +106,7 @@ def test_a_preset_is_a_whole_run_that_its_source_accepts(name: str) -> None:
     config = load_preset(name)
     assert config.clustering.num_clusters is not None
     assert config.group_start_epoch is not None
-    assert make_source(config.data).config == config.data
+    assert make_source(config.data).config == as_found(config.data)
     # Classes that a preset names are as many as its clusters.
     if config.data.classes is not None:
         assert len(set(config.data.classes)) == config.clustering.num_clusters

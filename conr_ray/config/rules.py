@@ -93,7 +93,8 @@ def _data(config: RunSections) -> Iterator[str]:
     if data.source == "torchvision" and data.name is None:
         yield "data.name is not set: data.source=torchvision needs a name such as cifar10"
     if data.source in OWN_SOURCES[1:] and data.path is None:
-        what = "file" if data.source in ("parquet", "vectors") else "folder"
+        of_files = ("archive", "parquet", "list", "numpy", "vectors")
+        what = "file" if data.source in of_files else "folder"
         yield f"data.path is not set: data.source={data.source} needs the path of its {what}"
     if (data.source == "vectors") != (backbone in OF_VECTORS):
         takes, other = ("vectors", "images") if backbone in OF_VECTORS else ("images", "vectors")

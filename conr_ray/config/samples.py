@@ -26,7 +26,9 @@ MOST_STORED_PIXELS = _LARGEST_SIDE**2
 # Of a view for our own backbones, pixels.
 OWN_SIDE = 32
 
-_OWN_IMAGES = ("digits", "torchvision", "parquet", "folder")
+# Sources of images that `data.source=auto` finds by what is at `data.path`.
+_FILES = ("auto", "folder", "archive", "parquet", "list", "numpy")
+_OWN_IMAGES = ("digits", "torchvision", *_FILES)
 OWN_SOURCES = (*_OWN_IMAGES, "vectors")
 # Of other packages; they may read any field but those of one of our own alone.
 _OTHERS = tuple(plugins(SOURCES, OWN_SOURCES))
@@ -43,6 +45,9 @@ def _source(*names: str) -> Mark:
     return Mark(used_by=("data.source", names))
 
 
+_WITH_FOLDERS = _source("auto", "folder", "archive")
+
+
 def _known_source(name: str) -> str:
     known = (*OWN_SOURCES, *_OTHERS)
     if name in known:
@@ -57,14 +62,17 @@ class DataConfig(Section):
 
     source: Annotated[str, AfterValidator(_known_source)] = Field(
         "torchvision",
-        description="digits, torchvision, parquet, folder or vectors, or the name of an entry "
-        "point `conr_ray.sources` of another package, which gives images",
+        description="digits, torchvision, folder, archive, parquet, list, numpy or vectors; auto, "
+        "images in files of any form, as what is at data.path shows; or the name of an entry point "
+        "`conr_ray.sources` of another package, which gives images",
     )
     name: Annotated[str | None, _source("torchvision")] = Field(
         None, description="torchvision data set: cifar10, cifar100, ..."
     )
     path: Annotated[str | None, _source(*OWN_SOURCES[1:], *_OTHERS)] = Field(
-        None, description="image folder; Parquet file, folder or pattern of them; torchvision root"
+        None,
+        description="image folder; archive, array or table of images, or table of their paths or "
+        "URLs; folder or pattern of these; here, or with s3://, gs://, https://; torchvision root",
     )
     download: Annotated[bool, _source("torchvision")] = Field(
         False, description="let torchvision download missing files"
@@ -72,11 +80,16 @@ class DataConfig(Section):
     splits: Annotated[Names | None, _source(*OWN_SOURCES[1:], *_OTHERS)] = Field(
         None, description="splits to join; all if unset"
     )
-    classes: Annotated[Names | None, _source("folder")] = Field(
+    classes: Annotated[Names | None, _source("auto", "folder")] = Field(
         None, description="sub-folders to read; all if unset"
     )
-    image_column: Annotated[str, _source("parquet")] = Field(
-        "image", description="column of a Parquet file"
+    image_column: Annotated[str, _source("auto", "archive", "parquet", "list", "numpy")] = Field(
+        "image",
+        description="column of images, or of their paths or URLs; array; of samples with several "
+        "images in archives the ending, such as left.png",
+    )
+    id_column: Annotated[str | None, _source("auto", "list")] = Field(
+        None, description="column that names the images of a list; their paths do if unset"
     )
     vector_column: Annotated[str, _source("vectors")] = Field(
         "embedding", description="column of a Parquet file: lists of floats of equal length"
@@ -84,12 +97,12 @@ class DataConfig(Section):
     label_column: str | None = Field(
         "label", description="for metrics, and for num_clusters if unset; null ignores labels"
     )
-    labels: Annotated[Literal["auto", "folders", "none"], _source("folder")] = Field(
+    labels: Annotated[Literal["auto", "folders", "none"], _WITH_FOLDERS] = Field(
         "auto",
         description="whether sub-folders are classes; auto: if there are two or more, they are no "
         "dates, and most pictures are in them",
     )
-    on_error: Annotated[Literal["stop", "skip"], _source("parquet", "folder")] = Field(
+    on_error: Annotated[Literal["stop", "skip"], _source(*_FILES)] = Field(
         "stop", description="stop at images that cannot be read, or leave them out and list them"
     )
     imbalance: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
@@ -120,7 +133,7 @@ class DataConfig(Section):
         if self.source == "torchvision" and self.name is not None:
             return self.name
         last = (self.path or "").rstrip("/").rpartition("/")[2]
-        return last.removesuffix(".parquet") or self.source
+        return last.partition("?")[0].removesuffix(".parquet").removesuffix(".csv") or self.source
 
 
 class ViewsConfig(Section):

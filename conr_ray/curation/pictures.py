@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +24,19 @@ from PIL import Image
 from conr_ray.config import DataConfig
 from conr_ray.cores import usable_cores
 from conr_ray.curation.alignment import SIDE
-from conr_ray.data.decoding import open_encoded, reason_of, to_mode
+from conr_ray.data.decoding import reason_of, to_mode
 from conr_ray.data.pictures import small_file
-from conr_ray.data.sources.files import Location, locate
+from conr_ray.data.sources import make_source
+from conr_ray.data.sources.by_row import ImagesByRow
+from conr_ray.data.sources.files import FoundFile, Location, locate
+from conr_ray.data.sources.forms import form_of
 from conr_ray.data.sources.parquet import ParquetSource
+from conr_ray.data.sources.picture_files import open_file
 from conr_ray.data.sources.walk import from_text
 from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError
 
 _BLOCK = 256
-# A file that is larger is no picture that people look at.
-_MOST_BYTES = 2**28
 
 Opened = Callable[[], Image.Image]
 
@@ -163,14 +166,11 @@ class FolderPictures(Pictures):
 def _open_file(location: Location, path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("it has no path")
-    whole = os.path.normpath(f"{location.path.rstrip('/')}/{from_text(path)}")
+    name = os.path.normpath(from_text(path))
     # A table from elsewhere may name anything.
-    if not whole.startswith(f"{location.path.rstrip('/')}/"):
+    if name.startswith(("/", "../")):
         raise ValueError(f"{path} is outside the folder")
-    with location.filesystem.open_input_file(whole) as file:
-        if file.size() > _MOST_BYTES:
-            raise ValueError(f"{file.size()} bytes, more than {_MOST_BYTES}")
-        return open_encoded(file.read())
+    return open_file(location, FoundFile(name, 0, 0))
 
 
 class ParquetPictures(Pictures):
@@ -216,6 +216,36 @@ class ParquetPictures(Pictures):
                 first += size
 
 
+class RowPictures(Pictures):
+    """Images of an archive, a list or an array, by their paths or rows."""
+
+    def __init__(self, source: ImagesByRow, place: str, keys: list[Any]) -> None:
+        """Those that `keys` name in `source`; what is not there has no picture."""
+        super().__init__(source.config.source, place)
+        self._source, self._keys = source, keys
+
+    def only(self, rows: list[int]) -> Pictures:
+        """Their keys."""
+        return RowPictures(self._source, self.place, [self._keys[row] for row in rows])
+
+    def path(self, row: int) -> str | None:
+        """The name that tells it from the others, if there are names."""
+        key = self._keys[row]
+        return key if isinstance(key, str) else None
+
+    def opened(self) -> Iterator[tuple[NDArray[np.int64], list[Opened]]]:
+        """In order."""
+        names = self._source.names
+        there = range(self._source.num_rows)
+        row_of: dict[Any, int] = dict(zip(there if names is None else names, there, strict=True))
+        for start in range(0, len(self._keys), _BLOCK):
+            some = self._keys[start : start + _BLOCK]
+            known = [offset for offset, key in enumerate(some) if key in row_of]
+            if known:
+                opened = [self._source.at(row_of[some[offset]]).open for offset in known]
+                yield start + np.array(known), opened
+
+
 class DataPictures(Pictures):
     """The decoded images of a data set, row for row those of the samples."""
 
@@ -252,7 +282,14 @@ def pictures_at(place: str, column: str, keys: pa.Table) -> Pictures:
     Raises:
         UserError: the keys name none there.
     """
-    if "path" in keys.column_names:
+    name = next((name for name in ("path", "row") if name in keys.column_names), None)
+    if name is not None and "file" not in keys.column_names:
+        source = form_of(place, column)
+        if source not in ("folder", "parquet"):
+            by_row = make_source(DataConfig(source=source, path=place, image_column=column))
+            assert isinstance(by_row, ImagesByRow), "all other forms are"
+            return RowPictures(by_row, f"{place}#{column}", keys.column(name).to_pylist())
+    if name == "path":
         return FolderPictures(place, keys.column("path"))
     if "row" in keys.column_names:
         return ParquetPictures(place, column, keys)

@@ -21,6 +21,9 @@ def prepared_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet 
         UserError: `data.limit` exceeds the number of samples, or `data.imbalance` finds no labels.
     """
     wanted = config.model_dump(mode="json", exclude=BESIDE_THE_COPY)
+    if config.source == "auto":
+        # What was there decided.
+        del wanted["source"]
     root = default_cache_dir() if cache_dir is None else cache_dir
     for path in sorted(root.glob("*/meta.json"), key=_written_at, reverse=True):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conr_ray.errors import UserError
@@ -65,7 +64,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     if args.path is not None:
         if fields.setdefault("path", args.path) != args.path:
             raise UserError(f"data.path={fields['path']}: {args.path} is given too; leave out one")
-        fields.setdefault("source", _source_at(args.path))
+        fields.setdefault("source", "auto")
     try:
         config = DataConfig.model_validate(fields)
     except ValidationError as error:
@@ -77,14 +76,3 @@ def data_config(args: argparse.Namespace) -> DataConfig:
             "data.name is not set: data.source=torchvision needs a name such as cifar10"
         )
     return config
-
-
-def _source_at(path: str) -> str:
-    """Whether a path is of Parquet files or of a folder of images."""
-    from conr_ray.data.sources.parquet_files import ENDINGS
-    from conr_ray.data.sources.picture_files import ending_of
-
-    folder = Path(path).expanduser()
-    inside = folder.rglob("*") if "://" not in path and folder.is_dir() else ()
-    names = [path, *(one.name for one in inside)]
-    return "parquet" if any(ending_of(name) in ENDINGS for name in names) else "folder"

@@ -80,7 +80,7 @@ def finite(vectors: NDArray[Any], argument: str = "X") -> NDArray[np.float32]:
 
 
 def source_of(path: str, argument: str = "X") -> dict[str, Any]:
-    """The fields of `data` that read the folder or Parquet file `path`, given as `argument`.
+    """The fields of `data` that read what is at `path`, given as `argument`.
 
     A Parquet file with a column of lists of floats called `embedding` holds vectors.
 
@@ -90,7 +90,7 @@ def source_of(path: str, argument: str = "X") -> dict[str, Any]:
     # Runs elsewhere find it too.
     text = path if "://" in path else str(Path(os.path.expanduser(path)).absolute())
     if not path.endswith(".parquet"):
-        return {"data.source": "folder", "data.path": text}
+        return {"data.source": "auto", "data.path": text}
     location = locate(text)
     try:
         with location.filesystem.open_input_file(location.path) as file:

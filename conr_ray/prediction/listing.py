@@ -12,7 +12,6 @@ from conr_ray.data.decoding import batched
 from conr_ray.data.sources.files import FoundFile, Location
 from conr_ray.data.sources.picture_files import PictureFiles, ending_of
 from conr_ray.data.sources.walk import Walk
-from conr_ray.prediction.patience import patient
 
 _ROWS = 4096
 PARQUET = frozenset({"parquet", "pq"})
@@ -46,7 +45,7 @@ class Listing:
             yield from self._pictures
             return
         if self._table is None:
-            self._table = patient(self._listed, is_local=False)()
+            self._table = self._listed()
         for batch in self._table.to_batches(_ROWS):
             for name, size, mtime_ns in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 yield FoundFile(os.fsdecode(name), size, mtime_ns)

@@ -19,10 +19,10 @@ from ray.exceptions import RayError
 
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import RunFailed, last_line
-from conr_ray.prediction.patience import patient
 from conr_ray.prediction.placing import Placing
 from conr_ray.prediction.samples import NewSamples
 from conr_ray.scaling.resources import WorkerResources
+from conr_ray.storage.patience import patient
 
 # Of a worker's cores, what reads for it has half of one: decoding takes less than the network.
 _READING = 0.5

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from conr_ray.data.sources.base import Int64Array
 from conr_ray.errors import UserError
-from conr_ray.prediction.patience import PatientFolder
 from conr_ray.storage.locks import FileLocks
+from conr_ray.storage.patience import PatientFolder
 
 FORMAT = 1
 _PARTS, _ERRORS, _JSON = "predictions", "errors.parquet", "prediction.json"

@@ -19,8 +19,8 @@ from conr_ray.data.sources.vectors import VectorsSource, vectors_in
 from conr_ray.data.sources.walk import as_text, from_text
 from conr_ray.errors import UserError, one_line
 from conr_ray.prediction.listing import Listing, is_parquet
-from conr_ray.prediction.patience import WAITS_S, is_final, patient
 from conr_ray.prediction.samples import Kind, NewSamples, SampleForm
+from conr_ray.storage.patience import WAITS_S, is_final
 
 
 class ParquetRows(NewSamples):
@@ -72,9 +72,7 @@ class ParquetRows(NewSamples):
 
     def _files(self) -> Iterator[FoundFile]:
         if self._listing is None:
-            ask = patient(self._location.filesystem.get_file_info, self._location.is_local)
-            info = ask(self._location.path)
-            yield FoundFile("", info.size or 0, info.mtime_ns or 0)
+            yield self._location.file()
             return
         found = (file for file in self._listing if is_parquet(file.name))
         yield from sorted(found, key=lambda file: file.name)
@@ -95,8 +93,7 @@ class ParquetRows(NewSamples):
             return 1
 
     def _source(self, file: FoundFile) -> ParquetSource | VectorsSource:
-        text = self._location.text
-        uri = f"{text.rstrip('/')}/{file.name}" if file.name else text
+        uri = self._location.text_of(file.name)
         return _opened(uri, self.form.kind, self._column_name, file)
 
     def pieces(self) -> Iterator[pa.Table]:
@@ -199,16 +196,14 @@ def is_folder(text: str) -> bool:
     """Whether a path or URI is a folder; raises UserError if there is nothing."""
     location = locate(text)
     try:
-        info = patient(location.filesystem.get_file_info, location.is_local)(
-            location.path.rstrip("/")
-        )
+        kind = location.kind()
     # A path with a zero byte is a ValueError.
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.path={text}: cannot be opened ({one_line(error)}); name what can be read"
         ) from None
-    if info.type.name == "NotFound":
+    if kind.name == "NotFound":
         raise UserError(
             f"data.path={text}: there is nothing; name a folder of images, or a Parquet file"
         )
-    return bool(info.type.name == "Directory")
+    return bool(kind.name == "Directory")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conr_ray.prediction.output import PredictionDirectory, Writer
-from conr_ray.prediction.patience import PatientFolder, patient
 from conr_ray.prediction.progress import PredictionProgress
 from conr_ray.prediction.samples import NewSamples
+from conr_ray.storage.patience import PatientFolder, patient
 
 _PART_ROWS = 8192
 # A slow prediction loses no more than this when it is killed.

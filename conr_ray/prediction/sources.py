@@ -17,15 +17,16 @@ from conr_ray.config import DataConfig
 from conr_ray.data.decoding import batched
 from conr_ray.data.inventory import Inventory, told_of
 from conr_ray.data.sources.files import FoundFile, locate
+from conr_ray.data.sources.forms import form_of
 from conr_ray.data.sources.layout import Layout, folder_of, layout_of
 from conr_ray.data.sources.picture_files import open_file
 from conr_ray.data.sources.vectors import vectors_in
 from conr_ray.data.sources.walk import as_text
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
+from conr_ray.prediction.by_row import ByRow
 from conr_ray.prediction.listing import Listing, is_parquet
 from conr_ray.prediction.parquet_rows import ParquetRows, is_folder
-from conr_ray.prediction.patience import patient
 from conr_ray.prediction.samples import NewSamples, SampleForm
 
 
@@ -92,9 +93,7 @@ class FolderImages(NewSamples):
         """One batch."""
         names = piece.column("name").to_pylist()
         opened = [
-            partial(
-                patient(open_file, self._location.is_local), self._location, self._found(name, size)
-            )
+            partial(open_file, self._location, self._found(name, size))
             for name, size in zip(names, piece.column("size").to_pylist(), strict=True)
         ]
         yield self.decoded(piece.drop_columns("name"), opened)
@@ -170,20 +169,25 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def new_samples(form: SampleForm, text: str, column: str) -> NewSamples:
-    """The samples at a path or URI: images of a folder, or rows of Parquet.
+    """The samples at a path or URI: images in any form, or vectors in Parquet.
 
     Raises:
         UserError: there is nothing there, or not what the run takes.
     """
+    source = ""
+    if form.kind == "images":
+        source = form_of(text, column)
+        if source not in ("folder", "parquet"):
+            config = DataConfig(source=source, path=text, image_column=column, label_column=None)
+            return ByRow(form, config)
     if not is_folder(text):
         return ParquetRows(form, text, column)
     listing = Listing(locate(text))
-    first = next(iter(listing), None)
-    if first is not None and is_parquet(first.name):
+    if source == "folder":
+        return FolderImages(form, listing)
+    if source == "parquet" or any(is_parquet(file.name) for file in listing):
         return ParquetRows(form, text, column, listing)
-    if form.kind == "vectors":
-        raise UserError(
-            f"data.path={text}: no Parquet files; the run takes vectors: name a Parquet file of "
-            "them, and --column"
-        )
-    return FolderImages(form, listing)
+    raise UserError(
+        f"data.path={text}: no Parquet files; the run takes vectors: name a Parquet file of them, "
+        "and --column"
+    )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from conr_ray.data.sources.walk import as_text, from_text
 from conr_ray.data.store import open_data
 from conr_ray.errors import UserError, one_line
 from conr_ray.frozen import FrozenBackbone
-from conr_ray.prediction.patience import PatientFolder
 from conr_ray.prediction.progress import PredictionProgress
 from conr_ray.prediction.samples import NewSamples, SampleForm
+from conr_ray.storage.patience import PatientFolder
 
 ABOUT = b"conr_ray.embed"
 _JSON = "about.json"
@@ -79,6 +80,7 @@ class Labels:
         label_column: of Parquet files; None ignores labels.
         data: the data set.
         layout: of a folder of images.
+        by_row: of archives, lists and arrays.
     """
 
     text: str | None
@@ -86,6 +88,7 @@ class Labels:
     label_column: str | None
     data: DataConfig | None = None
     layout: Layout | None = None
+    by_row: DataConfig | None = None
     _known: dict[str, list[Any]] = field(default_factory=dict)
 
     def of(self, rows: pa.Table) -> pa.Array | None:
@@ -93,6 +96,10 @@ class Labels:
         if self.label_column is None:
             return None
         names = rows.column_names
+        if self.by_row is not None:
+            known = self._of_rows
+            of_rows = [known.get(one) for one in rows.column(names[0]).to_pylist()]
+            return _as_array(of_rows) if known else None
         if "path" in names:
             classes = None if self.layout is None else self.layout.classes
             if classes is None:
@@ -105,8 +112,18 @@ class Labels:
             self._of_file(file)[row]
             for file, row in zip(files, rows.column("row").to_pylist(), strict=True)
         ]
-        text = any(isinstance(label, str) for label in found)
-        return pa.array(found, pa.string() if text else pa.int64())
+        return _as_array(found)
+
+    @cached_property
+    def _of_rows(self) -> dict[Any, Any]:
+        """The labels of images that are opened by row, by their paths or rows; empty without."""
+        assert self.by_row is not None
+        contents = make_source(self.by_row).contents()
+        if contents.labels is None:
+            return {}
+        keys = range(contents.num_rows) if contents.names is None else contents.names
+        told = _named(contents.labels, contents.class_names, contents.num_rows)
+        return dict(zip(keys, told, strict=True))
 
     @property
     def told(self) -> str:
@@ -139,6 +156,11 @@ class Labels:
         )
         contents = make_source(config).contents()
         return _named(contents.labels, contents.class_names, contents.num_rows)
+
+
+def _as_array(labels: list[Any]) -> pa.Array:
+    text = any(isinstance(label, str) for label in labels)
+    return pa.array(labels, pa.string() if text else pa.int64())
 
 
 def _named(labels: Any, names: tuple[str, ...] | None, num_rows: int) -> list[Any]:

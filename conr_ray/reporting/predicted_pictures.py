@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
-from conr_ray.config import load_preset
+from conr_ray.config import DataConfig, load_preset
 from conr_ray.data.decoding import open_encoded
 from conr_ray.data.pictures import small_file
 from conr_ray.data.prepared import prepared_data
+from conr_ray.data.sources import BY_ROW, make_source
+from conr_ray.data.sources.by_row import ImagesByRow
 from conr_ray.data.sources.files import Location, locate
 from conr_ray.data.store import DataSet
 from conr_ray.errors import UserError
@@ -35,6 +38,10 @@ class PredictedPictures:
         self._location: Location | None = None
         self._data: DataSet | None = None
         self._parquet = images if what == "parquet" else None
+        self._rows: Mapping[Any, int] = {}
+        self._source: ImagesByRow | None = None
+        if what in BY_ROW:
+            self._find(what, images)
         if what == "folder":
             self._folder = local_folder(images)
             if "://" in images:
@@ -47,6 +54,17 @@ class PredictedPictures:
                 self._data = prepared_data(load_preset(what.split()[-1]).data)
             except UserError:
                 self._data = None
+
+    def _find(self, what: str, images: str) -> None:
+        """The images of an archive, a list or an array, by their paths or rows."""
+        path, _, column = images.rpartition("#")
+        # What is not there, or damaged, has no pictures.
+        with suppress(Exception):
+            source = make_source(DataConfig(source=what, path=path, image_column=column))
+            assert isinstance(source, ImagesByRow)
+            rows = range(source.num_rows)
+            self._rows = dict(zip(source.names or rows, rows, strict=True))
+            self._source = source
 
     def read(self, images: Iterable[Predicted]) -> dict[Predicted, bytes]:
         """The pictures of those images that can be reached."""
@@ -70,6 +88,9 @@ class PredictedPictures:
             if self._data is not None:
                 within = image.row is not None and 0 <= image.row < self._data.num_rows
                 return self._data.picture(image.row or 0) if within else None
+            if self._source is not None:
+                row = self._rows.get(image.row if image.path is None else image.path)
+                return None if row is None else small_file(self._source.at(row).open())
             data = self._bytes(image)
             return None if data is None else small_file(open_encoded(data))
         # Decoders raise errors of many kinds.

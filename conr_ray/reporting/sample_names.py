@@ -29,7 +29,10 @@ class SampleNames:
     @classmethod
     def of(cls, snapshot: Snapshot, data: DataConfig) -> SampleNames:
         """Those of the samples of a snapshot."""
-        return cls(snapshot.paths, local_folder(data.path) if data.source == "folder" else None)
+        folder = data.path if data.source in ("folder", "auto") else None
+        if data.source == "list" and data.path is not None and "://" not in data.path:
+            folder = os.path.dirname(os.path.abspath(data.path))
+        return cls(snapshot.paths, local_folder(folder))
 
     def name(self, sample: int) -> str:
         """The file's path, or the sample's number."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import tarfile
+import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
 from conr_ray.config import DataConfig
+from conr_ray.config.samples import OWN_SOURCES
 from conr_ray.data.sources import SOURCES, make_source
 from conr_ray.data.store import open_data
 
@@ -440,7 +445,255 @@ class TestFolder(SourceConformance):
         assert open_data(config, tmp_path / "cache").names == contents.names
 
 
+class TestList(SourceConformance):
+    @pytest.fixture(params=["csv", "parquet"])
+    def case(self, request: Any, tmp_path: Path, random_images: Any, encode: Any) -> Any:
+        images, labels = random_images(7, 3, 8, 7), [3, 3, -1, 0, 5, 5, 0]
+        for number, image in enumerate(images):
+            (tmp_path / f"{number}.png").write_bytes(encode(image))
+        names = [f"{number}.png" for number in range(7)]
+        table = pa.table({"file": names, "label": labels, "split": ["a"] * 5 + ["b"] * 2})
+        path = tmp_path / f"list.{request.param}"
+        pq.write_table(table, path) if request.param == "parquet" else csv.write_csv(table, path)
+        return DataConfig(source="list", path=str(path)), images, labels
+
+    def test_splits_and_ids(self, case: Any, read: Any) -> None:
+        config, images, labels = case
+        contents, found = read(config.model_copy(update={"splits": ("b",)}))
+        np.testing.assert_array_equal(found, images[5:])
+        assert contents.names == ["5.png", "6.png"] and contents.labels is not None
+        assert contents.labels.tolist() == labels[5:]
+
+    def test_a_changed_image_is_another_identity(self, case: Any, tmp_path: Path) -> None:
+        before = make_source(case[0]).identity()
+        (tmp_path / "4.png").touch()
+        assert make_source(case[0]).identity() != before
+
+    def test_rows_that_name_no_image(self, case: Any, tmp_path: Path, message: Any) -> None:
+        config = case[0]
+        for line in ("gone.png", "", "/dev/zero", "..", "x\x00y"):
+            path = tmp_path / "other.csv"
+            path.write_text(f'path,n\n0.png,1\n"{line}",2\n1.png,3\n0.png,4\n')
+            told = message(source="list", path=str(path))
+            assert told.startswith(f"data.path={path}: row 1") and "cannot be decoded" in told
+        source = make_source(config.model_copy(update={"path": str(path), "on_error": "skip"}))
+        assert source.contents().num_rows == 3
+        assert source.inventory().left_out == {"further rows of the same path": 1}
+
+    def test_lists_that_are_none(self, tmp_path: Path, message: Any) -> None:
+        path = tmp_path / "l.csv"
+        for content, problem in (
+            (b"a,b\n1,2\n", "data.image_column=image: "),
+            (b"path\n\xff\n", "not "),
+            (b"", "not a CSV file"),
+            (b"path,n\nx.png,1,2\n", "not a CSV file"),
+            (b"path\n", "no rows"),
+        ):
+            path.write_bytes(content)
+            assert problem in message(source="list", path=str(path))
+        told = message(source="list", path=str(tmp_path / "none.csv"))
+        assert told == (
+            f"data.path={tmp_path}/none.csv: no such file; name a CSV file, or a folder of them"
+        )
+
+
+class TestArchive(SourceConformance):
+    @pytest.fixture(params=["folder.zip", "folder.tar", "samples.tar", "shards"])
+    def case(self, request: Any, tmp_path: Path, random_images: Any, encode: Any) -> Any:
+        images, labels = random_images(6, 3, 8, 7), [0, 0, 1, 1, 2, 2]
+        files = {f"{'abc'[n // 2]}/{n}.png": encode(image) for n, image in enumerate(images)}
+        beside = (
+            {}
+            if "folder" in request.param
+            else {name.replace("png", "cls"): b"%d" % (n // 2) for n, name in enumerate(files)}
+        )
+        shown = {**files, **beside, "__MACOSX/0.png": b"", "a/.hidden.png": b"", "no.txt": b"x"}
+        path = tmp_path / request.param
+        if request.param == "shards":
+            path.mkdir()
+            names = sorted(shown)
+            write_archive(path / "0.tar", {name: shown[name] for name in names if name < "b"})
+            write_archive(path / "1.tar", {name: shown[name] for name in names if name >= "b"})
+        else:
+            write_archive(path, shown)
+        return DataConfig(source="archive", path=str(path)), images, labels
+
+    def test_what_is_left_out_is_told(self, case: Any) -> None:
+        source = make_source(case[0])
+        source.contents()
+        assert source.inventory().left_out == {"__MACOSX/": 1, "hidden": 1, ".txt": 1}
+        kind = "folders" if "folder" in case[0].path else ".cls"
+        assert source.inventory().labels_from == kind
+
+    def test_a_member_that_is_damaged(self, tmp_path: Path, case: Any, message: Any) -> None:
+        path = tmp_path / "folder.zip"
+        write_archive(path, {"a.png": b"no image", "b.png": b""})
+        assert "row 0 (a.png) cannot be decoded" in message(source="archive", path=str(path))
+        for content, problem in ((b"no archive", "as an archive"), (b"", "as an archive")):
+            path.write_bytes(content)
+            told = message(source="archive", path=str(path))
+            assert told.startswith(f"data.path={path}: {path} cannot be read {problem} (")
+
+    def test_an_archive_that_is_cut_off(self, case: Any, read: Any, message: Any) -> None:
+        config, images, _ = case
+        if not config.path.endswith("folder.tar"):
+            pytest.skip("of a zip archive nothing can be read without its end")
+        path = Path(config.path)
+        path.write_bytes(path.read_bytes()[: 4 * 1024 + 100])
+        told = message(source="archive", path=config.path)
+        assert told.endswith(
+            "is cut off; replace it, or set data.on_error=skip to read what is before"
+        )
+        config = config.model_copy(update={"on_error": "skip"})
+        _, found = read(config)
+        np.testing.assert_array_equal(found, images[: len(found)])
+        assert 1 < len(found) < 6
+        source = make_source(config)
+        source.contents()
+        assert source.inventory().left_out["archives that are cut off"] == 1
+
+    def test_what_leads_out_of_an_archive_is_not_read(
+        self, tmp_path: Path, encode: Any, random_images: Any
+    ) -> None:
+        data = encode(random_images(1, 3, 4, 4)[0])
+        path = tmp_path / "x.tar"
+        write_archive(path, {"../a.png": data, "/b.png": data, "c/./d.png": data})
+        with tarfile.open(path, "a") as archive:
+            link = tarfile.TarInfo("e.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+        source = make_source(DataConfig(source="archive", path=str(path)))
+        assert source.contents().names == ["b.png", "c/d.png"]
+        assert source.inventory().left_out == {
+            "paths that lead out of archives": 1,
+            "links in archives": 1,
+        }
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> None:
+    """A zip or tar archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+class TestNumpy(SourceConformance):
+    @pytest.fixture(params=["grey", "last", "first", "shares", "sixteen", "splits"])
+    def case(self, request: Any, tmp_path: Path, random_images: Any) -> Any:
+        kind, path = request.param, tmp_path / "x.npz"
+        images, labels = random_images(9, 1 if kind == "grey" else 3, 8, 7), [2, 5, -1] * 3
+        images[0, 0, 0, 0] = 255
+        last = images.transpose(0, 2, 3, 1)
+        if kind == "splits":
+            np.savez(
+                path,
+                val_images=last[6:],
+                val_labels=[[n] for n in labels[6:]],
+                train_images=last[:6],
+                train_labels=[[n] for n in labels[:6]],
+            )
+            images, labels = np.roll(images, 3, 0), labels
+        else:
+            given = {
+                "grey": images[:, 0],
+                "last": last,
+                "first": images,
+                "shares": last / 255.0,
+                "sixteen": last.astype(np.uint16) * 257,
+            }[kind]
+            np.savez(path, images=given, labels=labels)
+        return DataConfig(source="numpy", path=str(path)), images, labels
+
+    def test_pixels_that_are_none_are_broken_images(
+        self, tmp_path: Path, random_images: Any, message: Any
+    ) -> None:
+        images = random_images(4, 1, 6, 6)[:, 0] / 255.0
+        images[1, 0, 0], images[2, 0, 0] = np.nan, -1
+        np.save(tmp_path / "x.npy", images)
+        told = message(source="numpy", path=str(tmp_path / "x.npy"))
+        assert "row 1 cannot be decoded (its pixels go from nan" in told and "row 2" in told
+        config = DataConfig(source="numpy", path=str(tmp_path / "x.npy"), on_error="skip")
+        assert open_data(config, tmp_path / "cache").sample_ids.tolist() == [0, 3]
+
+    def test_arrays_that_are_no_images(self, tmp_path: Path, message: Any) -> None:
+        for array, problem in (
+            (np.zeros((3, 4)), "give n x height x width"),
+            (np.zeros((3, 2, 9, 9)), "give 1 channel"),
+            (np.zeros((9, 3, 5, 3)), "could be first or last"),
+            (np.zeros((0, 5, 5)), "give n x height x width"),
+            (np.array(["a"]), "give n x height x width"),
+            (np.array([None]), "save plain numbers"),
+        ):
+            np.save(tmp_path / "x.npy", array, allow_pickle=True)
+            assert problem in message(source="numpy", path=str(tmp_path / "x.npy"))
+        (tmp_path / "x.npy").write_bytes(b"no array")
+        assert "save plain numbers" in message(source="numpy", path=str(tmp_path / "x.npy"))
+        np.savez(tmp_path / "x.npz", a=np.zeros((3, 5, 5)), y=[1, 2])
+        told = message(source="numpy", path=str(tmp_path / "x.npz"))
+        assert told.startswith("data.image_column=image: ") and "choose from a, y" in told
+        told = message(source="numpy", path=str(tmp_path / "x.npz"), image_column="a")
+        assert told.startswith("data.label_column=y: 2 labels of 3 images")
+
+
+class TestAuto:
+    def test_files_without_an_ending_are_looked_into(
+        self, tmp_path: Path, random_images: Any, encode: Any
+    ) -> None:
+        images = random_images(3, 3, 6, 6)
+        files = {f"{n}.png": encode(image) for n, image in enumerate(images)}
+        write_archive(tmp_path / "x.zip", files)
+        write_archive(tmp_path / "x.tar", files)
+        np.save(tmp_path / "x.npy", images)
+        pq.write_table(pa.table({"image": list(files.values())}), tmp_path / "x.parquet")
+        for ending, source in (
+            ("zip", "archive"),
+            ("tar", "archive"),
+            ("npy", "numpy"),
+            ("parquet", "parquet"),
+        ):
+            path = tmp_path / f"x.{ending}"
+            found = make_source(DataConfig(source="auto", path=str(path)))
+            assert found.config.source == source
+            if ending != "npy":
+                path.rename(tmp_path / "other")
+                found = make_source(DataConfig(source="auto", path=str(tmp_path / "other")))
+                assert found.config.source == source
+
+    def test_most_files_of_a_folder_decide(self, tmp_path: Path, encode: Any) -> None:
+        image = encode(np.zeros((3, 4, 4), np.uint8))
+        for name in ("a.png", "b.png", "labels.csv", "more.npy", "one.tar"):
+            (tmp_path / name).write_bytes(image)
+        found = make_source(DataConfig(source="auto", path=str(tmp_path)))
+        assert found.config.source == "folder"
+        for number in range(3):
+            write_archive(tmp_path / f"{number}.tar", {f"{number}.png": image})
+        (tmp_path / "one.tar").unlink()
+        source = make_source(DataConfig(source="auto", path=str(tmp_path)))
+        assert source.config.source == "archive" and source.contents().num_rows == 3
+
+    def test_errors_name_field_value_and_remedy(self, tmp_path: Path, message: Any) -> None:
+        told = message(source="auto", path=str(tmp_path / "none"))
+        assert told == f"data.path={tmp_path}/none: no such folder; name a folder of images"
+        (tmp_path / "x").write_text("neither")
+        assert "neither a folder nor a file" in message(source="auto", path=str(tmp_path / "x"))
+        (tmp_path / "x.csv").write_text("path\na.png\n")
+        told = message(source="auto", path=str(tmp_path / "x.csv"), classes=["a", "b"])
+        assert told == (
+            f"data.classes=a, b: {tmp_path}/x.csv is read as data.source=list, which does not use "
+            "it: leave it out"
+        )
+        told = message(source="auto", path="sftp://127.0.0.1:9/x")
+        assert told.startswith("data.path=sftp://127.0.0.1:9/x: ") and "paramiko" in told
+
+
 def test_every_source_has_a_conformance_test() -> None:
     """The registry, the config and this file know the same sources."""
-    tested = {"digits", "torchvision", "parquet", "folder", "vectors"}
-    assert set(SOURCES) == tested == set(get_args(DataConfig.model_fields["source"].annotation))
+    tested = {"digits", "torchvision", "folder", "archive", "parquet", "list", "numpy", "vectors"}
+    assert set(SOURCES) == tested == set(OWN_SOURCES) - {"auto"}

@@ -34,7 +34,7 @@ from conr_ray.data.decoding import (
 from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.data.looks import Look, look_at
 from conr_ray.data.sources.base import Source, UInt8Array, listed
-from conr_ray.errors import UserError
+from conr_ray.errors import StorageError, UserError
 
 # Side of the squares that images of several sizes become, at most; larger ones are asked for.
 LARGEST_DEFAULT_SIDE = 256
@@ -44,7 +44,10 @@ _BLOCK_BYTES = 64 * 2**20
 _TASK_IMAGES = 64
 _TASK_BYTES = 2 * 2**20
 _NUM_THREADS = min(16, max(4, usable_cores()))
-_TASKS_AHEAD = 2 * _NUM_THREADS
+# What waits for a store or a server needs no core: so many images are asked for at a time, in tasks
+# of which each asks for one after another.
+_NUM_REQUESTS = 16
+_TASK_REQUESTS = 4
 R = TypeVar("R")
 
 
@@ -86,6 +89,15 @@ class EncodedSource(Source):
         """All images in order, read lazily."""
 
     @property
+    def is_remote(self) -> bool:
+        """Whether images come from a store or a server."""
+        return False
+
+    @property
+    def _num_threads(self) -> int:
+        return max(_NUM_THREADS, _NUM_REQUESTS) if self.is_remote else _NUM_THREADS
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images, if they are of one size, or after a look."""
         return self._form.shape
@@ -103,7 +115,7 @@ class EncodedSource(Source):
     def look(self, most: int | None = None) -> None:
         """Read headers: what images become since sizes differ, or if the first `most` ones do."""
         sizes: list[tuple[int, int]] = []
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with ThreadPoolExecutor(self._num_threads) as pool:
             for block in batched(islice(self._pending(), most), _BLOCK_IMAGES):
                 sizes += [size for size in pool.map(_size_of, block) if size is not None]
         # A header may tell nothing of what decoding has shown: a tag behind the pixels of a PNG.
@@ -121,7 +133,7 @@ class EncodedSource(Source):
     @cached_property
     def _mode(self) -> Mode:
         looked = False
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with ThreadPoolExecutor(self._num_threads) as pool:
             # For most sources the first image decides.
             for block in batched(self._pending(), 1):
                 found = _grey_of(block[0])
@@ -147,6 +159,8 @@ class EncodedSource(Source):
         for row, pending in enumerate(self._pending()):
             try:
                 image = _decoded(pending, self._mode, stored_size)
+            except StorageError:
+                raise
             except Exception as error:
                 broken.append(Skipped(row, pending.place, reason_of(error)))
                 continue
@@ -207,15 +221,16 @@ class EncodedSource(Source):
         self, work: Callable[[list[bytes | Opened]], R], task_images: int
     ) -> Generator[tuple[list[tuple[int, PendingImage]], list[R]], None, None]:
         """Rows and images, so many at a time, and what some work on them has given, in parts."""
-        with Decoders() as decoders, ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with Decoders() as decoders, ThreadPoolExecutor(self._num_threads) as pool:
 
             def run(
                 task: list[tuple[int, PendingImage]],
             ) -> tuple[list[tuple[int, PendingImage]], list[R]]:
                 return task, decoders.run(work, [pending.open for _, pending in task])
 
-            tasks = batched(enumerate(self._pending()), task_images)
-            yield from in_order(pool, run, tasks, _TASKS_AHEAD)
+            most = _TASK_REQUESTS if self.is_remote else task_images
+            tasks = batched(enumerate(self._pending()), min(task_images, most))
+            yield from in_order(pool, run, tasks, 2 * self._num_threads)
 
     def _unreadable(self, broken: Sequence[Skipped]) -> UserError:
         """One error for all of them."""
@@ -237,6 +252,8 @@ def _size_of(pending: PendingImage) -> tuple[int, int] | None:
     """Width and height by the header; None if it cannot be read."""
     try:
         return upright_size(pending.open())
+    except StorageError:
+        raise
     except Exception:
         return None
 
@@ -245,6 +262,8 @@ def _grey_of(pending: PendingImage) -> bool | None:
     """Whether an image is grey, by its header; None if it cannot be read."""
     try:
         return is_grey(pending.open())
+    except StorageError:
+        raise
     except Exception:
         return None
 

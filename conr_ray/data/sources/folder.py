@@ -72,6 +72,11 @@ class FolderSource(EncodedSource):
             why_left_out=self._pictures.why_left_out,
         )
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is in a store or on a web server."""
+        return not self._location.is_local
+
     def _pending(self) -> Iterator[PendingImage]:
         for row, file in enumerate(self._files):
             yield PendingImage(
@@ -90,9 +95,9 @@ class FolderSource(EncodedSource):
 
     @cached_property
     def _found(self) -> tuple[list[FoundFile], Layout]:
-        text, root = self._location.text, self._location.path.rstrip("/")
+        text = self._location.text
         try:
-            kind = self._location.filesystem.get_file_info(root).type
+            kind = self._location.kind()
             if kind != fs.FileType.Directory:
                 problem = "no such folder" if kind == fs.FileType.NotFound else "not a folder"
                 raise UserError(f"data.path={text}: {problem}; name a folder of images")

@@ -11,25 +11,21 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from conr_ray.data.sources.files import FoundFile, Location
-from conr_ray.data.sources.layout import SPLITS
-from conr_ray.data.sources.picture_files import ending_of, kind_of
-from conr_ray.data.sources.walk import Walk, as_text
+from conr_ray.data.sources.fetching import opened_here
+from conr_ray.data.sources.files import WEB, FoundFile, Location
+from conr_ray.data.sources.patterns import FileSet, split_of
+from conr_ray.data.sources.walk import as_text
 from conr_ray.errors import UserError, one_line
 
 SPLIT = "split"
 ENDINGS = frozenset({"parquet", "pq"})
-_SHARD = re.compile(r"([A-Za-z]+)[-_.]\d+(-of-\d+)?$")
 _OPEN_FILES = 16
 
 
@@ -44,87 +40,37 @@ class _Footer:
 class ParquetFiles:
     """The files at a location, sorted by path; a row of the table is one of theirs."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, text: str) -> None:
         """Of a file, a folder or a pattern such as data/train-*.parquet; nothing is read yet."""
-        self._location = location
-        self.left_out: Counter[str] = Counter()
+        self._set = FileSet(text, ENDINGS, "Parquet file")
         self._opened = lru_cache(_OPEN_FILES)(self._open)
 
-    @cached_property
+    @property
     def files(self) -> list[FoundFile]:
-        """The files, by their paths below the location; "" is the location itself.
+        """The files; see `FileSet`."""
+        return self._set.files
 
-        Raises:
-            UserError: there are none.
-        """
-        location = self._location
-        try:
-            info = location.filesystem.get_file_info(location.path.rstrip("/") or "/")
-            if info.type == fs.FileType.Directory:
-                found = self._in_folder()
-            elif info.type == fs.FileType.File or not _is_pattern(location.path):
-                return [FoundFile("", info.size or 0, info.mtime_ns or 0)]
-            else:
-                found = self._of_pattern()
-        # A path with a zero byte is a ValueError; what stores raise is of many kinds.
-        except Exception as error:
-            raise UserError(
-                f"data.path={location.text}: cannot be listed ({one_line(error)}); name a Parquet "
-                "file, or a folder of them"
-            ) from None
-        if not found:
-            raise UserError(
-                f"data.path={location.text}: no Parquet files; name a Parquet file, or a folder of "
-                "them"
-            )
-        return sorted(found, key=lambda file: file.name)
+    @property
+    def base(self) -> Location:
+        """The folder that their names are below, or the file."""
+        return self._set.base
 
-    def _in_folder(self) -> list[FoundFile]:
-        walk, found = Walk(self._location), []
-        for file in walk:
-            if ending_of(file.name) in ENDINGS and not _is_note(file.name):
-                found.append(file)
-            else:
-                self.left_out[kind_of(file.name)] += 1
-        self.left_out.update(walk.left_out)
-        return found
-
-    def _of_pattern(self) -> list[FoundFile]:
-        path = self._location.path
-        above, base = self._base.rstrip("/"), PurePosixPath(path)
-        selector = fs.FileSelector(above or "/", recursive=True, allow_not_found=True)
-        infos = self._location.filesystem.get_file_info(selector)
-        files = [
-            FoundFile(info.path[len(above) + 1 :], info.size, info.mtime_ns)
-            for info in infos
-            if info.type == fs.FileType.File and _matches(info.path, base.parts)
-        ]
-        return [file for file in files if not _is_note(file.name) and not _is_hidden(file.name)]
-
-    @cached_property
-    def _base(self) -> str:
-        """The path that the names of files are below."""
-        path = self._location.path
-        if not _is_pattern(path):
-            return path
-        parts = path.split("/")
-        first = next(place for place, part in enumerate(parts) if _is_pattern(part))
-        return "/".join(parts[:first]) or "/"
-
-    def path_of(self, number: int) -> str:
-        """The path of a file in its file system."""
-        name = self.files[number].name
-        if not name:
-            return self._location.path
-        above = self._location.path
-        if self._location.filesystem.get_file_info(above).type != fs.FileType.Directory:
-            above = self._base
-        return f"{above.rstrip('/')}/{name}"
+    @property
+    def left_out(self) -> Counter[str]:
+        """What else a folder holds."""
+        return self._set.left_out
 
     def _open(self, number: int) -> Any:
         shown = as_text(self.files[number].name)
         try:
-            opened = self._location.filesystem.open_input_file(self.path_of(number))
+            location = self._set.location_of(number)
+            # Few web servers send parts as reliably as stores do.
+            is_web = location.path.partition("://")[0] in WEB
+            opened = (
+                pa.PythonFile(opened_here(location), "r")
+                if is_web
+                else location.filesystem.open_input_file(location.path)
+            )
             return pq.ParquetFile(opened, page_checksum_verification=True)
         except FileNotFoundError:
             problem = "no such file"
@@ -132,7 +78,7 @@ class ParquetFiles:
         except Exception as error:
             problem = f"not a Parquet file ({one_line(error)})"
         where = f"{shown} is " if shown else ""
-        raise UserError(f"data.path={self._location.text}: {where}{problem}; name a Parquet file")
+        raise UserError(f"data.path={self._set.text}: {where}{problem}; name a Parquet file")
 
     @cached_property
     def _footers(self) -> list[_Footer]:
@@ -230,7 +176,7 @@ class ParquetFiles:
                 has = "no column" if name not in found else f"{found.count(name)} columns"
                 shown = as_text(self.files[number].name)
                 raise UserError(
-                    f"data.path={self._location.text}: {shown} has {has} {name}, of which the "
+                    f"data.path={self._set.text}: {shown} has {has} {name}, of which the "
                     "first file has one; leave the file out, or repair it"
                 )
 
@@ -248,39 +194,10 @@ class ParquetFiles:
             values = [ds.get_partition_keys(hive.parse("/".join(parts) + "/")) for parts in folders]
             found = {key: _typed([of.get(key) for of in values]) for key in keys}
         if SPLIT not in (*self.schema.names, *found):
-            splits = [_split_of(file.name) for file in self.files]
+            splits = [split_of(file.name) for file in self.files]
             if all(splits):
                 found[SPLIT] = splits
         return found
-
-
-def _is_note(name: str) -> bool:
-    """Whether it is as _SUCCESS and _metadata, by the programs that write such folders."""
-    return name.rpartition("/")[2].startswith("_")
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _is_pattern(path: str) -> bool:
-    return any(sign in path for sign in "*?[")
-
-
-def _matches(path: str, pattern: tuple[str, ...]) -> bool:
-    """Whether a path is of a pattern, of which ** stands for any number of folders."""
-    parts = PurePosixPath(path).parts
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(
-            _matches("/".join(parts[place:]), pattern[1:]) for place in range(len(parts) + 1)
-        )
-    return (
-        bool(parts)
-        and fnmatchcase(parts[0], pattern[0])
-        and (_matches("/".join(parts[1:]), pattern[1:]) if len(parts) > 1 else not pattern[1:])
-    )
 
 
 def _typed(values: Sequence[str | None]) -> list[Any]:
@@ -288,15 +205,3 @@ def _typed(values: Sequence[str | None]) -> list[Any]:
     if all(value is None or re.fullmatch(r"-?\d{1,18}", value) for value in values):
         return [None if value is None else int(value) for value in values]
     return list(values)
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a file is called by: its name, or the first folder it is in."""
-    *folders, last = name.split("/")
-    for part in folders:
-        if part.lower() in SPLITS:
-            return part
-    stem = last.rpartition(".")[0]
-    shard = _SHARD.fullmatch(stem)
-    word = shard[1] if shard else stem
-    return word if word.lower() in SPLITS else None

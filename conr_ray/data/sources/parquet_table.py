@@ -49,7 +49,7 @@ class ParquetTable(Source):
         super().__init__(config)
         assert config.path is not None, "checked by RunConfig"
         self._location = locate(config.path)
-        self._files = ParquetFiles(self._location)
+        self._files = ParquetFiles(config.path)
 
     @property
     def _column(self) -> str:

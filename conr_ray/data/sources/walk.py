@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from pyarrow import fs
-
 from conr_ray.data.sources.files import FoundFile, Location
 from conr_ray.errors import printable
 
@@ -167,17 +165,10 @@ class Walk:
             yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
     def _remote(self) -> Iterator[FoundFile]:
-        root = self.location.path.rstrip("/")
         folders: set[str] = set()
         for folder in dict.fromkeys(self.folders):
-            selector = fs.FileSelector(
-                f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True
-            )
-            for info in self.location.filesystem.get_file_info(selector):
-                if info.type != fs.FileType.File:
-                    continue
-                name = info.path[len(root) + 1 :]
-                *parents, last = name.split("/")
+            for file in self.location.files_below(folder):
+                *parents, last = file.name.split("/")
                 reasons = [left_out_as(part, is_folder=True) for part in parents]
                 if first := next((reason for reason in reasons if reason), ""):
                     left = "/".join(parents[: reasons.index(first) + 1])
@@ -186,7 +177,7 @@ class Walk:
                 elif reason := left_out_as(last, is_folder=False):
                     self.left_out[reason] += 1
                 else:
-                    yield FoundFile(name, info.size, info.mtime_ns)
+                    yield file
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

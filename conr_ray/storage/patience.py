@@ -14,12 +14,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAITS_S = (0.5, 2.0, 5.0)
 # What the stores say where asking again changes nothing.
-_FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "HTTP status 401", "HTTP status 403")
+_FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "HTTP status 4")
+_BUSY = ("HTTP status 408", "HTTP status 425", "HTTP status 429", "SLOW_DOWN")
+# What they say of credentials, by S3 and by Arrow, which writes the same in another way.
+_EXPIRED = ("ExpiredToken", "EXPIRED_TOKEN", "TokenRefreshRequired", "RequestExpired")
+_REFUSED = (
+    *("InvalidAccessKeyId", "INVALID_ACCESS_KEY_ID", "SignatureDoesNotMatch", "InvalidToken"),
+    *("SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT"),
+    *("INVALID_SIGNATURE", "MISSING_AUTHENTICATION_TOKEN"),
+)
 
 
 def is_final(message: str) -> bool:
     """Whether asking again would change nothing, by what a store has said."""
-    return any(told in message for told in _FINAL)
+    if any(told in message for told in _BUSY):
+        return False
+    return any(told in message for told in _FINAL) or bool(remedy_of(message))
+
+
+def remedy_of(message: str) -> str:
+    """What a user can do about what a store has said of the credentials; empty for other words."""
+    if any(told in message for told in _EXPIRED):
+        return "the credentials have expired: renew them, then start the same command again"
+    if any(told in message for told in _REFUSED):
+        return "check the access key, the secret and the session token in the environment"
+    return ""
 
 
 def patient(call: Callable[P, T], is_local: bool) -> Callable[P, T]:
