@@ -83,8 +83,16 @@ class RunStopped(RuntimeError):
     """A run that was asked to stop, and has written a checkpoint from which it goes on."""
 
 
-class OutOfMemory(RunFailed):
-    """A worker has no memory left, while the run's other workers may still wait for it."""
+class WorkerFailed(RunFailed):
+    """A worker that cannot go on, while the run's other workers may still wait for it."""
+
+
+class OutOfMemory(WorkerFailed):
+    """A worker that has no memory left."""
+
+
+class SampleLost(WorkerFailed):
+    """A sample that was there when the data were opened, and cannot be read any more."""
 
 
 def last_line(error: object) -> str:

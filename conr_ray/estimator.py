@@ -295,7 +295,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def _new_rows(self, X: Any) -> npt.NDArray[Any]:
         shape = self._trained().sample_shape
         if is_path(X):
-            return rows_in_files(str(X), self._trained().config, shape).rows
+            return np.asarray(rows_in_files(str(X), self._trained().config, shape).rows)
         if len(shape) == 1:
             return self._vectors(X, reset=False)
         config = self._trained().config

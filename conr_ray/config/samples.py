@@ -121,6 +121,13 @@ class DataConfig(Section):
     placement: Literal["device", "host"] = Field(
         "device", description="keep all samples on the device, or memory-mapped on the host"
     )
+    stream: Annotated[
+        Literal["auto", "always", "never"], Mark(shapes_rows=False, used_by=_FOR_IMAGES.used_by)
+    ] = Field(
+        "auto",
+        description="decode images whenever they are needed, instead of once into a copy in the "
+        "cache; auto: if the disk of the cache has no room for that copy",
+    )
     embedded_views: Annotated[int, Field(ge=0, le=1000), _HEAD] = Field(
         0,
         description="random views of each image that the backbone embeds beside the plain one; "

@@ -205,6 +205,10 @@ class CheckpointConfig(Section):
     mark: ClassVar[Mark] = Mark(shapes_rows=False)
 
     every: Count = Field(10, description="epochs between checkpoints; always one after the last")
+    every_minutes: Positive | None = Field(
+        30.0,
+        description="minutes after the last checkpoint until one within an epoch; null for none",
+    )
     keep: Count = Field(2, description="number of newest checkpoints kept")
 
 

@@ -51,7 +51,7 @@ def of_run(uri: str, data_path: str | None, folder: Path) -> Opened:
     if data.names is not None:
         keys["path"] = pa.array(data.names)
     if len(data.row_shape) == 1:
-        vectors_nw = data.rows
+        vectors_nw = np.asarray(data.rows)
     else:
         vectors_nw = _embeddings(config, data, directory, folder)
     clusters_n = _clusters(directory, data.sample_ids)

@@ -146,10 +146,10 @@ def as_table(data: DataSet) -> pa.Table:
     Images are PNG files in the column `image`, vectors lists in `embedding`; labels are in `label`.
     """
     if data.rows.ndim == 2:
-        flat = pa.array(data.rows.ravel())
+        flat = pa.array(np.asarray(data.rows).ravel())
         columns = {"embedding": pa.FixedSizeListArray.from_arrays(flat, data.rows.shape[1])}
     else:
-        columns = {"image": pa.array([_png(image) for image in data.rows], pa.binary())}
+        columns = {"image": pa.array([_png(image) for image in np.asarray(data.rows)], pa.binary())}
     if data.labels is not None:
         columns["label"] = pa.array(data.labels)
     return pa.table(columns)

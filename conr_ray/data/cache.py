@@ -82,7 +82,11 @@ class Hold:
 
     def while_open(self, mapped: np.memmap[Any, Any]) -> None:
         """Release it when the file of an array, or of parts of it, is no longer mapped."""
-        weakref.finalize(mapped._mmap, self.release)  # type: ignore[attr-defined]
+        self.while_there(mapped._mmap)  # type: ignore[attr-defined]
+
+    def while_there(self, reader: object) -> None:
+        """Release it when an object that reads it is gone."""
+        weakref.finalize(reader, self.release)
 
 
 @dataclass(frozen=True)

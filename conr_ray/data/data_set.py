@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conr_ray.data.encoded_rows import EncodedRows, Rows
 from conr_ray.data.inventory import FILE, Inventory, line_of
 from conr_ray.data.pictures import as_picture
 from conr_ray.data.sources.base import Int64Array
@@ -24,8 +25,9 @@ from conr_ray.storage.files import Folder
 class DataSet:
     """Samples, images or vectors, and their metadata.
 
-    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only if memory-mapped. `labels` is int64
-    (n,), None if no sample is labelled; -1 marks unlabelled samples, which no metric counts.
+    `rows` is uint8 (n, c, h, w) or float32 (n, d), read-only if memory-mapped; images may be
+    decoded whenever they are needed (`is_streamed`). `labels` is int64 (n,), None if no sample is
+    labelled; -1 marks unlabelled samples, which no metric counts.
     `class_names` are those of the classes that occur in the whole set.
     `names` are the images' paths inside a folder source. `sample_ids` is int64 (n,): each sample's
     row in the whole set, of which this may be a subset, or lack what cannot be read. For images,
@@ -39,7 +41,7 @@ class DataSet:
     `inventory` tells what else was found, and `num_in_all` of how many this is a subset.
     """
 
-    rows: NDArray[Any]
+    rows: Rows
     labels: Int64Array | None
     class_names: tuple[str, ...] | None
     names: Sequence[str] | None
@@ -60,7 +62,7 @@ class DataSet:
         """What the data are and what was left out, in a line for people."""
         if self.images is not None:
             return self.images.line
-        return line_of(
+        told = line_of(
             self.num_rows,
             self.row_shape,
             self.labels,
@@ -68,6 +70,12 @@ class DataSet:
             self.inventory,
             self.num_in_all,
         )
+        return f"{told}; decoded whenever needed" if self.is_streamed else told
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded whenever they are needed."""
+        return isinstance(self.rows, EncodedRows)
 
     def write_inventory(self, folder: Folder) -> None:
         """Write what was found, and what was left out and skipped, into the folder of a run."""

@@ -31,13 +31,12 @@ from PIL import Image
 
 from conr_ray.cores import usable_cores
 from conr_ray.data.decoding import (
-    Mode,
+    Form,
     UInt8Array,
-    fit,
+    file_of,
     open_encoded,
     reason_of,
     to_array,
-    to_mode,
 )
 from conr_ray.errors import StorageError
 
@@ -57,19 +56,6 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Form:
-    """What pictures are brought to: mode, `data.stored_size`, and their shape (c, h, w) then.
-
-    `sizes` tells, for people, of those they had.
-    """
-
-    mode: Mode
-    stored_size: int | None
-    shape: tuple[int, int, int]
-    sizes: str = ""
-
-
-@dataclass(frozen=True)
 class Encoded:
     """What opens the picture in the bytes of a file; another process can decode these."""
 
@@ -84,12 +70,14 @@ class Decoded(NamedTuple):
     """Pictures of a task, uint8 (b, c, h, w), without those that cannot be read.
 
     `broken` has the places of these in the task, and why. `differs` tells that one is of another
-    size than the form's; then the rest may be missing.
+    size than the form's; then the rest may be missing. `files` are what the pictures were decoded
+    from, if these are kept; None for those of no file.
     """
 
     images: UInt8Array
     broken: list[tuple[int, str]]
     differs: bool = False
+    files: Sequence[bytes | None] = ()
 
 
 def opened(one: bytes | Opened) -> Image.Image:
@@ -97,14 +85,17 @@ def opened(one: bytes | Opened) -> Image.Image:
     return open_encoded(one) if isinstance(one, bytes) else one()
 
 
-def decode(task: Sequence[bytes | Opened], form: Form) -> Decoded:
-    """Decode the pictures of a task."""
+def decode(task: Sequence[bytes | Opened], form: Form, *, keeps: bool = False) -> Decoded:
+    """Decode the pictures of a task; `keeps` hands back their files."""
     images = np.empty((len(task), *form.shape), np.uint8)
     broken: list[tuple[int, str]] = []
+    files: list[bytes | None] = []
     _, height, width = form.shape
     for place, one in enumerate(task):
         try:
-            image = fit(to_mode(opened(one), form.mode), form.stored_size)
+            picture = opened(one)
+            file = file_of(picture) if keeps else None
+            image = form.fitted(picture)
         # A store that is away is no broken picture.
         except StorageError:
             raise
@@ -115,7 +106,9 @@ def decode(task: Sequence[bytes | Opened], form: Form) -> Decoded:
         if image.size != (width, height):
             return Decoded(images[:0], broken, differs=True)
         images[place - len(broken)] = to_array(image)
-    return Decoded(images[: len(task) - len(broken)], broken)
+        if keeps:
+            files.append(file)
+    return Decoded(images[: len(task) - len(broken)], broken, files=files)
 
 
 def in_order(pool: Executor, work: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:

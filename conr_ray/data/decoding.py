@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from io import BytesIO
@@ -76,6 +77,12 @@ def open_encoded(encoded: bytes) -> Image.Image:
     if image.format == "PNG":
         _check_pixels_of_png(memoryview(encoded))
     return image
+
+
+def file_of(image: Image.Image) -> bytes | None:
+    """The bytes that `open_encoded` has opened, until pixels are decoded; None without a file."""
+    file = getattr(image, "fp", None)
+    return file.getvalue() if isinstance(file, BytesIO) else None
 
 
 def _check_pixels_of_png(encoded: memoryview) -> None:
@@ -187,6 +194,23 @@ def fit(image: Image.Image, stored_size: int | None) -> Image.Image:
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return _center(image, stored_size, stored_size)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the images of a set are brought to: mode, `stored_size`, and their shape (c, h, w)."""
+
+    mode: Mode
+    stored_size: int | None
+    shape: tuple[int, int, int]
+
+    def fitted(self, image: Image.Image) -> Image.Image:
+        """An image in this form, but that without a `stored_size` it may be of another size.
+
+        Raises:
+            Exception: of many kinds, if the image cannot be decoded.
+        """
+        return fit(to_mode(image, self.mode), self.stored_size)
 
 
 def conformed(

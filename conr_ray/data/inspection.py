@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
 from conr_ray.data.cache import cache_limit, default_cache_dir, size_of
+from conr_ray.data.copies import num_bytes
 from conr_ray.data.inventory import Skipped, counted, line_of
 from conr_ray.data.looks import DIGEST_BYTES, Look
 from conr_ray.data.progress import Lines
 from conr_ray.data.sources import Source, make_source
 from conr_ray.data.sources.encoded import EncodedSource
-from conr_ray.data.store import num_bytes
 from conr_ray.errors import UserError, printable
 
 # That lines name; the JSON has all.

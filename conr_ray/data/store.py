@@ -1,5 +1,6 @@
-"""A decoded copy of a source's samples, memory-mapped and shared by all processes of a node.
+"""A copy of a source's samples, shared by all processes of a node.
 
+It is decoded and memory-mapped, or what images are decoded from when they are needed: see `copies`.
 The copy's folder is named by a hash of everything that determines it, so a changed file or setting
 gets a new copy. It is built once, under a lock, in a folder next to it, and moved when complete.
 Its files are listed with checksums in meta.json; a damaged or incomplete copy is made anew.
@@ -12,29 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
 from conr_ray.data import cache
 from conr_ray.data.cache import Hold, default_cache_dir
+from conr_ray.data.copies import Copy, DecodedCopy, EncodedCopy, decoder, num_bytes, opened
 from conr_ray.data.data_set import DataSet
+from conr_ray.data.encoded_rows import EncodedRows
 from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.data.progress import Lines
 from conr_ray.data.sources import Contents, Source, make_source
 from conr_ray.data.sources.base import Int64Array
-from conr_ray.data.sources.encoded import SizesDiffer, Unreadable
+from conr_ray.data.sources.encoded import EncodedSource, SizesDiffer, Unreadable
 from conr_ray.data.sources.files import locked
 from conr_ray.data.statistics import statistics_of
 from conr_ray.data.subset import BESIDE_THE_COPY, chosen_part
@@ -50,10 +51,12 @@ logger = logging.getLogger(__name__)
 _FORMAT_VERSION = 4
 _META = "meta.json"
 _HASHED_ROWS = 1024
+# A full disk harms others: what takes nearly all that is left does not fit.
+_MOST_OF_THE_DISK = 0.95
 
 
 def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
-    """The samples of `config`, from the copy in `cache_dir`, which is made if missing.
+    """The samples of `config`, from a copy in `cache_dir`, which is made if missing.
 
     `cache_dir` defaults to $CONR_RAY_CACHE, else conr_ray in $XDG_CACHE_HOME, else in ~/.cache.
     Any number of processes may call it at once: one decodes, the others wait. With `data.limit` or
@@ -63,24 +66,53 @@ def open_data(config: DataConfig, cache_dir: Path | None = None) -> DataSet:
     be written.
     """
     source = make_source(config)
-    identity = json.dumps({"format": _FORMAT_VERSION, **source.identity()}, sort_keys=True)
     root = default_cache_dir() if cache_dir is None else cache_dir
-    folder = root / hashlib.sha256(identity.encode()).hexdigest()
-    try:
-        if (data := _load_whole(folder)) is None:
-            data = _build_once(source, folder)
-    except Unreadable as error:
-        raise _told_of_unreadable(error, folder) from None
-    except OSError as error:
-        raise UserError(
-            f"the cache {root} cannot hold the decoded samples ({one_line(error)}); set "
-            f"CONR_RAY_CACHE to a writable folder with space"
-        ) from error
+    folders = _Folders.of(source, root)
+    loaded = (_load_whole(folder) for folder in folders.read)
+    data = next((one for one in loaded if one is not None), None)
+    if data is None:
+        try:
+            data = _build_once(source, folders)
+        except Unreadable as error:
+            raise _told_of_unreadable(error, folders.decoded) from None
+        except OSError as error:
+            raise UserError(
+                f"the cache {root} cannot hold the samples ({one_line(error)}); set "
+                f"CONR_RAY_CACHE to a writable folder with space"
+            ) from error
     # Files that are no samples come and go without a change of the copy.
     stored = data.inventory
     found = replace(source.inventory(), sizes=stored.sizes, skipped=stored.skipped)
     data = replace(data, inventory=found)
     return chosen_part(data, config)
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Where the copies of a source are: the decoded one, and the one that is decoded when needed.
+
+    `stream` is that of the config.
+    """
+
+    decoded: Path
+    encoded: Path
+    stream: str
+
+    @classmethod
+    def of(cls, source: Source, root: Path) -> _Folders:
+        identity = {"format": _FORMAT_VERSION, **source.identity()}
+        encoded = {**identity, "encoded": decoder()}
+        return cls(_named(root, identity), _named(root, encoded), source.config.stream)
+
+    @property
+    def read(self) -> tuple[Path, ...]:
+        """Those that may be read, the one that is preferred first."""
+        chosen = {"always": (self.encoded,), "never": (self.decoded,)}
+        return chosen.get(self.stream, (self.decoded, self.encoded))
+
+
+def _named(root: Path, identity: Mapping[str, Any]) -> Path:
+    return root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _told_of_unreadable(error: Unreadable, folder: Path) -> UserError:
@@ -105,10 +137,6 @@ def _told_of_unreadable(error: Unreadable, folder: Path) -> UserError:
     return UserError(f"{error}; all {len(error.images):,}, with reasons, are in {path}")
 
 
-def _rows_file(shape: Sequence[int]) -> str:
-    return "vectors.npy" if len(shape) == 2 else "images.npy"
-
-
 def _load_whole(folder: Path) -> DataSet | None:
     """The copy in `folder`, None if it is not there or not whole."""
     try:
@@ -119,12 +147,14 @@ def _load_whole(folder: Path) -> DataSet | None:
         return None
 
 
-def _build_once(source: Source, folder: Path) -> DataSet:
-    """Make the copy in `folder` unless another process has done so meanwhile."""
-    disk.make_folders(folder.parent, cache.PRIVATE)
-    with locked(folder.with_suffix(".lock")):
-        with suppress(Damaged, OSError):
-            return _load(folder)
+def _build_once(source: Source, folders: _Folders) -> DataSet:
+    """Make a copy unless another process has done so meanwhile."""
+    disk.make_folders(folders.decoded.parent, cache.PRIVATE)
+    with locked(folders.decoded.with_suffix(".lock")):
+        for folder in folders.read:
+            with suppress(Damaged, OSError):
+                return _load(folder)
+        kind, folder = _chosen(source, folders)
         # Only the lock holder builds: anything here was left by a killed process.
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -132,7 +162,7 @@ def _build_once(source: Source, folder: Path) -> DataSet:
         cache.clean(folder.parent, deep=False)
         partial.mkdir(cache.PRIVATE)
         try:
-            _build(source, partial)
+            _build(source, partial, kind)
             partial.rename(folder)
             disk.sync_folder(folder.parent)
         finally:
@@ -140,37 +170,70 @@ def _build_once(source: Source, folder: Path) -> DataSet:
         return _load(folder)
 
 
-def _build(source: Source, folder: Path) -> None:
+def _chosen(source: Source, folders: _Folders) -> tuple[type[Copy], Path]:
+    """Which copy is made, and where."""
+    if folders.stream == "always":
+        return EncodedCopy, folders.encoded
+    decoded, root = (DecodedCopy, folders.decoded), folders.decoded.parent
+    room = _room(root)
+    if folders.stream == "never" or (needed := _needed(source, room)) is None:
+        return decoded
+    disk.tell(
+        f"data.stream=auto: decoded, the images take {needed >> 20:,} MiB, and the cache {root} "
+        f"has room for {room >> 20:,} MiB: they are decoded whenever needed"
+    )
+    return EncodedCopy, folders.encoded
+
+
+def _room(root: Path) -> int:
+    """Bytes that a copy may take, by the disk and by the limit of the cache."""
+    free, limit = int(_MOST_OF_THE_DISK * shutil.disk_usage(root).free), cache.cache_limit(root)
+    return free if limit is None else min(free, limit)
+
+
+def _needed(source: Source, room: int) -> int | None:
+    """Bytes of the decoded images, if they do not fit and are less as files; None otherwise."""
+    if not isinstance(source, EncodedSource) or not source.has_files:
+        return None
+
+    def needed() -> int:
+        contents = source.contents()
+        return num_bytes((contents.num_rows, *contents.row_shape))
+
+    if needed() <= room:
+        return None
+    # The first image may be larger than what all become.
+    source.look()
+    return found if (found := needed()) > room else None
+
+
+def _build(source: Source, folder: Path, kind: type[Copy]) -> None:
     try:
-        _build_as_told(source, folder)
+        _build_as_told(source, folder, kind)
     except SizesDiffer:
         source.look()
-        _build_as_told(source, folder)
+        _build_as_told(source, folder, kind)
 
 
-def _build_as_told(source: Source, folder: Path) -> None:
+def _build_as_told(source: Source, folder: Path, kind: type[Copy]) -> None:
     """Make the copy as the contents of the source tell, which may be by its first samples."""
     contents = source.contents()
     shape = (contents.num_rows, *contents.row_shape)
-    _check_room(folder, shape)
+    copy = kind(source, folder, shape)
     logger.info("decoding %d samples of %s into %s", shape[0], source.config.source, folder.parent)
     sums = statistics_of(shape)
     digest = hashlib.sha256(str(shape).encode())
-    path, lines = (
-        folder / _rows_file(shape),
-        Lines("decoded", shape[0], "images" if len(shape) == 4 else "vectors"),
-    )
-    with path.open("wb") as file:
-        for block in _written(source, file, shape):
-            digest.update(block.data)
-            sums.add(block)
-            lines.worked(len(block))
+    lines = Lines("decoded", shape[0], "images" if len(shape) == 4 else "vectors")
+    for block in copy.blocks():
+        digest.update(block.data)
+        sums.add(block)
+        lines.worked(len(block))
     if skipped := list(source.skipped):
         contents, kept = _without(contents, skipped)
         shape = (len(kept), *contents.row_shape)
         np.save(folder / "sample_ids.npy", kept)
         digest = hashlib.sha256(str(shape).encode())
-        rows = np.load(path, mmap_mode="r")
+        rows = copy.written()
         for start in range(0, len(rows), _HASHED_ROWS):
             digest.update(np.ascontiguousarray(rows[start : start + _HASHED_ROWS]).data)
     labels, class_names = _occurring(contents.labels, contents.class_names)
@@ -192,8 +255,9 @@ def _build_as_told(source: Source, folder: Path) -> None:
         "rows_fingerprint": rows_fingerprint,
         "source": _description(source, contents),
         "inventory": replace(source.inventory(), skipped=tuple(skipped)).as_json(),
+        **copy.facts(),
     }
-    seal(folder, _META, meta)
+    seal(folder, _META, meta, copy.unread)
 
 
 def _without(contents: Contents, skipped: Sequence[Skipped]) -> tuple[Contents, Int64Array]:
@@ -222,48 +286,6 @@ def _occurring(
     return numbered, tuple(class_names[label] for label in found)
 
 
-def num_bytes(shape: tuple[int, ...]) -> int:
-    """Of the samples of an array of `shape`, as they are stored."""
-    return math.prod(shape) * (4 if len(shape) == 2 else 1)
-
-
-def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
-    """Raise UserError if the file system of `folder` has no room for samples of `shape`."""
-    needed = num_bytes(shape)
-    cache.make_room(folder.parent, needed)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        smaller = "" if len(shape) == 2 else "lower data.stored_size, or "
-        raise UserError(
-            f"the decoded samples take {needed >> 20:,} MiB, and {folder.parent} has "
-            f"{free >> 20:,} MiB free; {smaller}set CONR_RAY_CACHE to a folder with more"
-        )
-
-
-def _written(source: Source, file: BinaryIO, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """Write the blocks of a source as the .npy file of an array of `shape`, and yield them.
-
-    Writes a file, not a memory map: a full disk raises OSError for the file, but kills the process
-    with SIGBUS for the map. What the source skips is missing from the array.
-    """
-    descr = "<f4" if len(shape) == 2 else "|u1"
-    header = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    begin, rows = file.tell(), 0
-    for block in source.blocks():
-        whole = np.ascontiguousarray(block)
-        file.write(whole.data)
-        rows += len(whole)
-        yield whole
-    skipped = len(source.skipped)
-    assert rows + skipped == shape[0], f"{rows} + {skipped} rows where {shape[0]} were announced"
-    if skipped:
-        # NumPy leaves room for any number of rows.
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *shape[1:])})
-        assert file.tell() == begin
-
-
 def _description(source: Source, contents: Contents) -> dict[str, Any]:
     """What the copy was made from: for people, and for `prepared_data` to find it by."""
     config = source.config.model_dump(mode="json", exclude=BESIDE_THE_COPY)
@@ -284,7 +306,9 @@ def _load(folder: Path) -> DataSet:
         if hold is not None:
             hold.release()
         raise
-    if hold is not None and isinstance(data.rows, np.memmap):
+    if hold is not None and isinstance(data.rows, EncodedRows):
+        hold.while_there(data.rows.reader)
+    elif hold is not None and isinstance(data.rows, np.memmap):
         hold.while_open(data.rows)
     return data
 
@@ -298,7 +322,7 @@ def _loaded(folder: Path) -> DataSet:
     if (path := folder / "names.parquet").exists():
         names = pq.read_table(path).column("name").to_pylist()
     return DataSet(
-        rows=np.load(folder / _rows_file(meta["shape"]), mmap_mode="r"),
+        rows=opened(folder, meta, names),
         labels=np.load(labels) if labels.exists() else None,
         class_names=None if class_names is None else tuple(class_names),
         names=names,

@@ -6,6 +6,8 @@ Shapes: n samples, c classes.
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from conr_ray.config import DataConfig
+from conr_ray.data.encoded_rows import EncodedRows, Rows
 from conr_ray.data.statistics import statistics_of
 from conr_ray.errors import UserError
+from conr_ray.storage import disk
 
 if TYPE_CHECKING:
     from conr_ray.data.data_set import DataSet
 
 # Fields of `data` that do not affect what is decoded.
-BESIDE_THE_COPY = {"imbalance", "limit", "placement", "download"}
+BESIDE_THE_COPY = {"imbalance", "limit", "placement", "download", "stream"}
 # Those that leave samples out, as they are where all are wanted.
 ALL_SAMPLES = {"data.imbalance": None, "data.limit": None}
 _SUBSET_KEY = 20230923
+_SUMMED_ROWS = 1024
 
 
 def chosen_part(whole: DataSet, config: DataConfig) -> DataSet:
@@ -93,18 +98,23 @@ def _long_tail(whole: DataSet, ratio: float) -> npt.NDArray[np.int64]:
 
 
 def _part(whole: DataSet, rows: npt.NDArray[np.int64]) -> DataSet:
-    """The samples of `rows`, copied into memory."""
-    chosen = np.ascontiguousarray(whole.rows[rows])
+    """The samples of `rows`, copied into memory unless they are streamed."""
     labels = None if whole.labels is None else whole.labels[rows]
     if labels is not None and (labels == -1).all():
         labels = None
-    sums = statistics_of(chosen.shape)
-    sums.add(chosen)
-    mean, std = sums.mean_and_std()
     digests = [
         hashlib.sha256(one.encode() + rows.tobytes()).hexdigest()
         for one in (whole.fingerprint, whole.rows_fingerprint)
     ]
+    chosen: Rows
+    if isinstance(whole.rows, EncodedRows):
+        chosen = streamed = whole.rows.part(rows)
+        mean, std = _known_statistics(streamed, digests[1])
+    else:
+        chosen = copied = np.ascontiguousarray(whole.rows[rows])
+        sums = statistics_of(copied.shape)
+        sums.add(copied)
+        mean, std = sums.mean_and_std()
     return replace(
         whole,
         rows=chosen,
@@ -118,3 +128,21 @@ def _part(whole: DataSet, rows: npt.NDArray[np.int64]) -> DataSet:
         fingerprint=digests[0],
         rows_fingerprint=digests[1],
     )
+
+
+def _known_statistics(
+    rows: EncodedRows, fingerprint: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The statistics of a part, in a file beside the records: they take a pass over it."""
+    path = rows.folder / f"part-{fingerprint[:32]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(path.read_text())
+        return tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
+    sums = statistics_of(rows.shape)
+    for start in range(0, len(rows), _SUMMED_ROWS):
+        sums.add(rows[start : start + _SUMMED_ROWS])
+    mean, std = sums.mean_and_std()
+    # A folder that only its owner may write is as good without.
+    with suppress(OSError):
+        disk.write_file(path, json.dumps({"mean": mean, "std": std}).encode())
+    return mean, std

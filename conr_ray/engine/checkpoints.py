@@ -3,8 +3,8 @@
 checkpoints/epoch_000040/state.pt       tensors and plain values
 checkpoints/epoch_000040/summary.json   written last; a checkpoint without it is incomplete and
                                         ignored
-checkpoints/epoch_000040_step_000017/   of a run that was stopped after 17 steps of the next epoch;
-                                        deleted once there is a later one
+checkpoints/epoch_000040_step_000017/   after 17 steps of the next epoch, of a run that was stopped
+                                        there or has long epochs; deleted once there is a later one
 """
 
 from __future__ import annotations

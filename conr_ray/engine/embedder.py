@@ -42,10 +42,8 @@ class Embedder:
             # Of one shape, so that one compiled program serves all batches.
             rows_b = pad(rows_b, (0, -num_rows % _BATCH))
         with self.acceleration.autocast():
-            parts = [
-                self.framework.embed(view(self.inputs.take(rows), rows))
-                for rows in torch.split(rows_b, _BATCH)
-            ]
+            batches = self.inputs.prefetched(torch.split(rows_b, _BATCH), lambda rows: [rows])
+            parts = [self.framework.embed(view(self.inputs.take(rows), rows)) for rows in batches]
         self.framework.train(training)
         return _stretched(torch.cat(parts)[:num_rows])
 

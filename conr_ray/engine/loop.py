@@ -21,7 +21,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.stopping import stop_request
-from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, StorageError, UserError
+from conr_ray.errors import RunFailed, RunStopped, StorageError, UserError, WorkerFailed
 from conr_ray.method.batch_norm import average_running_statistics
 from conr_ray.method.collectives import rank, world_size
 from conr_ray.method.phases import phase
@@ -51,7 +51,7 @@ def train(
 
     Raises:
         UserError: config, samples and checkpoint do not fit together.
-        RunFailed: the loss is not finite; RunCollapsed; OutOfMemory, which one worker alone may
+        RunFailed: the loss is not finite; RunCollapsed; WorkerFailed, which one worker alone may
             raise.
         RunStopped: one of the workers was asked to stop.
     """
@@ -80,7 +80,7 @@ def record_failure(directory: RunDirectory, error: BaseException) -> None:
     """
     if not isinstance(error, UserError | RunFailed | RunStopped):
         return
-    if rank() == 0 or isinstance(error, OutOfMemory):
+    if rank() == 0 or isinstance(error, WorkerFailed):
         with suppress(StorageError):
             directory.record_failure(error)
 
@@ -109,7 +109,8 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
     side = run.config.views.size_in(epoch)
 
     first = figures.num_steps
-    for index, step in enumerate(map(stage.paired, run.steps(epoch, first)), first):
+    steps = run.prefetched(map(stage.paired, run.steps(epoch, first)))
+    for index, step in enumerate(steps, first):
         with phase("views"):
             views = [
                 inputs.random(batch, key, step.positions_b, mild=stage.mild_views, size=side)
@@ -129,8 +130,11 @@ def _train_epoch(run: Run, trained: nn.Module, epoch: int) -> tuple[MetricRow, S
             followed = framework.after_step(outputs, step)
         rates = {f"{group['name']}_lr": group["lr"] for group in optimizer.param_groups[1:]}
         figures.add(loss, step_figures, {"lr": rate, **rates, **followed})
-        if figures.due and figures.look():
+        if figures.due and figures.look(wants_save=run.wants_save):
             run.stop(figures)
+        if figures.save_agreed:
+            with phase("checkpoint"):
+                run.save_within_epoch(figures)
 
     average_running_statistics(framework)
     row: dict[str, float | int | str | None] = {

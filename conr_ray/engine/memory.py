@@ -85,6 +85,6 @@ def _held_gib(config: RunConfig, data: DataSet, *, on_host: bool) -> dict[str, f
         f"lower bank.size={bank.size}": bank_bytes / (world_size() if bank.sharded else 1),
         f"lower {config.model.framework}.queue_size={queue_size}": 4 * queue_size * width,
     }
-    if config.data.placement == "device" and not on_host:
+    if config.data.placement == "device" and not on_host and not data.is_streamed:
         held["set data.placement=host"] = data.rows.nbytes
     return {what: held[what] / _GIB for what in sorted(held, key=lambda what: -held[what])}

@@ -6,7 +6,8 @@ Shapes: n rows of the global batch, b of this worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -84,7 +85,7 @@ class Run:
 
         self.last_epoch = span.until or config.schedule.epochs
         self._saved, checkpoint = read_newest(directory, span, self.last_epoch, device)
-        self._pace = Pace()
+        self._pace, self._saved_at = Pace(), time.monotonic()
         self.config = config = with_settled_precision(
             config, checkpoint, directory, data.row_shape, device
         )
@@ -248,10 +249,17 @@ class Run:
 
     def batches(self, step: Step) -> tuple[Tensor, Tensor]:
         """The samples of the two views of a step, as stored; often the same."""
-        first = self.inputs.take(step.sample_ids_n[self.local])
-        if step.partner_ids_n is None:
-            return first, first
-        return first, self.inputs.take(step.partner_ids_n[self.local])
+        first, *others = map(self.inputs.take, self._taken(step))
+        return first, others[0] if others else first
+
+    def prefetched(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """The steps, while samples of the next ones are decoded, if they stay encoded."""
+        return self.inputs.prefetched(steps, self._taken)
+
+    def _taken(self, step: Step) -> list[Tensor]:
+        """This worker's samples in a step, and their partners if they have any."""
+        both = step.sample_ids_n, step.partner_ids_n
+        return [ids_n[self.local] for ids_n in both if ids_n is not None]
 
     def view_keys(self, epoch: int, index: int) -> list[int]:
         """Random keys of the two views of a step."""
@@ -311,23 +319,37 @@ class Run:
         if rank() == 0:
             self.directory.write_metrics(history)
 
+    @property
+    def wants_save(self) -> bool:
+        """Whether the last checkpoint is so long ago that one is due within the epoch."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save_within_epoch(self, figures: StepFigures) -> None:
+        """Write a checkpoint after the steps of `figures`, which all workers have looked at."""
+        state = self.state
+        statistics = gathered_running_statistics(state.framework)
+        state.within = {**figures.state_dict(), "running_statistics": statistics}
+        if isinstance(self._group_stage, PairStage) and not self._is_frozen:
+            # Found where the epoch began.
+            state.within["neighbors"] = self._group_stage.neighbors_mk
+        self._save(figures.num_steps)
+        figures.last_checkpoint, figures.save_agreed = self.last_checkpoint, False
+        # The epoch goes on: only one that begins in its middle reads them.
+        state.within = None
+
     def stop(self, figures: StepFigures) -> NoReturn:
         """Write a checkpoint after the steps of `figures`, which all workers have looked at.
 
         Raises:
             RunStopped: it is written.
         """
-        state, steps = self.state, figures.num_steps
-        statistics = gathered_running_statistics(state.framework)
-        state.within = {**figures.state_dict(), "running_statistics": statistics}
-        if isinstance(self._group_stage, PairStage) and not self._is_frozen:
-            # Found where the epoch began.
-            state.within["neighbors"] = self._group_stage.neighbors_mk
-        self._save(steps)
+        self.save_within_epoch(figures)
         # It is met; what is trained next in this process is another matter.
         stop_request.asked = False
         raise RunStopped(
-            f"stopped in epoch {state.epoch + 1} after step {steps} of {self._steps_per_epoch}"
+            f"stopped in epoch {self.state.epoch + 1} after step {figures.num_steps} of "
+            f"{self._steps_per_epoch}"
         )
 
     def check_collapse(self) -> None:
@@ -375,7 +397,7 @@ class Run:
         """Write a checkpoint after the trained epochs and `steps` of the next one."""
         state, fingerprint = self.state, self.data.fingerprint
         checkpoint = state.to_checkpoint(self.config, fingerprint, self.inputs.state_dict())
-        self._saved = state.epoch, steps
+        self._saved, self._saved_at = (state.epoch, steps), time.monotonic()
         if rank() > 0:
             return
         summary = {

@@ -28,6 +28,7 @@ from conr_ray.errors import (
     RunCollapsed,
     RunFailed,
     RunStopped,
+    SampleLost,
     StorageError,
     UserError,
 )
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 # Kinds of recorded failures by name; a subclass comes before its base class.
 _FAILURES = {
     kind.__name__: kind
-    for kind in (StorageError, UserError, OutOfMemory, RunCollapsed, RunFailed, RunStopped)
+    for kind in (
+        *(StorageError, UserError, OutOfMemory, SampleLost, RunCollapsed),
+        *(RunFailed, RunStopped),
+    )
 }
 
 # What a run that is resumed for more epochs may change: how long its schedules are.

@@ -44,6 +44,8 @@ class StepFigures:
 
     Attributes:
         latest: figures of the last step.
+        last_checkpoint: where the newest checkpoint is, for messages.
+        save_agreed: whether the first worker wanted a checkpoint at the last look.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class StepFigures:
         before = so_far or {"losses": [], "shares": {}, "latest": {}, "seconds": 0.0}
         seconds: float = before["seconds"]
         self._epoch, self._num_steps, self._pace = epoch, num_steps, pace
-        self._last_checkpoint = last_checkpoint
+        self.last_checkpoint, self.save_agreed = last_checkpoint, False
         self._losses: list[float] = list(before["losses"])
         self._shares = {name: list(counts) for name, counts in before["shares"].items()}
         self.latest: dict[str, float] = dict(before["latest"])
@@ -89,8 +91,11 @@ class StepFigures:
         """Whether it is time to `look`: now and then, and after the last step."""
         return len(self._new_losses) >= self._pace.steps or self.num_steps == self._num_steps
 
-    def look(self) -> bool:
+    def look(self, *, wants_save: bool = False) -> bool:
         """Sum what is new over the workers; return whether any of them is asked to stop.
+
+        Args:
+            wants_save: whether this worker wants a checkpoint; that of the first one is heeded.
 
         Raises:
             RunFailed: a loss is not finite; raised on all workers, since all have the sum.
@@ -98,8 +103,8 @@ class StepFigures:
         num_new = len(self._new_losses)
         parts = [torch.stack(self._new_losses).double()]
         parts += [torch.stack(counts).sum(0).double() for counts in self._new_shares.values()]
-        asked, steps = float(stop_request.asked), self._pace.wished if rank() == 0 else 0
-        parts.append(parts[0].new_tensor([asked, steps]))
+        wishes = [0.0, 0.0] if rank() else [float(wants_save), float(self._pace.wished)]
+        parts.append(parts[0].new_tensor([float(stop_request.asked), *wishes]))
         # Added in the order of ranks: a sum does not depend on what else is sent with it.
         by_worker = all_gather_stack(torch.cat(parts)).unbind()
         sums: list[float] = reduce(torch.add, by_worker).tolist()
@@ -108,7 +113,7 @@ class StepFigures:
             if not math.isfinite(loss):
                 raise RunFailed(
                     f"the loss is {loss} at epoch {self._epoch}, step {step}; last good "
-                    f"checkpoint: {self._last_checkpoint}; lower optim.lr or check the data"
+                    f"checkpoint: {self.last_checkpoint}; lower optim.lr or check the data"
                 )
         self._losses += losses
         for place, name in enumerate(self._new_shares):
@@ -116,7 +121,7 @@ class StepFigures:
             for i in range(2):
                 counts[i] += sums[num_new + 2 * place + i]
         self._new_losses, self._new_shares = [], {}
-        asked, self._pace.steps = sums[-2], int(sums[-1])
+        asked, self.save_agreed, self._pace.steps = sums[-3], sums[-2] > 0, int(sums[-1])
         now = time.perf_counter()
         self._pace.time(num_new, now - self._looked)
         self._looked = now

@@ -30,7 +30,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk_fields import trunk_config
 from conr_ray.engine.trunk_store import TrunkStore, trunk_name
-from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
+from conr_ray.errors import RunFailed, RunStopped, UserError, WorkerFailed
 from conr_ray.method.collectives import broadcast_first, rank, world_size
 from conr_ray.method.phases import phase
 from conr_ray.storage.locks import Lock
@@ -143,7 +143,7 @@ def _look(trunk: RunDirectory, epoch: int, lock: Lock) -> tuple[int, str]:
         return _READY, note
     try:
         trunk.raise_failure()
-    except (UserError, OutOfMemory, RunStopped):
+    except (UserError, WorkerFailed, RunStopped):
         # Of an earlier attempt; its cause may be fixed.
         trunk.delete_file("failure.json")
     except RunFailed:

@@ -26,7 +26,8 @@ def trunk_config(config: RunConfig) -> RunConfig:
     fields += [f"{framework}.{leaf}" for leaf in own.model_fields]
     neutral = {name: _default_of(name) for name in fields if not shapes_trunk(name)}
     # A trunk writes checkpoints as often as its run.
-    own_settings = {"checkpoint.every": config.checkpoint.every, "checkpoint.keep": 1}
+    often = {f"checkpoint.{n}": getattr(config.checkpoint, n) for n in ("every", "every_minutes")}
+    own_settings = {**often, "checkpoint.keep": 1}
     trunk = {"schedule.group_start": "never", "tracking.wandb": "off"}
     return override(config, {**neutral, **own_settings, **trunk})
 

@@ -16,7 +16,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.span import WHOLE, Span
 from conr_ray.engine.trunk import train_from_trunk
 from conr_ray.engine.trunk_store import TrunkStore
-from conr_ray.errors import OutOfMemory, RunFailed, RunStopped, UserError
+from conr_ray.errors import RunFailed, RunStopped, UserError, WorkerFailed
 from conr_ray.frozen import open_samples
 from conr_ray.method.collectives import all_reduce_sum, rank, world_size
 from conr_ray.scaling.resources import WorkerResources
@@ -58,8 +58,8 @@ def work(job: dict[str, Any], device: torch.device) -> None:
     """Train as one worker on `device`.
 
     An error raised here makes Ray start all workers again. One that would recur is recorded for the
-    driver instead, and all workers end. If only one of several has no memory, its error ends the
-    others, and no worker that is started again trains.
+    driver instead, and all workers end. If only one of several fails, as without memory, its error
+    ends the others, and no worker that is started again trains.
     """
     with job["pulse"].beating():
         _work(job, device)
@@ -80,7 +80,7 @@ def _work(job: dict[str, Any], device: torch.device) -> None:
         observer = Observers([observer, Profile(directory, device)])
     try:
         train_from_trunk(config, images, directory, observer, device, job["trunks"], job["span"])
-    except OutOfMemory:
+    except WorkerFailed:
         if world_size() > 1:
             raise
     except (UserError, RunFailed, RunStopped):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -21,13 +21,17 @@ class Damaged(Exception):
     """What is wrong with a sealed folder."""
 
 
-def seal(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
-    """Sync the files of a folder and write the JSON file `name`: `facts`, and what they are."""
+def seal(folder: Path, name: str, facts: Mapping[str, Any], unread: Collection[str] = ()) -> None:
+    """Sync the files of a folder and write the JSON file `name`: `facts`, and what they are.
+
+    Of the `unread` ones, whose parts have checksums of their own, only sizes are noted.
+    """
     files = {}
     for path in sorted(folder.iterdir()):
         with disk.opened(path, os.O_RDONLY) as file:
             os.fsync(file)
-        files[path.name] = {"bytes": path.stat().st_size, "crc32": _sum_of(path)}
+        content = None if path.name in unread else _sum_of(path)
+        files[path.name] = {"bytes": path.stat().st_size, "crc32": content}
     tree = {**facts, "files": files}
     text = json.dumps({**tree, "crc32": _sum_of_tree(tree)}, indent=1)
     disk.write_file(folder / name, text.encode())
@@ -59,6 +63,8 @@ def unseal(folder: Path, name: str) -> dict[str, Any]:
             raise Damaged(f"{file} is missing") from None
         if now.st_size != expected["bytes"]:
             raise Damaged(f"{file} has {now.st_size} of {expected['bytes']} bytes")
+        if expected["crc32"] is None:
+            continue
         seen = path, (now.st_ino, now.st_mtime_ns, expected["crc32"])
         if seen not in _checked and _sum_of(path) != expected["crc32"]:
             raise Damaged(f"{file} has changed")

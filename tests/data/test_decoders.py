@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conr_ray.config import DataConfig
-from conr_ray.data.decoders import Decoded, Decoders, Encoded, Form, Opened, decode, in_order
+from conr_ray.data.decoders import Decoded, Decoders, Encoded, Opened, decode, in_order
+from conr_ray.data.decoding import Form
 from conr_ray.data.sources import encoded, make_source
 from tests.waiting import HANG_S
 
@@ -124,9 +125,9 @@ def test_files_are_read_in_parts(encode: Any, random_images: Callable[..., Any])
     with Decoders(2, alone_s=0) as decoders:
         until(decoders, 2, [Encoded(partial(bytes, encode(large[:, :6, :5])))])
         parts = decoders.run(partial(decode, form=form), task)
-    assert [len(images) for images, _, _ in parts] == [3, 2]
-    assert [broken for _, broken, _ in parts] == [[], [(1, "it is empty")]]
-    images = np.concatenate([images for images, _, _ in parts])
+    assert [len(part.images) for part in parts] == [3, 2]
+    assert [part.broken for part in parts] == [[], [(1, "it is empty")]]
+    images = np.concatenate([part.images for part in parts])
     np.testing.assert_array_equal(images, decode(task, form).images)
 
 
@@ -183,7 +184,7 @@ def test_processes_end_when_theirs_is_killed(tmp_path: Path, encode: Any) -> Non
 import sys, time
 from functools import partial
 from pathlib import Path
-from conr_ray.data.decoders import Decoders, Encoded, Form, decode
+from conr_ray.data.decoders import Decoders, Encoded, decode
 task = [Encoded(Path(sys.argv[1]).read_bytes)] * 2
 with Decoders(2, alone_s=0) as decoders:
     while decoders.num_processes < 2:

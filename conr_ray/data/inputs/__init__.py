@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from conr_ray.config import RunConfig, ViewsConfig
+from conr_ray.data.encoded_rows import Rows
 from conr_ray.data.inputs.base import Inputs
 from conr_ray.data.inputs.embedded import EmbeddedImages
 from conr_ray.data.inputs.images import Images
@@ -38,7 +38,7 @@ def make_inputs(config: RunConfig, data: DataSet, device: torch.device) -> Input
     )
 
 
-def inputs_from_state(state: Mapping[str, Any], rows: NDArray[Any], device: torch.device) -> Inputs:
+def inputs_from_state(state: Mapping[str, Any], rows: Rows, device: torch.device) -> Inputs:
     """New samples as seen by the run with `Inputs.state_dict` `state`; supports `plain` only."""
     views = ViewsConfig(size=state.get("size", 1))
     preparation = Preparation.from_json(state) if "interpolation" in state else None
@@ -47,7 +47,7 @@ def inputs_from_state(state: Mapping[str, Any], rows: NDArray[Any], device: torc
 
 
 def _made(
-    rows: NDArray[Any],
+    rows: Rows,
     views: ViewsConfig,
     mean: Any,
     std: Any,

@@ -6,16 +6,22 @@ Shapes: b samples of a worker, n of the data set; the other dimensions are a sam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from conr_ray.data.encoded_rows import EncodedRows, Rows
 
 Function = Callable[..., Tensor]
 Compiler = Callable[[Function], Function]
+T = TypeVar("T")
+
+# Batches that are decoded ahead of the one in work.
+_NUM_AHEAD = 3
 
 
 class Inputs(ABC):
@@ -29,16 +35,17 @@ class Inputs(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, rows: NDArray[Any], device: torch.device, *, on_device: bool) -> None:
-        """Wrap an array (n, ...), which may be memory-mapped."""
+    def __init__(self, rows: Rows, device: torch.device, *, on_device: bool) -> None:
+        """Wrap an array (n, ...), which may be memory-mapped, or images that stay encoded."""
         self._rows = rows
         self._device = device
         # On a CPU a copy gains nothing over the memory map, which the workers of a node share.
-        self._resident = (
-            torch.from_numpy(np.array(rows)).to(device)
-            if on_device and device.type != "cpu"
-            else None
-        )
+        self._resident: Tensor | None = None
+        if isinstance(rows, EncodedRows):
+            # This worker's cores; other workers of the node have theirs.
+            rows.use_threads(torch.get_num_threads())
+        elif on_device and device.type != "cpu":
+            self._resident = torch.from_numpy(np.array(rows)).to(device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +62,31 @@ class Inputs(ABC):
         if self._resident is not None:
             return self._resident[rows_b.to(self._device)]
         return torch.from_numpy(self._rows[rows_b.cpu().numpy()]).to(self._device)
+
+    def prefetched(
+        self, items: Iterable[T], rows_of: Callable[[T], Iterable[Tensor]]
+    ) -> Iterator[T]:
+        """The items, a few of which are made ahead if samples have to be decoded for them.
+
+        Args:
+            items: for each of which `take` is called.
+            rows_of: what with, for an item.
+        """
+        rows = self._rows
+        if not isinstance(rows, EncodedRows):
+            yield from items
+            return
+        waiting: deque[T] = deque()
+        try:
+            for item in items:
+                for rows_b in rows_of(item):
+                    rows.expect(rows_b.cpu().numpy())
+                waiting.append(item)
+                if len(waiting) > _NUM_AHEAD:
+                    yield waiting.popleft()
+            yield from waiting
+        finally:
+            rows.forget()
 
     @abstractmethod
     def compile(self, compiled: Compiler) -> None:

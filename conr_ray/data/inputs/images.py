@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from conr_ray.data.encoded_rows import Rows
 from conr_ray.data.inputs.base import Compiler, Inputs
 from conr_ray.data.views import Views
 
@@ -17,9 +17,7 @@ class Images(Inputs):
 
     kind = "images"
 
-    def __init__(
-        self, rows: npt.NDArray[Any], views: Views, device: torch.device, *, on_device: bool
-    ) -> None:
+    def __init__(self, rows: Rows, views: Views, device: torch.device, *, on_device: bool) -> None:
         """Wrap images; `views` makes their views."""
         super().__init__(rows, device, on_device=on_device)
         self._views = views

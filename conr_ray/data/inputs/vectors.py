@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from conr_ray.config import ViewsConfig
+from conr_ray.data.encoded_rows import Rows
 from conr_ray.data.inputs.base import Compiler, Inputs
 from conr_ray.method import keyed_random
 from conr_ray.method.keyed_random import fold
@@ -29,7 +29,7 @@ class Vectors(Inputs):
 
     def __init__(
         self,
-        rows: npt.NDArray[Any],
+        rows: Rows,
         views: ViewsConfig,
         mean: Sequence[float],
         scale: float,

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
+from conr_ray.data.decoding import Form
 from conr_ray.data.inventory import Inventory, Skipped
+from conr_ray.data.records import Record
 from conr_ray.errors import UserError
 
 UInt8Array = NDArray[np.uint8]
@@ -82,6 +84,17 @@ class Source(ABC):
 
         Images are uint8 (b, c, h, w), vectors float32 (b, d).
         """
+
+    @property
+    def form(self) -> Form:
+        """What images are brought to."""
+        channels, height, width = self.contents().row_shape
+        return Form("L" if channels == 1 else "RGB", None, (channels, height, width))
+
+    def recorded(self) -> Iterator[tuple[UInt8Array, Sequence[Record]]]:
+        """The blocks of images, with what each of them can be decoded from again."""
+        for block in self.blocks():
+            yield block, [Record.of(pixels) for pixels in block]
 
 
 def listed(words: Collection[str], most: int = 20) -> str:

@@ -17,12 +17,12 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from conr_ray.config import MOST_STORED_PIXELS, DataConfig
 from conr_ray.cores import usable_cores
-from conr_ray.data.decoders import Decoders, Form, Opened, decode, in_order
+from conr_ray.data.decoders import Decoders, Opened, decode, in_order
 from conr_ray.data.decoding import (
+    Form,
     Mode,
     batched,
     fit,
@@ -33,6 +33,7 @@ from conr_ray.data.decoding import (
 )
 from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.data.looks import Look, look_at
+from conr_ray.data.records import Record
 from conr_ray.data.sources.base import Source, UInt8Array, listed
 from conr_ray.errors import StorageError, UserError
 
@@ -53,10 +54,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image not decoded yet: `place` locates it in messages, `open` reads it."""
+    """An image not decoded yet.
+
+    Attributes:
+        place: where it is, for messages.
+        open: reads it.
+        path: of its file, if that is on this machine and holds nothing else.
+    """
 
     place: str
     open: Opened
+    path: bytes | None = None
 
 
 class SizesDiffer(Exception):
@@ -82,6 +90,7 @@ class EncodedSource(Source):
         """Keep the settings."""
         super().__init__(config)
         self._looked_at: Form | None = None
+        self._sizes = ""
         self._skipped: list[Skipped] = []
 
     @abstractmethod
@@ -100,7 +109,12 @@ class EncodedSource(Source):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images, if they are of one size, or after a look."""
-        return self._form.shape
+        return self.form.shape
+
+    @property
+    def has_files(self) -> bool:
+        """Whether images are files, which may take less than their pixels."""
+        return True
 
     @property
     def skipped(self) -> Sequence[Skipped]:
@@ -109,8 +123,7 @@ class EncodedSource(Source):
 
     def inventory(self) -> Inventory:
         """The sizes of images, if a look at all has found several."""
-        looked_at = self._looked_at
-        return replace(super().inventory(), sizes=looked_at.sizes if looked_at else "")
+        return replace(super().inventory(), sizes=self._sizes)
 
     def look(self, most: int | None = None) -> None:
         """Read headers: what images become since sizes differ, or if the first `most` ones do."""
@@ -128,7 +141,8 @@ class EncodedSource(Source):
         stored_size = self.config.stored_size or max(1, min(side, LARGEST_DEFAULT_SIDE))
         channels = 1 if self._mode == "L" else 3
         shape = channels, stored_size, stored_size
-        self._looked_at = Form(self._mode, stored_size, shape, f"{smallest} to {largest}")
+        self._looked_at = Form(self._mode, stored_size, shape)
+        self._sizes = f"{smallest} to {largest}"
 
     @cached_property
     def _mode(self) -> Mode:
@@ -148,7 +162,8 @@ class EncodedSource(Source):
         return "L"
 
     @property
-    def _form(self) -> Form:
+    def form(self) -> Form:
+        """What images are brought to, if they are of one size, or after a look."""
         return self._looked_at or self._first_form
 
     @cached_property
@@ -158,7 +173,7 @@ class EncodedSource(Source):
         stored_size = self.config.stored_size
         for row, pending in enumerate(self._pending()):
             try:
-                image = _decoded(pending, self._mode, stored_size)
+                image = fit(to_mode(pending.open(), self._mode), stored_size)
             except StorageError:
                 raise
             except Exception as error:
@@ -181,7 +196,15 @@ class EncodedSource(Source):
             Unreadable: some cannot, and are not to be skipped; all are named.
             SizesDiffer: not all are of one size, and `look` was not called.
         """
-        form = self._form
+        for images, _ in self._decoded_blocks(keeps=False):
+            yield images
+
+    def recorded(self) -> Iterator[tuple[UInt8Array, Sequence[Record]]]:
+        """The same, with their files."""
+        return self._decoded_blocks(keeps=True)
+
+    def _decoded_blocks(self, *, keeps: bool) -> Iterator[tuple[UInt8Array, Sequence[Record]]]:
+        form = self.form
         num_bytes = int(np.prod(form.shape))
         block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // num_bytes))
         task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // num_bytes))
@@ -189,26 +212,35 @@ class EncodedSource(Source):
         broken: list[Skipped] = []
         self._skipped = broken
         block: list[UInt8Array] = []
+        records: list[Record] = []
+        work = partial(decode, form=form, keeps=keeps)
         # An error that is handled keeps what has raised it, with its processes.
-        with closing(self._worked(partial(decode, form=form), task_images)) as worked:
+        with closing(self._worked(work, task_images)) as worked:
             for task, parts in worked:
                 place = 0
-                for images, failed, differs in parts:
+                for images, failed, differs, files in parts:
                     if differs:
                         raise SizesDiffer
                     some = [(*task[place + one], why) for one, why in failed]
                     broken += [Skipped(row, pending.place, why) for row, pending, why in some]
-                    place += len(images) + len(failed)
                     block.append(images)
+                    end, without = place + len(images) + len(failed), {row for row, _, _ in some}
+                    if keeps:
+                        read = [one for row, one in task[place:end] if row not in without]
+                        found = zip(images, files, read, strict=True)
+                        records += [
+                            Record.of(pixels, file, one.path) for pixels, file, one in found
+                        ]
+                    place = end
                 if broken and not skips:
-                    block.clear()
+                    block, records = [], []
                 elif sum(map(len, block)) >= block_images:
-                    yield np.concatenate(block)
-                    block.clear()
+                    yield np.concatenate(block), records
+                    block, records = [], []
         if broken and not skips:
             raise self._unreadable(broken)
         if sum(map(len, block)):
-            yield np.concatenate(block)
+            yield np.concatenate(block), records
 
     def looks(self) -> Iterator[tuple[str, Look]]:
         """Where each image is, and what it is, in order; all are decoded."""
@@ -266,7 +298,3 @@ def _grey_of(pending: PendingImage) -> bool | None:
         raise
     except Exception:
         return None
-
-
-def _decoded(pending: PendingImage, mode: Mode, stored_size: int | None) -> Image.Image:
-    return fit(to_mode(pending.open(), mode), stored_size)

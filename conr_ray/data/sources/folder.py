@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -78,11 +79,13 @@ class FolderSource(EncodedSource):
         return not self._location.is_local
 
     def _pending(self) -> Iterator[PendingImage]:
+        location = self._location
         for row, file in enumerate(self._files):
-            yield PendingImage(
-                f"row {row} ({as_text(file.name)})",
-                Encoded(partial(read_file, self._location, file)),
+            path = (
+                os.fsencode(os.path.join(location.path, file.name)) if location.is_local else None
             )
+            place = f"row {row} ({as_text(file.name)})"
+            yield PendingImage(place, Encoded(partial(read_file, location, file)), path)
 
     @property
     def _files(self) -> list[FoundFile]:

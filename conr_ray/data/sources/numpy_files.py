@@ -85,6 +85,11 @@ class NumpySource(ImagesByRow):
             "stored_size": self.config.stored_size,
         }
 
+    @property
+    def has_files(self) -> bool:
+        """They are pixels."""
+        return False
+
     def contents(self) -> Contents:
         """Number of images, their shape, and labels."""
         labels = self._labels()

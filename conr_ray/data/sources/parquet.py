@@ -36,6 +36,11 @@ class ParquetSource(ParquetTable, EncodedSource):
         num_rows = self._num_kept()
         return Contents(num_rows, self.image_shape, *self._labels())
 
+    @property
+    def has_files(self) -> bool:
+        """Unless the schema tells that they are raw pixels."""
+        return self._raw_shape is None
+
     def check_column(self) -> None:
         """Raise UserError unless the column is there and holds images."""
         super().check_column()
