@@ -4,6 +4,7 @@
 # make test   all tests; make test-fast leaves the slow ones out, make test-long runs longer ones
 # make package   wheel and source distribution in dist/; python tools/release.py VERSION makes a release
 # make test-oldest, make test-newest   the fast tests with the oldest and the newest dependencies
+# make docs   the site of all pages, in build/site, and the pages and pictures that are made from the code
 # make lint   format, lint, types (of benchmarks too), import contracts, secrets, dependencies
 # Each sets up the environment in .venv first, where that is not done yet.
 
@@ -61,6 +62,9 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m conr_ray.config_reference > docs/config.md
+	$(BIN)/python -m tools.house > docs/figures/house.svg
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo build/site/index.html
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

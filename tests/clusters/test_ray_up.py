@@ -1,6 +1,6 @@
 """clusters/aws.yaml, really brought up: moto is AWS, and each instance a host with an SSH server.
 
-The steps of docs/clusters.md, in its order and with its commands. What is not as shipped stands in
+The steps of docs/aws.md, in its order and with its commands. What is not as shipped stands in
 `_for_here` and in caller.py, and nowhere else.
 """
 
