@@ -136,7 +136,7 @@ def test_the_picture_of_the_house_is_that_of_its_layers() -> None:
 
 def test_notebooks_are_whole_and_without_results() -> None:
     files = sorted((ROOT / "examples").glob("*.ipynb"))
-    assert len(files) >= 2
+    assert files
     for file in files:
         cells = json.loads(file.read_text())["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
