@@ -124,7 +124,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as place:
                 rate, data = by_store(config, images, Path(place))
                 ours.append(rate)
-                gaps.append(float(np.abs(data.rows - plain).max()))
+                gaps.append(float(np.abs(np.asarray(data.rows) - plain).max()))
                 seconds.append(second_use(config, images, Path(place)))
         rates = statistics.median(loop), statistics.median(ours)
         ratio = statistics.median(o / p for o, p in zip(ours, loop, strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 from sklearn.cluster import KMeans
 
 from conr_ray.config import load_preset, parse_overrides
@@ -20,7 +21,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     images = open_data(load_preset(args.preset, parse_overrides(args.settings)).data)
     assert images.labels is not None
-    pixels = images.rows.reshape(images.num_rows, -1) / 255.0
+    pixels = np.asarray(images.rows).reshape(images.num_rows, -1) / 255.0
     clusters = KMeans(images.num_classes, n_init=10, random_state=0).fit_predict(pixels)
     figures = agreement(images.labels, clusters)
     print(args.preset, "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))

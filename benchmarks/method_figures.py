@@ -77,7 +77,7 @@ class Lists:
 def batch_lists(embeddings_nd: Tensor, classes: Tensor, near: NeighborhoodConfig, s: int) -> Lists:
     """The neighbours of all samples in batches of s, drawn at random; a rest is left out."""
     order = torch.randperm(len(embeddings_nd), generator=torch.Generator().manual_seed(0))
-    batches = [part for part in order.split(s) if len(part) == s]
+    batches = [part for part in torch.split(order, s) if len(part) == s]
     found: list[list[Tensor]] = [[], [], []]
     for rows_s in batches:
         part_sd = embeddings_nd[rows_s]
@@ -88,7 +88,8 @@ def batch_lists(embeddings_nd: Tensor, classes: Tensor, near: NeighborhoodConfig
         )
         for one, (_, rows_sk) in zip(found, lists, strict=True):
             one.append(rows_s[rows_sk])
-    return Lists(torch.cat(batches), *map(torch.cat, found), classes)
+    nearest, contextual, context = (torch.cat(parts) for parts in found)
+    return Lists(torch.cat(batches), nearest, contextual, context, classes)
 
 
 def put(axes: Axes, image: NDArray[np.uint8], column: float, row: float, frame: str | None) -> None:
@@ -158,12 +159,12 @@ def contextual_figure(images_n: NDArray[np.uint8], lists: Lists) -> Figure:
     for name, among in (("a wrong near one's", wrong), ("a right one's, farther away", fresh)):
         chosen += [(f"{name}: {shared(one)} shared", one) for one in among[:1]]
     for place, (name, sample) in enumerate(chosen):
-        top, context = 4 + 1.4 * place, lists.context_of(sample)
-        axes.text(0.2, top - 0.02, name, ha="left", va="center", fontsize=9)
-        put(axes, images_n[sample], 0.2, top + 0.2, None)
+        above, context = 4 + 1.4 * place, lists.context_of(sample)
+        axes.text(0.2, above - 0.02, name, ha="left", va="center", fontsize=9)
+        put(axes, images_n[sample], 0.2, above + 0.2, None)
         for column, one in enumerate(context):
             frame = SHARED if place > 1 and one in averaged else None
-            put(axes, images_n[one], _NAMES + column, top + 0.2, frame)
+            put(axes, images_n[one], _NAMES + column, above + 0.2, frame)
     frame_axes(axes, _NAMES + 0.2 + lists.contextual.shape[1], rows)
     return figure
 
