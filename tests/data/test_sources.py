@@ -464,6 +464,11 @@ class TestList(SourceConformance):
         assert contents.names == ["5.png", "6.png"] and contents.labels is not None
         assert contents.labels.tolist() == labels[5:]
 
+    def test_a_folder_of_lists(self, case: Any, tmp_path: Path, read: Any) -> None:
+        contents, found = read(case[0].model_copy(update={"path": str(tmp_path)}))
+        np.testing.assert_array_equal(found, case[1])
+        assert contents.names == [f"{number}.png" for number in range(7)]
+
     def test_a_changed_image_is_another_identity(self, case: Any, tmp_path: Path) -> None:
         before = make_source(case[0]).identity()
         (tmp_path / "4.png").touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from conr_ray.config import DataConfig
 from conr_ray.data.decoders import Encoded
@@ -21,10 +23,11 @@ from conr_ray.data.sources.base import Contents, listed
 from conr_ray.data.sources.by_row import ImagesByRow
 from conr_ray.data.sources.encoded import PendingImage
 from conr_ray.data.sources.files import WEB, Location, locate
+from conr_ray.data.sources.listed_files import ENDINGS as LISTS
 from conr_ray.data.sources.listed_files import CsvFiles
 from conr_ray.data.sources.parquet_files import ENDINGS as PARQUET
 from conr_ray.data.sources.parquet_table import ParquetTable
-from conr_ray.data.sources.patterns import has_ending
+from conr_ray.data.sources.patterns import FileSet, has_ending
 from conr_ray.data.sources.walk import as_text
 from conr_ray.errors import UserError
 from conr_ray.fields import short
@@ -50,10 +53,10 @@ class ListSource(ParquetTable, ImagesByRow):
     column_field = "image_column"
 
     def __init__(self, config: DataConfig) -> None:
-        """Find the file system of `data.path`; no file is opened yet."""
+        """Find the file system of `data.path`, and what a folder holds; no file is opened yet."""
         super().__init__(config)
         assert config.path is not None, "checked by RunConfig"
-        if not has_ending(config.path.partition("?")[0], PARQUET):
+        if not _is_parquet(config.path):
             words = [*_USUAL, *filter(None, (config.image_column, config.id_column))]
             self._files: Any = CsvFiles(config.path, words)
         self._num_twice = 0
@@ -210,6 +213,23 @@ class ListSource(ParquetTable, ImagesByRow):
 @lru_cache(1024)
 def _located(text: str) -> Location:
     return locate(text)
+
+
+def _is_parquet(path: str) -> bool:
+    """Whether the table is Parquet, by its ending; in a folder, where there are no other tables."""
+    plain = path.partition("?")[0]
+    if has_ending(plain, PARQUET):
+        return True
+    if has_ending(plain, LISTS) or locate(path).kind() != fs.FileType.Directory:
+        return False
+    return not _holds(path, LISTS) and _holds(path, PARQUET)
+
+
+def _holds(folder: str, endings: Collection[str]) -> bool:
+    try:
+        return bool(FileSet(folder, endings, "table").files)
+    except UserError:
+        return False
 
 
 def _paths_in(column: Any) -> list[str | None] | None:
