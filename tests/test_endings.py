@@ -21,11 +21,12 @@ def test_the_end_of_train_names_the_score_without_labels_and_the_next_command(
     fields = {**TINY, "data.label_column": "null", "clustering.num_clusters": 4}
     command = ["--preset", "digits", "--local", "--storage", str(tmp_path), "--name", "my run"]
     conr_ray.train.main([*command, *as_settings(fields)])
-    *_, score, assignments, following = capsys.readouterr().out.splitlines()
+    *_, score, assignments, following, short = capsys.readouterr().out.splitlines()
     assert score.startswith("NEIGHBOR_CONSISTENCY 0.") and "SILHOUETTE" not in score
     assert assignments.startswith(f"assignments: {tmp_path}/my run/assignments.parquet")
     assert "clusters.csv" in assignments and (tmp_path / "my run/clusters.csv").exists()
     assert f"conr_ray.predict --run '{tmp_path}/my run' --images" in following
+    assert short.startswith("a short run")
 
 
 def test_the_end_of_tune_names_the_assignments_of_the_best_trial(

@@ -185,6 +185,7 @@ import sys, time
 from functools import partial
 from pathlib import Path
 from conr_ray.data.decoders import Decoders, Encoded, decode
+from conr_ray.data.decoding import Form
 task = [Encoded(Path(sys.argv[1]).read_bytes)] * 2
 with Decoders(2, alone_s=0) as decoders:
     while decoders.num_processes < 2:
