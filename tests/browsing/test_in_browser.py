@@ -14,6 +14,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.waiting import HANG_S
+
 pytestmark = pytest.mark.slow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -45,6 +47,7 @@ def page(address: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         found = browser.new_page(viewport={"width": 1280, "height": 900})
+        found.set_default_timeout(1000 * HANG_S)
         problems: list[str] = []
         found.on("console", lambda one: problems.append(f"{one.type}: {one.text}"))
         found.on("pageerror", lambda error: problems.append(str(error)))

@@ -73,6 +73,7 @@ class Visit:
             viewport={"width": width, "height": 900}, offline=True, **options
         )
         self.page: Page = self._context.new_page()
+        self.page.set_default_timeout(1000 * HANG_S)
         self.problems: list[str] = []
         self.page.on("console", lambda one: self.problems.append(f"{one.type}: {one.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))

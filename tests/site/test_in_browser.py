@@ -89,6 +89,7 @@ def opened(browser: Browser, site: Path, name: str, size: dict[str, int], scheme
     """A page as a file, in a window without a network; what goes wrong fails the test at once."""
     context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)  # type: ignore[arg-type]
     page = context.new_page()
+    page.set_default_timeout(1000 * HANG_S)
     wrong: list[str] = []
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
