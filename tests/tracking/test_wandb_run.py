@@ -92,6 +92,7 @@ def test_an_offline_run_holds_every_epoch_once_with_config_group_and_figures(
         "k1": 10,
         "k2": 2,
         "k": 10,
+        "probes": None,
     }
     artifacts = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
     artifacts += [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
