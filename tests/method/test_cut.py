@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from conr_ray.method.clustering import cut
 from conr_ray.method.clustering.cut import cut_clusters
 from conr_ray.method.clustering.kmeans import spherical_kmeans
 from conr_ray.method.clustering.metrics import balanced_accuracy
@@ -106,3 +107,20 @@ def test_workers_find_what_one_finds(workers: int) -> None:
         torch.testing.assert_close(centers_cd, alone.centers_cd, rtol=1e-4, atol=1e-4)
     labels_n = torch.cat([labels_b for _, labels_b in parts])
     assert float((labels_n == alone.labels_b).float().mean()) > 0.995
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_divisions_that_are_as_good_that_of_kmeans_counts(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Four equal groups on a circle: two halves of it are as good as the two others.
+    group_s = torch.arange(400) % 4
+    angles_s = (group_s + 0.2 * torch.rand(400, generator=generator)) * torch.pi / 2
+    rows_sd = torch.stack([angles_s.cos(), angles_s.sin()], 1)
+    draws_sk = torch.randint(100, (400, 10), generator=generator)
+    near_sk = 4 * draws_sk + group_s[:, None]
+    halves = rows_sd.new_tensor([[1, 1], [-1, -1]]), rows_sd.new_tensor([[1, -1], [-1, 1]])
+    for plain, other in (halves, halves[::-1]):
+        starts_hcd = torch.stack([other, plain, other])
+        found_cd = cut._learned(rows_sd, near_sk, starts_hcd, generator, warm=False)
+        same = (rows_sd @ found_cd.T).argmax(1) == (rows_sd @ plain.T).argmax(1)
+        assert same.all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conr_ray.method.clustering.lloyd import refine
-from conr_ray.method.collectives import all_gather_rows, broadcast_first, share, world_size
+from conr_ray.method.collectives import all_gather_rows, broadcast_first, share
 from conr_ray.method.neighbors.neighbor_lists import NeighborLists, Side, compare_groups
 from conr_ray.method.neighbors.rough_products import full_precision
 
@@ -46,7 +46,7 @@ def lists_by_cells(
     """
     num_rows = len(unit_nd)
     num_cells = min(num_rows, int(_CELLS * num_rows**0.5))
-    cells_n, centers_cd = _cells(unit_nd, num_cells)
+    cells_n, centers_cd = _cells(unit_nd, num_cells, spread=spread)
     order_n = cells_n.argsort(stable=True)
     sizes_c = torch.bincount(cells_n, minlength=num_cells)
     pairs_e2 = _near(centers_cd, sizes_c, probes, _CHOICE * (width + 1))
@@ -59,18 +59,20 @@ def lists_by_cells(
     return lists, order_n
 
 
-def _cells(unit_nd: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+def _cells(unit_nd: Tensor, num_cells: int, *, spread: bool) -> tuple[Tensor, Tensor]:
     """Spherical k-means on a sample: the cell of each row, (n,), and centres (c, d)."""
     generator = torch.Generator().manual_seed(0)
     most = min(len(unit_nd), num_cells * _ROWS_SAMPLED)
     sample_sd = unit_nd[torch.randperm(len(unit_nd), generator=generator)[:most]]
     with full_precision(unit_nd.device):
         starts_1cd = sample_sd[None, :num_cells]
-        found_1cd = refine(sample_sd, starts_1cd, sample_sd, _ITERATIONS, spread=False)
-        # Sums on a GPU have no fixed order.
-        centers_cd = broadcast_first(found_1cd)[0] if world_size() > 1 else found_1cd[0]
+        centers_cd = refine(sample_sd, starts_1cd, sample_sd, _ITERATIONS, spread=False)[0]
         parts = torch.split(unit_nd, max(1, _BLOCK_ELEMENTS // num_cells))
-        return torch.cat([(part @ centers_cd.T).argmax(1) for part in parts]), centers_cd
+        cells_n = torch.cat([(part @ centers_cd.T).argmax(1) for part in parts])
+    if spread:
+        # Sums on a GPU have no fixed order: the workers' cells could differ.
+        cells_n, centers_cd = broadcast_first(cells_n), broadcast_first(centers_cd)
+    return cells_n, centers_cd
 
 
 def _near(centers_cd: Tensor, sizes_c: Tensor, probes: int, rows: int) -> Tensor:
