@@ -151,7 +151,8 @@ class EncodedRows:
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Begin to decode a batch that will be asked for next, by the same numbers."""
         wanted = self._rows[rows]
-        self._expected.setdefault(wanted.tobytes(), _Batch(self, wanted))
+        if (key := wanted.tobytes()) not in self._expected:
+            self._expected[key] = _Batch(self, wanted)
 
     def forget(self) -> None:
         """Give up what is expected."""
