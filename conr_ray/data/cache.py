@@ -33,7 +33,7 @@ from conr_ray.fields import short
 from conr_ray.storage import disk
 from conr_ray.storage.locks import locked_file
 
-DECODED = "decoded copy"
+DECODED, ENCODED = "decoded copy", "encoded copy"
 LIMIT = "CONR_RAY_CACHE_LIMIT"
 # Of the file system that the cache is on.
 _DEFAULT_LIMIT = "50%"
@@ -229,8 +229,8 @@ def make_room(root: Path, needed: int) -> None:
             disk.tell(f"{told_of_limit(root)}: removed {told(entry)}")
     if total > limit:
         disk.tell(
-            f"{told_of_limit(root)}: it now takes {size_of(total)}, since all of it is in use; "
-            f"set {LIMIT} to more"
+            f"{told_of_limit(root)}: it now takes {size_of(total)}, since what is in use or made "
+            f"now stays; set {LIMIT} to more"
         )
 
 
@@ -303,6 +303,8 @@ def _entry(root: Path, folder: Path, kind: str, *, alone: bool = False) -> Entry
         changed_at = _used(whole).stat().st_mtime
     in_use = _is_held(_used(whole)) or _is_held(whole.with_suffix(".lock"))
     facts = meta if isinstance(meta, dict) else {}
+    if kind == DECODED and facts.get("encoded"):
+        kind = ENCODED
     return Entry(root, folder, kind, num_bytes, changed_at, in_use, facts)
 
 
