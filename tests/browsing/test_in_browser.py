@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,13 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.waiting import HANG_S
+from tests.chromium import PATIENCE_MS, chromium
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 @pytest.fixture
@@ -42,18 +39,14 @@ def address(browsed: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         found = browser.new_page(viewport={"width": 1280, "height": 900})
-        found.set_default_timeout(1000 * HANG_S)
+        found.set_default_timeout(PATIENCE_MS)
         problems: list[str] = []
         found.on("console", lambda one: problems.append(f"{one.type}: {one.text}"))
         found.on("pageerror", lambda error: problems.append(str(error)))
         found.goto(address)
         yield found
-        browser.close()
     assert problems == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +14,10 @@ import plotly.graph_objects as go
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
 import conr_ray.report
+from tests.chromium import PATIENCE_MS, chromium
 from tests.reporting.made_searches import FRACTION, K1_K2, SEEDS, make_search
 from tests.reporting.test_predictions import CLUSTERS, made_photos, made_predictions, rows_of
 from tests.tiny_runs import TINY
@@ -25,7 +25,6 @@ from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 ROWS = "#trials tbody tr:not([hidden])"
 
 
@@ -57,12 +56,8 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Visit:
@@ -73,7 +68,7 @@ class Visit:
             viewport={"width": width, "height": 900}, offline=True, **options
         )
         self.page: Page = self._context.new_page()
-        self.page.set_default_timeout(1000 * HANG_S)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.problems: list[str] = []
         self.page.on("console", lambda one: self.problems.append(f"{one.type}: {one.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))

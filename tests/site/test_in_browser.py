@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.chromium import PATIENCE_MS, chromium
 from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # Of each kind of page one: text, formulas, pictures, wide tables, code, what is made of the code.
 LOOKED_AT = ("index", "start", "data", "train", "method", "config", "commands", "classes", "design")
@@ -40,12 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Links(HTMLParser):
@@ -89,7 +84,7 @@ def opened(browser: Browser, site: Path, name: str, size: dict[str, int], scheme
     """A page as a file, in a window without a network; what goes wrong fails the test at once."""
     context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)  # type: ignore[arg-type]
     page = context.new_page()
-    page.set_default_timeout(1000 * HANG_S)
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
