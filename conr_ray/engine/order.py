@@ -15,6 +15,32 @@ from conr_ray.method.keyed_random import fold
 _JUST_BELOW = 1 - 1e-9
 
 
+def epoch_order(
+    key: int,
+    junk_n: Tensor,
+    labels_n: Tensor | None,
+    num_steps: int,
+    batch: int,
+    evenness: float,
+) -> Tensor:
+    """Samples of an epoch, int64 (m,) on the CPU: all in random order, or those of `even_order`.
+
+    Args:
+        key: of the epoch.
+        junk_n: samples that are left out, bool, on the CPU.
+        labels_n: clusters, which `evenness` above 0 reads.
+        num_steps: batches.
+        batch: samples of a batch.
+        evenness: of the clusters.
+    """
+    if not evenness:
+        order_n = keyed_random.permutation(key, len(junk_n))
+        return order_n[~junk_n[order_n]]
+    assert labels_n is not None, "evenness is that of clusters"
+    rows_m = (~junk_n).nonzero().flatten()
+    return rows_m[even_order(key, labels_n.cpu()[rows_m], num_steps, batch, evenness)]
+
+
 def even_order(key: int, labels_n: Tensor, num_steps: int, batch: int, evenness: float) -> Tensor:
     """Samples of the batches of an epoch, clusters more even than they are, int64 (m,) on the CPU.
 

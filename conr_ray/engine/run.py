@@ -27,9 +27,10 @@ from conr_ray.engine.earlier_clusters import keep_earlier
 from conr_ray.engine.embedder import Embedder
 from conr_ray.engine.evaluation import DataClustering, neighbors_table
 from conr_ray.engine.given_edits import agreed_edits
+from conr_ray.engine.group_stage import make_group_stage
 from conr_ray.engine.initial_weights import agreed_weights, record_backbone
 from conr_ray.engine.observer import Observer
-from conr_ray.engine.order import even_order
+from conr_ray.engine.order import epoch_order
 from conr_ray.engine.resume import read_newest, tell_again, with_settled_precision
 from conr_ray.engine.run_clusters import RunClusters
 from conr_ray.engine.run_directory import RunDirectory
@@ -41,14 +42,12 @@ from conr_ray.engine.stopping import stop_request
 from conr_ray.engine.take_snapshot import NUM_SHOWN, take_snapshot
 from conr_ray.engine.training_state import TrainingState, check_checkpoint, neighborhood_of
 from conr_ray.errors import RunFailed, RunStopped
-from conr_ray.method import keyed_random
 from conr_ray.method.batch_norm import gathered_running_statistics
 from conr_ray.method.collectives import rank, share, world_size
 from conr_ray.method.frameworks.base import Step
 from conr_ray.method.keyed_random import fold
 from conr_ray.method.neighbors.data_neighbors import DataNeighbors
 from conr_ray.method.stages.base import Stage
-from conr_ray.method.stages.group import GroupStage
 from conr_ray.method.stages.instance import InstanceStage
 from conr_ray.method.stages.pairs import PairStage
 
@@ -118,21 +117,8 @@ class Run:
         self._classes = None if data.labels is None else torch.from_numpy(data.labels).to(device)
         self._frozen_near: DataNeighbors | None = None
         self._instance_stage = InstanceStage()
-        weight, in_all_data = config.optim.group_loss_weight, config.neighborhood.pool == "data"
-        per_cluster = config.boundary.per == "cluster"
-        self._group_stage: GroupStage | PairStage = (
-            PairStage(
-                config.neighborhood.kind,
-                weight,
-                self._classes,
-                self.schedule.clusters_until,
-                self._links,
-                per_cluster=per_cluster,
-            )
-            if in_all_data
-            else GroupStage(
-                self.state.bank, weight, self._classes, self._links, per_cluster=per_cluster
-            )
+        self._group_stage = make_group_stage(
+            config, self.schedule, self.state.bank, self._classes, self._links
         )
 
     def _begin(self, num_clusters: int) -> None:
@@ -200,22 +186,14 @@ class Run:
             )
 
     def _order(self, epoch: int) -> Tensor:
-        """The samples of an epoch in random order, or those that make clusters more even.
-
-        Those that a person has marked as junk are left out.
-        """
-        key, evenness = fold(self.config.seed, "order", epoch), self.config.clustering.evenness
+        """The samples of an epoch, without those that a person has marked as junk."""
         junk_n = torch.zeros(self.data.num_rows, dtype=torch.bool)
         if self._links is not None:
             junk_n = self._links.junk_n.cpu()
-        if not evenness or not self.schedule.in_group_stage(epoch):
-            order = keyed_random.permutation(key, self.data.num_rows)
-            return order[~junk_n[order]]
+        evenness = self.config.clustering.evenness if self.schedule.in_group_stage(epoch) else 0
         labels, batch = self.state.pseudo_labels, self.config.optim.batch_size
-        assert labels is not None, "found before the epoch"
-        rows_m = (~junk_n).nonzero().flatten()
-        order_m = even_order(key, labels.cpu()[rows_m], self._steps_per_epoch, batch, evenness)
-        return rows_m[order_m]
+        key = fold(self.config.seed, "order", epoch)
+        return epoch_order(key, junk_n, labels, self._steps_per_epoch, batch, evenness)
 
     def prepare(self, stage: Stage, epoch: int) -> None:
         """Find what the loss of `stage` reads of the whole data set in `epoch`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conr_ray.data.cache import default_cache_dir
 from conr_ray.data.store import open_data
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import StorageError
@@ -70,7 +71,11 @@ def check(
         except (StorageError, Killed) as error:
             assert "\n" not in str(error), fails_at
         else:
-            assert kind == "written in part", fails_at
+            # A note that an entry of the cache is used may fail.
+            of_cache = all(
+                str(place).startswith(str(default_cache_dir())) for place in faulty.failed
+            )
+            assert kind == "written in part" or of_cache, fails_at
     if away(folder).exists():
         # Nothing was written in its place.
         assert not folder.exists(), fails_at

@@ -31,6 +31,8 @@ class FaultyDisk:
     ) -> None:
         self.count = 0
         self.dead = False
+        # What the operations that failed were about: paths and descriptors.
+        self.failed: list[Any] = []
         self._failing = range(fails_at, fails_at + lasts) if fault is not None else range(0)
         self._fault = fault
 
@@ -46,6 +48,7 @@ class FaultyDisk:
             if self.count not in self._failing:
                 return self._watched(name, real(*args, **options), args)
             assert self._fault is not None
+            self.failed.append(args[0])
             if name == "write":
                 written = real(args[0], args[1][: len(args[1]) // 2])
                 self._fault(self)
