@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -157,9 +156,11 @@ def main() -> None:
         for name in found[0]:
             cells = []
             for values in zip(*((*one[name][0], one[name][1]) for one in found), strict=True):
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
-            print(f"| {name} | {' | '.join(cells).replace('nan ± nan', '-')} |", flush=True)
+                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                cells.append(
+                    "-" if np.isnan(values).any() else f"{np.mean(values):.3f} ± {spread:.3f}"
+                )
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,18 +42,19 @@ def train_workers() -> list[psutil.Process]:
     return [p for p in family if any(name in " ".join(p.cmdline()) for name in names)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ray_workers_train_as_one_process_does(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "stream"), [(1, "never"), (2, "never"), (2, "always")])
+def test_ray_workers_train_as_one_process_does(tmp_path: Path, workers: int, stream: str) -> None:
     alone = without_times(run_here(tiny_config(), tmp_path / "alone"))
-    directory = claimed(tmp_path / "ray")
-    rows = list(run_on_workers(tiny_config(), directory, WorkerResources(workers), OFF))
+    config = tiny_config(data__stream=stream)
+    directory = claimed(tmp_path / "ray", data__stream=stream)
+    rows = list(run_on_workers(config, directory, WorkerResources(workers), OFF))
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     for row, other in zip(rows, alone, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
     assert (tmp_path / "ray" / "assignments.parquet").exists()
     # Once more: nothing is left to train, and the end is told again.
     (tmp_path / "ray" / "metrics.parquet").unlink()
-    again = list(run_on_workers(tiny_config(), directory, WorkerResources(workers), OFF))
+    again = list(run_on_workers(config, directory, WorkerResources(workers), OFF))
     assert again == rows[-1:]
     assert directory.metric_rows() == rows
 

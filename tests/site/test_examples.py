@@ -75,3 +75,18 @@ def test_the_notebook_on_conr_and_byol_runs(tmp_path: Path) -> None:
     said = run(tmp_path, "-m", "tests.site.notebooks", notebook, "epochs=6")
     assert all(f"<th>{name}</th>" in said for name in ("BYOL", "nearest neighbours", "CoNR"))
     assert "10 clusters of 1,797 samples" in said
+
+
+def test_the_notebook_on_searches_runs(tmp_path: Path) -> None:
+    notebook = str(EXAMPLES / "search_digits.ipynb")
+    small = ["trials=2", "epochs=12", "folder='runs/search'"]
+    said = run(tmp_path, "-m", "tests.site.notebooks", notebook, *small)
+    assert re.search(r"the chosen trial has ACC 0\.\d+, the best one 0\.\d+", said)
+    assert (tmp_path / "runs" / "search" / "report.html").is_file()
+
+
+def test_two_nodes_train_one_run(tmp_path: Path) -> None:
+    said = run(tmp_path, str(EXAMPLES / "several_nodes.py"), "--epochs", "6")
+    (nodes,) = re.findall(r"^nodes: (.*)$", said, re.MULTILINE)
+    assert len(set(nodes.split(", "))) == 2
+    assert float(said.rpartition(" ")[2]) > 0.3
