@@ -111,7 +111,8 @@ class WholeSearch:
                 )
             model = config.model
             start = (model.init, model.weights, model.backbone, model.train, model.stem)
-            if (key := (*start, model.widths, config.views.size)) not in read:
+            ids_of = config.clustering.ids_of
+            if (key := (*start, model.widths, config.views.size, ids_of)) not in read:
                 read.add(key)
                 _check_start(config, images)
 
@@ -229,16 +230,23 @@ class WholeSearch:
 
 
 def _check_start(config: RunConfig, images: Counted) -> None:
-    """Raise UserError if trials of `config` cannot start from their weights."""
-    model = config.model
-    if model.init is None and not is_timm(model.backbone):
-        return
-    from conr_ray.engine.initial_weights import check_initial_weights
-    from conr_ray.frozen import trained_shape
-
+    """Raise UserError if trials of `config` cannot start from what their config names."""
+    model, ids_of = config.model, config.clustering.ids_of
     for field, place in (("model.init", model.init), ("model.weights", model.weights_file)):
         if place is not None and "://" not in place and not Path(place).is_absolute():
             raise UserError(
                 f"{field}={place}: trials have other working folders: give an absolute path"
             )
-    check_initial_weights(config, trained_shape(config, images.row_shape))
+    if ids_of is not None:
+        from conr_ray.data.store import DataSet
+        from conr_ray.engine.earlier_clusters import EarlierClusters
+        from conr_ray.storage.files import Folder
+
+        earlier = EarlierClusters.read(Folder(ids_of))
+        if isinstance(images, DataSet):
+            earlier.rows_in(images)
+    if model.init is not None or is_timm(model.backbone):
+        from conr_ray.engine.initial_weights import check_initial_weights
+        from conr_ray.frozen import trained_shape
+
+        check_initial_weights(config, trained_shape(config, images.row_shape))

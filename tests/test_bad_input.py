@@ -477,6 +477,10 @@ def test_a_storage_that_cannot_be_written_is_told(
             {"preset": "digits", "search": SEARCH, "fixed": {"model.init": "/no/w.pt"}},
             "model.init=/no/w.pt: there is no such file",
         ),
+        (
+            {"preset": "digits", "search": SEARCH, "fixed": {"clustering.ids_of": "/no/run"}},
+            "clustering.ids_of=/no/run: there are no clusters (no assignments.parquet): give the",
+        ),
     ],
 )
 def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message: str) -> None:
