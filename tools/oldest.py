@@ -1,6 +1,7 @@
 """The oldest supported version of each dependency, as constraints: `python tools/oldest.py`.
 
-They are the lower bounds of pyproject.toml, those of the extras too.
+They are the lower bounds of pyproject.toml, those of the extras too, with the newest corrections of
+each: `>=2.10` is `==2.10.*`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def oldest(pyproject: str) -> list[str]:
-    """A line `name==version` for each requirement with a lower bound, the highest of several."""
+    """A line `name==version.*` for each requirement with a lower bound, the highest of several."""
     project = tomllib.loads(pyproject)["project"]
     extras = project["optional-dependencies"].values()
     bounds: dict[str, Version] = {}
@@ -27,7 +28,7 @@ def oldest(pyproject: str) -> list[str]:
             if bound.operator == ">=":
                 version = Version(bound.version)
                 bounds[name] = max(version, bounds.get(name, version))
-    return [f"{name}=={version}" for name, version in sorted(bounds.items())]
+    return [f"{name}=={version}.*" for name, version in sorted(bounds.items())]
 
 
 if __name__ == "__main__":
