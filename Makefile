@@ -5,7 +5,7 @@
 # make package   wheel and source distribution in dist/; python tools/release.py VERSION makes a release
 # make test-oldest, make test-newest   the fast tests with the oldest and the newest dependencies
 # make docs   the site of all pages, in build/site, and the pages and pictures that are made from the code
-# make lint   format, lint, types (of benchmarks too), import contracts, secrets, dependencies
+# make lint   format, lint, types (of benchmarks too), import contracts, secrets, docstrings, dependencies
 # Each sets up the environment in .venv first, where that is not done yet.
 
 VENV := .venv
@@ -54,6 +54,7 @@ lint: $(READY)
 	$(BIN)/mypy conr_ray tools benchmarks/*.py
 	$(BIN)/lint-imports
 	$(BIN)/python tools/secret_scan.py
+	$(BIN)/python -m tools.docstrings
 	$(BIN)/python tools/dependency_audit.py
 
 format: $(READY)

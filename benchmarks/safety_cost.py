@@ -109,6 +109,7 @@ class Told(Observer):
         self.last: dict[str, Any] = {}
 
     def epoch(self, row: MetricRow) -> None:
+        """Let the study decide on the trial."""
         if (value := row.get(self._space.metric)) is not None:
             self.last = {EPOCHS: int(row["epoch"] or 0) + 1, self._space.metric: value}
             self._searcher.should_stop(self._name, self.last)

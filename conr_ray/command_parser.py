@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise UserError instead of ending the process."""
         raise UserError(f"{message}; see --help")
 
     def format_help(self) -> str:

@@ -26,7 +26,12 @@ def _escaped(character: str) -> str:
 
 
 class UserError(ValueError):
-    """A setting, file or command that cannot work; commands exit with status 2."""
+    """A setting, file or command that cannot work; commands exit with status 2.
+
+    Args:
+        message: one line with the cause, what was found, and the remedy; what does not print is
+            written as Python escapes it.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

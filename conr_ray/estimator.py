@@ -80,9 +80,13 @@ def write_settings(
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Clusters images or vectors with CoNR.
 
-    X is an array of NumPy or torch with images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or
+    `X` is an array of NumPy or torch with images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or
     numbers from 0 to 1, 16 or 255; or with vectors (n, d); or a list of PIL images; or the path of
-    a folder of images or of a Parquet file.
+    a folder of images or of a Parquet file. `y` are classes (n,), of any kind; integers may be -1
+    where they are unknown. A `folder` is local or s3://....
+
+    All methods raise UserError, a ValueError of one line, where a setting, `X`, `y` or a folder
+    cannot work, and scikit-learn's NotFittedError where they need `fit` before.
 
     Args:
         num_clusters: number of clusters; or `auto`, or a range, `5..30`: chosen without labels.
@@ -108,7 +112,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         n_features_in_: numbers in a sample.
 
     Raises:
-        UserError: a setting or X cannot work; it is a ValueError of one line.
+        UserError: there is no field of such a keyword.
     """
 
     labels_: npt.NDArray[np.int64]
@@ -141,11 +145,18 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self._fields.update(fields)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All settings by keyword."""
+        """All settings by keyword; `deep` changes nothing, since none of them is an estimator."""
         return {**super().get_params(deep), **self._fields}
 
     def set_params(self, **params: Any) -> Self:
-        """Change settings; any field of the config may be among them."""
+        """Change settings.
+
+        Args:
+            **params: by keyword, as the constructor takes them, fields of the config among them.
+
+        Raises:
+            UserError: there is no such setting or field; then none is changed.
+        """
         own = set(self._get_param_names())
         for keyword in params:
             if keyword not in own:
@@ -158,7 +169,13 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return self
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Train on X; classes y, if given, only add metrics to `history_`."""
+        """Train on `X`; `y`, if given, only adds metrics to `history_`.
+
+        Raises:
+            UserError: `X`, `y`, a setting or the folder cannot work.
+            RunFailed: training cannot go on: the loss is not finite, or all embeddings coincide.
+            KeyboardInterrupt: it was stopped; with a `folder`, fitting again goes on.
+        """
         fields = {field_of(keyword): value for keyword, value in self._fields.items()}
         workers = Workers(self.workers, self.address)
         place = scratch_folder("clusterer") if self.folder is None else nullcontext(self.folder)
@@ -181,26 +198,26 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return self
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> npt.NDArray[np.int64]:
-        """`fit`, then `labels_`."""
+        """Train as `fit` does; `labels_` is returned, int64 (n,). Nothing reads `kwargs`."""
         return self.fit(X, y).labels_
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
-        """The cluster of each sample, (n,)."""
+        """The cluster of each sample, int64 (n,)."""
         return self.place(X).clusters_n.numpy()
 
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
-        """The embedding of each sample, (n, d) of unit length."""
+        """The embedding of each sample, float32 (n, d) of unit length."""
         return self.place(X).embeddings_nd.numpy()
 
     def place(self, X: Any) -> Placement:
-        """Clusters, embeddings, distances and boundary ratios of samples."""
+        """Clusters, embeddings, distances and boundary ratios of the samples of `X`."""
         check_is_fitted(self)
         return self._trained().place(self._new_rows(X))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """`neighbor_consistency` of X, from 0 to 1, without labels; y is ignored.
+        """`neighbor_consistency` of `X`, from 0 to 1, without labels; `y` is ignored.
 
-        Do samples and their 10 nearest neighbours fall into the same cluster? At most 4,096 of X,
+        Do samples and their 10 nearest neighbours fall into the same cluster? At most 4,096 of `X`,
         evenly spaced, are looked at.
         """
         check_is_fitted(self)
@@ -221,7 +238,11 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return scores["neighbor_consistency"]
 
     def save(self, folder: str | Path) -> None:
-        """Write the run into a new folder, local or s3://..., which `load` and commands read."""
+        """Write the run into a `folder` that holds none, which `load` and commands read then.
+
+        Raises:
+            UserError: it holds a run, or cannot be written.
+        """
         check_is_fitted(self)
         directory = RunDirectory(folder)
         if directory.read_text("config.yaml") is not None:
@@ -234,11 +255,17 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def load(
         cls, folder: str | Path, num_clusters: int | None = None, *, edits: bool = True
     ) -> Self:
-        """The clusterer in the folder of a run or of `save`, local or s3://....
+        """The clusterer in the `folder` of a run or of `save`.
 
-        With `num_clusters`, its clusters are those that `conr_ray.recluster` has made; with
-        `edits`, clusters are as a person has changed them with `conr_ray.browse`, and
-        `cluster_names_` names them.
+        Args:
+            folder: of a run that has ended.
+            num_clusters: use so many clusters, which `conr_ray.recluster` has made.
+            edits: take clusters as a person has changed them with `conr_ray.browse`;
+                `cluster_names_` names them.
+
+        Raises:
+            UserError: the folder holds no run that has ended, or not those clusters; or the run or
+                its edits are damaged.
         """
         directory = RunDirectory(folder)
         known = directory.read_json(_CLUSTERER) or {}

@@ -40,6 +40,7 @@ class Clusters:
         ]
 
     async def __call__(self, request: Request) -> JSONResponse:
+        """The cluster of the image in a request's body, or facts at `/health`."""
         if request.url.path == "/health":
             return JSONResponse({"run": self.uri, "num_clusters": self.run.num_clusters})
         body = b""

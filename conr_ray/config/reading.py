@@ -33,9 +33,14 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The preset called `name`, with dotted overrides on top.
+    """The config of a preset.
 
-    Raises UserError for an unknown preset, field or value.
+    Args:
+        name: of the preset; `preset_names` lists them.
+        overrides: values by dotted field, such as `schedule.epochs`, which replace the preset's.
+
+    Raises:
+        UserError: there is no such preset or field, or a value or two that do not fit together.
     """
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1)

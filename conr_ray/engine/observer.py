@@ -31,17 +31,21 @@ class Observers(Observer):
         self._observers = observers
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
+        """Tell each observer of rows that an earlier attempt has left."""
         for observer in self._observers:
             observer.inherit(rows)
 
     def snapshot(self, snapshot: Snapshot) -> None:
+        """Hand the snapshot to each observer."""
         for observer in self._observers:
             observer.snapshot(snapshot)
 
     def epoch(self, row: MetricRow) -> None:
+        """Tell each observer that an epoch has ended."""
         for observer in self._observers:
             observer.epoch(row)
 
     def end(self, error: BaseException | None) -> None:
+        """Tell each observer that the run has ended."""
         for observer in self._observers:
             observer.end(error)

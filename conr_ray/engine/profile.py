@@ -66,6 +66,7 @@ class Profile(Observer):
         self._first: dict[str, PhaseTimes] = {}
 
     def epoch(self, row: MetricRow) -> None:
+        """Write the times of all stages so far."""
         stage = str(row["stage"])
         self._first.setdefault(stage, self._so_far(stage))
         # Stages that an earlier attempt has trained keep their figures.
@@ -84,6 +85,7 @@ class Profile(Observer):
             return {}
 
     def end(self, error: BaseException | None) -> None:
+        """Stop the clock, and a trace that is not complete."""
         self._running.close()
         self._drop_trace()
 

@@ -59,7 +59,18 @@ _PROBE, _PROBE_BYTES = ".room", 2**18
 
 
 class RunDirectory(CheckpointFolder):
-    """The folder of a run."""
+    """The folder of a run.
+
+    All methods raise StorageError, which is a UserError, if a read or write fails. A `config` is
+    that of the run, and `resume` whether a run that is there may go on.
+
+    Args:
+        uri: a local path, or a URI such as s3://bucket/folder.
+        outer: a folder around it that has to be there too, such as that of a search.
+
+    Raises:
+        StorageError: `uri` cannot be opened.
+    """
 
     def check(self, config: RunConfig, *, resume: bool) -> bool:
         """Whether the folder holds a run of `config`; nothing is written.
@@ -69,6 +80,7 @@ class RunDirectory(CheckpointFolder):
 
         Raises:
             FolderTaken: it holds another run, or this one and `resume` is false.
+            UserError: what it holds is no config of this version.
         """
         old = self._read_config(trusted=False)
         if old is None:
@@ -95,7 +107,7 @@ class RunDirectory(CheckpointFolder):
 
         Raises:
             FolderTaken: as in `check`.
-            StorageError: it cannot be written.
+            UserError: likewise.
         """
         if not self.check(config, resume=resume):
             self.write_config(config)
@@ -201,18 +213,26 @@ class RunDirectory(CheckpointFolder):
             ) from None
 
     def write_metrics(self, rows: Sequence[MetricRow]) -> None:
-        """Write metrics.parquet."""
+        """Write metrics.parquet.
+
+        Args:
+            rows: one for each epoch from the first on: epoch, stage, figures by name.
+        """
         self.write_table("metrics.parquet", to_table(rows))
 
     def metric_rows(self, from_epoch: int = 0) -> list[MetricRow]:
-        """Rows of metrics.parquet from an epoch on; empty if there are none yet."""
+        """Rows of metrics.parquet, `from_epoch` (from 0) on; empty if there are none yet."""
         table = self.read_table("metrics.parquet")
         if table is None or table.num_rows <= from_epoch:
             return []
         return from_table(table.slice(from_epoch))
 
     def record_failure(self, error: UserError | RunFailed | RunStopped) -> None:
-        """Record why the run ended early, for the process that started it."""
+        """Record why the run ended early, for the process that started it.
+
+        Args:
+            error: what ended it, for `raise_failure` to raise again.
+        """
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         failure = {"kind": kind, "message": str(error)}
         self.write_text("failure.json", json.dumps(failure) + "\n")
@@ -230,7 +250,14 @@ class RunDirectory(CheckpointFolder):
         return self.read_bytes("failure.json") is not None
 
     def raise_failure(self) -> None:
-        """Raise the recorded error, if there is one."""
+        """Raise the recorded error, if there is one, as it was raised.
+
+        Raises:
+            UserError: a setting, folder or bucket could not work; StorageError among them.
+            RunFailed: the run could not go on: RunCollapsed, OutOfMemory, SampleLost or another
+                kind, also one of a later version.
+            RunStopped: it was asked to stop.
+        """
         if (failure := self.read_json("failure.json")) is not None:
             kind = _FAILURES.get(failure.get("kind", ""), RunFailed)
             raise kind(failure.get("message", "the run has failed"))

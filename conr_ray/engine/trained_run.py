@@ -42,11 +42,11 @@ class Placement:
     """Where samples lie among the clusters of a run.
 
     Attributes:
-        embeddings_nd: float32, unit length.
-        clusters_n: int64, the number of each one's cluster.
-        distances_n: to the centre of the own cluster, Euclidean.
-        other_distances_n: to the nearest other centre.
-        boundary_ratios_n: the quotient of the two; above 1 nearer to another cluster's centre.
+        embeddings_nd: float32 (n, d), unit length.
+        clusters_n: int64 (n,), the number of each one's cluster.
+        distances_n: float32 (n,), to the centre of the own cluster, Euclidean.
+        other_distances_n: float32 (n,), to the nearest other centre.
+        boundary_ratios_n: (n,), the quotient of the two; above 1 another centre is nearer.
     """
 
     embeddings_nd: Tensor
@@ -59,6 +59,9 @@ class Placement:
 @dataclass(frozen=True)
 class TrainedRun:
     """The networks and cluster centres of a checkpoint.
+
+    New `samples` are as their source stores them: images, uint8 (n, c, h, w) with values from 0 to
+    255, or vectors, floats (n, d); arrays of NumPy or torch.
 
     Attributes:
         config: of the run.
@@ -238,10 +241,7 @@ class TrainedRun:
         return Embedder(self.state.framework, inputs, _acceleration(self.config, self.device))
 
     def embed(self, samples: NDArray[Any] | Tensor) -> Tensor:
-        """Embeddings of samples as their source stores them, (n, d) float32 of unit length.
-
-        `samples` are images, uint8 (n, c, h, w) with values from 0 to 255, or vectors, floats
-        (n, d), as NumPy or torch arrays.
+        """Embeddings of samples, float32 (n, d) of unit length.
 
         Raises:
             UserError: they are not what the run was trained on, or not finite.
@@ -252,7 +252,7 @@ class TrainedRun:
             return embedder.plain(torch.arange(len(rows), device=self.device))
 
     def inputs(self, rows: NDArray[Any]) -> Inputs:
-        """Samples as their source stores them, as the networks see them; see `embed`."""
+        """Samples as their source stores them, as the networks see them."""
         if self.backbone is not None:
             # Copied part by part: they may be memory-mapped.
             parts = [
@@ -263,7 +263,7 @@ class TrainedRun:
         return inputs_from_state(self.inputs_state, rows, self.device)
 
     def assign(self, samples: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
-        """Cluster (n,) int64 and boundary ratio (n,) of each sample.
+        """Cluster, int64 (n,), and boundary ratio, float32 (n,), of each sample.
 
         Raises:
             UserError: as `place`.

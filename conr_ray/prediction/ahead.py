@@ -87,6 +87,7 @@ class OnRay:
     def __call__(
         self, backbone: FrozenBackbone, images: DataSet, left: Iterable[range]
     ) -> Iterator[Part]:
+        """The embeddings of what is left, as the workers have them ready."""
         from conr_ray.prediction.on_ray import worked_on_ray
 
         shared = shared_backbone(backbone)
@@ -142,6 +143,7 @@ class BatchesOf:
     form: SampleForm
 
     def __call__(self, device: str) -> BatchEmbedding:
+        """The work of an actor, on its device."""
         return BatchEmbedding(self.backbone.on(device), self.form)
 
 

@@ -15,6 +15,7 @@ class ActorLocks:
     """A lock is a named actor: its creator holds it, and it ends with its creator."""
 
     def __call__(self, name: str) -> Lock:
+        """The lock of a name, which may be held elsewhere."""
         return _ActorLock(name)
 
 

@@ -69,6 +69,7 @@ class Keeper:
         self._stopping = True
 
     def say(self, line: str) -> None:
+        """Keep a line for the next `latest`."""
         self._lines.append(line)
 
     def latest(self) -> tuple[list[tuple[Beat, float]], list[str]]:

@@ -183,8 +183,13 @@ class Dimension(SpacePart):
 class Drawer(Protocol):
     """The methods of an Optuna trial that a dimension uses."""
 
-    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        """One of the choices."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """A whole number from `low` to `high`."""
+
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float: ...
+    ) -> float:
+        """A number from `low` to `high`."""

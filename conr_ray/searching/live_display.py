@@ -64,18 +64,22 @@ class LiveDisplay(Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show the trial as running."""
         self._note(trial, "running")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Show the trial's newest metrics."""
         self._last[trial.trial_id] = result
         self._note(trial, "running")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show how the trial has ended."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show that the trial has failed."""
         self._end(trial, error=True)
 
     def close(self) -> None:

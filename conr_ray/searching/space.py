@@ -346,14 +346,21 @@ class ShareDrawer:
         self._share = share
 
     def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        """The choice at the next share of their list."""
         return choices[min(int(self._share() * len(choices)), len(choices) - 1)]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """As `suggest_float`, rounded."""
         return round(self.suggest_float(name, low, high, step=step, log=log))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None, log: bool
     ) -> float:
+        """The number at the next share of the way from `low` to `high`.
+
+        Raises:
+            UserError: the bounds leave nothing between them.
+        """
         if low > high:
             raise UserError(f"search.{name} would be between {low} and {high}: change its bounds")
         share = self._share()

@@ -50,6 +50,7 @@ class TrialRunner:
     max_retries: int
 
     def __call__(self, given: dict[str, Any]) -> None:
+        """Train the trial that Tune has given, or a leg of it."""
         trial_id = given[TRIAL_ID]
         directory = RunDirectory(f"{self.search.uri}/trials/{trial_id}", self.search)
         config = self.space.config(given[POINT])

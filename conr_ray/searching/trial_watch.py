@@ -29,6 +29,7 @@ class TrialWatch(Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look at the trials that are running, and free what others have left."""
         running = (trial for trial in trials if trial.status == Trial.RUNNING)
         self._watch.look({trial.config[TRIAL_ID] for trial in running})
         if time.monotonic() - self._last_freed > _FREED_EVERY_S:

@@ -30,7 +30,8 @@ class Lock(Protocol):
 class Locks(Protocol):
     """Makes the lock of a name. Picklable; a name is the same lock in every process."""
 
-    def __call__(self, name: str) -> Lock: ...
+    def __call__(self, name: str) -> Lock:
+        """The lock of a name, which may be held elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class FileLocks:
     folder: str
 
     def __call__(self, name: str) -> Lock:
+        """The lock of the file `name`.lock in the folder."""
         return _FileLock(Path(self.folder) / f"{name}.lock")
 
 

@@ -59,10 +59,12 @@ class RunProgress(Observer):
         self._bar.stop()
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
+        """Begin behind the epochs of an earlier attempt."""
         self._first = len(rows)
         self._stage = str(rows[-1]["stage"]) if rows else None
 
     def epoch(self, row: MetricRow) -> None:
+        """Move the bar, and show the newest metrics."""
         done = int(row["epoch"] or 0) + 1
         if done == self._first + 1:
             # The time until the first epoch ends (start, compilation) is not representative.

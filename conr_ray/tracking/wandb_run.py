@@ -138,10 +138,12 @@ class WandbRun(Observer):
         self._working = self._drawing = True
 
     def inherit(self, rows: Sequence[MetricRow]) -> None:
+        """Log rows of an earlier attempt that W&B lacks."""
         for row in rows:
             self._log(row)
 
     def snapshot(self, snapshot: Snapshot) -> None:
+        """Log the figures of a snapshot, if the time for drawing allows it."""
         last = snapshot.epoch == self._num_epochs and not self._settings.sparing
         wanted = last or self._budget.allows_another()
         if not (self._drawing and wanted) or snapshot.epoch - 1 in self._logged:
@@ -155,10 +157,12 @@ class WandbRun(Observer):
             logger.warning("cannot draw figures for W&B, continuing without: %s", error)
 
     def epoch(self, row: MetricRow) -> None:
+        """Log the metrics of an epoch."""
         self._budget.add_epoch(float(row.get("epoch_time_s") or 0))
         self._log(row)
 
     def end(self, error: BaseException | None) -> None:
+        """Log what the run has made, and finish."""
         if error is None and self._settings.group is None:
             self._log_artifact("assignments", log_assignments)
         if error is None and self._with_artifact:

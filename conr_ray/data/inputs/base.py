@@ -27,7 +27,14 @@ _NUM_AHEAD = 3
 class Inputs(ABC):
     """Samples on the device where views are made, and how to make views.
 
-    Randomness is keyed: what happens to a sample depends only on a key and its position.
+    Randomness is keyed: what happens to a sample depends only on a key and its position. A `batch`
+    are samples (b, ...) as `take` returns them; `positions_b` are their positions in the global
+    batch, int64 (b,).
+
+    Args:
+        rows: an array (n, ...), which may be memory-mapped, or images that stay encoded.
+        device: where views are made.
+        on_device: whether all samples are kept there, if they are an array and it is no CPU.
 
     Attributes:
         kind: name in a checkpoint.
@@ -36,7 +43,7 @@ class Inputs(ABC):
     kind: ClassVar[str]
 
     def __init__(self, rows: Rows, device: torch.device, *, on_device: bool) -> None:
-        """Wrap an array (n, ...), which may be memory-mapped, or images that stay encoded."""
+        """Copy the samples to the device, if they are to be there."""
         self._rows = rows
         self._device = device
         # On a CPU a copy gains nothing over the memory map, which the workers of a node share.
@@ -58,7 +65,11 @@ class Inputs(ABC):
         return torch.device("cpu") if self._resident is None else self._device
 
     def take(self, rows_b: Tensor) -> Tensor:
-        """The samples at int64 `rows_b`, as stored, (b, ...)."""
+        """Samples as they are stored, (b, ...).
+
+        Args:
+            rows_b: int64 (b,), their numbers in the data set.
+        """
         if self._resident is not None:
             return self._resident[rows_b.to(self._device)]
         return torch.from_numpy(self._rows[rows_b.cpu().numpy()]).to(self._device)
@@ -70,7 +81,7 @@ class Inputs(ABC):
 
         Args:
             items: for each of which `take` is called.
-            rows_of: what with, for an item.
+            rows_of: tells the numbers of samples that `take` is called with for an item.
         """
         rows = self._rows
         if not isinstance(rows, EncodedRows):
@@ -90,31 +101,32 @@ class Inputs(ABC):
 
     @abstractmethod
     def compile(self, compiled: Compiler) -> None:
-        """Let `compiled` replace the functions that make views, where it pays."""
+        """Let `compiled` replace functions that make views, such as `torch.compile` does."""
 
     @abstractmethod
     def random(
         self, batch: Tensor, key: int, positions_b: Tensor, *, mild: bool, size: int | None = None
     ) -> Tensor:
-        """One random view of each sample, float32.
+        """One random view of each sample, float32 (b, ...).
 
         Args:
-            batch: as `take` returns it.
+            batch: (b, ...) as `take` returns it.
             key: determines the randomness, with the positions; one key per step and view.
-            positions_b: int64 positions in the global batch.
+            positions_b: int64 (b,), positions in the global batch.
             mild: whether the settings of the group stage apply.
             size: side of a view of an image, pixels; that of the settings if None.
         """
 
     @abstractmethod
     def plain(self, batch: Tensor) -> Tensor:
-        """The samples as they are, normalised, float32: for evaluation and for new samples."""
+        """The samples as they are, normalised, float32 (b, ...): for evaluation and new samples."""
 
     @abstractmethod
     def perturbed(self, batch: Tensor, key: int, positions_b: Tensor) -> Tensor:
-        """The samples of `plain`, each slightly perturbed.
+        """The samples as by `plain`, float32 (b, ...), each slightly perturbed.
 
-        The amounts do not depend on the config, so that runs with different views can be compared.
+        `key` and the positions determine how. The amounts do not depend on the config, so that runs
+        with different views can be compared.
         """
 
     @abstractmethod

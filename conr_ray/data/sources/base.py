@@ -27,10 +27,12 @@ Int64Array = NDArray[np.int64]
 class Contents:
     """What a source holds, known before its samples are decoded.
 
-    `row_shape` is (c, h, w) of images and (d,) of vectors. `labels` is int64 (n,), -1 for
-    unlabelled samples, None if the source has no labels. `class_names[label]` names a class, None
-    if only numbers are known. `names` are the images' paths inside the source, None if samples have
-    no paths.
+    Attributes:
+        num_rows: number of samples, n.
+        row_shape: (c, h, w) of images, (d,) of vectors.
+        labels: int64 (n,), -1 for unlabelled samples; None if the source has no labels.
+        class_names: by label; None if only numbers are known.
+        names: paths of the images inside the source; None if samples have no paths.
     """
 
     num_rows: int
@@ -44,6 +46,9 @@ class Source(ABC):
     """Samples of one `DataConfig`, always in the same order.
 
     Raises UserError, on construction or later, if the settings and the files do not agree.
+
+    Args:
+        config: the section `data` of a run's config.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -62,7 +67,11 @@ class Source(ABC):
         """Number, shape, labels and names of the samples."""
 
     def look(self, most: int | None = None) -> None:  # noqa: B027
-        """Look at all samples, whose sizes differ, or at so many, whose sizes may."""
+        """Look at samples before they are read, so that what becomes of their sizes is known.
+
+        Args:
+            most: samples to look at, whose sizes may differ; None looks at all, whose sizes do.
+        """
 
     def inventory(self) -> Inventory:
         """What was found besides the samples; complete after `contents`."""
@@ -92,7 +101,7 @@ class Source(ABC):
         return Form("L" if channels == 1 else "RGB", None, (channels, height, width))
 
     def recorded(self) -> Iterator[tuple[UInt8Array, Sequence[Record]]]:
-        """The blocks of images, with what each of them can be decoded from again."""
+        """The blocks of images, uint8 (b, c, h, w), with what each can be decoded from again."""
         for block in self.blocks():
             yield block, [Record.of(pixels) for pixels in block]
 

@@ -17,8 +17,9 @@ IntArray = npt.NDArray[np.integer[Any]]
 def clustering_accuracy(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
     """Share of samples that the best one-to-one match of clusters to classes gets right (ACC).
 
-    Clusters may be empty, and their number may differ from that of the classes: surplus ones stay
-    unmatched, and their samples count as wrong.
+    From 0 to 1, with the match of the Hungarian method (ACC as in Xie et al. 2016). Clusters may be
+    empty, and their number may differ from that of the classes: surplus ones stay unmatched, and
+    their samples count as wrong.
 
     Args:
         labels: (n,) class of each sample, any integers.

@@ -28,15 +28,18 @@ class Step:
     """A step of a run, with everything except its views.
 
     Attributes:
-        number: index from 0, of `num_steps` in the run.
+        number: index from 0.
+        num_steps: how many the run has.
         epoch: index of its epoch, from 0.
         key: its random key (`keyed_random`), used with `positions_b`.
-        positions_b: positions of this worker's rows in the global batch.
-        sample_ids_n: ids of the samples of the global batch.
-        partner_ids_n: ids of those that the second view of each is of; None if of the same ones.
-        fraction: share of the global batch that a stage keeps.
-        pseudo_labels_n: their clusters; None before the first clustering.
-        centers_cd: their centres (`stages.boundary.boundary_centers`); None likewise.
+        positions_b: int64 (b,), positions of this worker's rows in the global batch.
+        sample_ids_n: int64 (n,), ids of the samples of the global batch.
+        partner_ids_n: int64 (n,), ids of those that the second view of each is of; None if of the
+            same ones.
+        fraction: share of the global batch that a stage keeps, from 0 to 1.
+        pseudo_labels_n: int64 (n,), clusters of the samples; None before the first clustering.
+        centers_cd: float32 (c, d), centres of the clusters (`stages.boundary.boundary_centers`);
+            None likewise.
     """
 
     number: int
@@ -86,7 +89,14 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     """The networks of a self-supervised framework, and their losses.
 
     Its module names the class `Framework` and its config section `Config`. Weights are drawn from
-    torch's global generator, which the caller seeds.
+    torch's global generator, which the caller seeds. `outputs` are what `forward` has returned for
+    a `step`, an `epoch` is its index from 0.
+
+    Args:
+        config: the framework's section.
+        backbone: inputs to features.
+        hidden_dim: hidden width of the heads.
+        embedding_dim: width of queries, keys and embeddings, d.
 
     Attributes:
         version: increase it with every change of results, so that trunks of earlier versions are
@@ -98,19 +108,16 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     def __init__(
         self, config: ConfigT, backbone: Backbone, hidden_dim: int, embedding_dim: int
     ) -> None:
-        """Store the settings; sub-classes build their networks on `backbone`.
-
-        Args:
-            config: the framework's section.
-            backbone: inputs to features.
-            hidden_dim: hidden width of the heads.
-            embedding_dim: width of queries, keys and embeddings, d.
-        """
+        """Store the settings; sub-classes build their networks on `backbone`."""
         super().__init__()
         self.config = config
 
     def for_clusters(self, num_clusters: int) -> None:
-        """Make what depends on the number of clusters: called once, before training or loading."""
+        """Make what depends on the number of clusters: called once, before training or loading.
+
+        Args:
+            num_clusters: number of clusters, c.
+        """
         return
 
     @abstractmethod
@@ -119,7 +126,12 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
 
     @abstractmethod
     def forward(self, views: Sequence[Tensor], step: Step) -> Outputs:
-        """Queries and keys of the views of this worker's rows."""
+        """Queries and keys of the views of this worker's rows.
+
+        Args:
+            views: float32 (b, ...) each, as `Inputs.random` makes them.
+            step: which one the views are for.
+        """
 
     @abstractmethod
     def pull(
@@ -127,18 +139,18 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
     ) -> Tensor:
         """Loss that pulls queries toward keys: this worker's part of the mean over the batch.
 
-        The sum over the local rows is divided by the *global* number of rows, so that summing loss
-        and gradient over the workers gives those of one process on the joined batch.
+        A scalar: the sum over the local rows, divided by the *global* number of rows, so that
+        summing loss and gradient over the workers gives those of one process on the joined batch.
 
         Args:
-            queries_bd: unit length, with gradient.
-            keys_bd: without gradient; in the group stage means of unit-length keys.
-            step: the step.
-            kept_b: bool; other rows count as zeros in the mean. None keeps all.
+            queries_bd: (b, d) of unit length, with gradient.
+            keys_bd: (b, d) without gradient; in the group stage means of unit-length keys.
+            step: which one the queries and keys are of.
+            kept_b: bool (b,); other rows count as zeros in the mean. None keeps all.
         """
 
     def scatter(self, outputs: Outputs, step: Step) -> Tensor | None:
-        """An additional loss of the framework, in both stages: this worker's part, or None."""
+        """An additional loss in both stages: this worker's part, a scalar, or None."""
         return None
 
     def needs_clusters(self, epoch: int) -> bool:
@@ -146,7 +158,7 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
         return False
 
     def after_step(self, outputs: Outputs, step: Step) -> Mapping[str, float]:
-        """Update averages and other state after the step; returns figures for the metrics."""
+        """Update averages and other state after a `step`; returns figures for the metrics."""
         return {}
 
     @property
@@ -164,7 +176,11 @@ class Framework(nn.Module, ABC, Generic[ConfigT]):
 
     @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:
-        """The embeddings that are clustered: (b, d), unit length, float32, no gradient."""
+        """The embeddings that are clustered: float32 (b, d), unit length, without gradient.
+
+        Args:
+            inputs: float32 (b, ...), as `Inputs.plain` makes them.
+        """
         return normalize(self.embedding_encoder(inputs).float())
 
 

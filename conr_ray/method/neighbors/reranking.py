@@ -45,6 +45,8 @@ def contextual_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of every row by contextual similarity, in memory linear in n.
 
+    The re-ranking of CoNR (paper section 3.2).
+
     A is the n x n binary matrix of each row's `k1` nearest rows by cosine (itself included) and S
     their similarities. Unless `k2` is 1, twice: A <- A + A^T, then
     A_i <- sum over the k2 nearest j of i of S_ij^2 A_j, scaled to unit length. The contextual
@@ -63,13 +65,14 @@ def contextual_neighbors(
         num_rows: n, if the rows are split over the workers of a process group. `embeddings` are
             then this worker's `collectives.share` of them, (b, d), and so are the results.
             Each worker holds all n embeddings for the search, and does its share of the work.
-        queries_q: row numbers; neighbours are found of these alone, on each worker of all of them.
+        queries_q: int64 (q,), row numbers; neighbours are found of these alone, on each worker of
+            all of them.
         probes: search approximately: rows are split into 2 sqrt(n) cells, and each is compared with
             those of the `probes` cells next to its own. None searches exactly.
 
     Returns:
-        Similarities (n, k) float32 and row numbers (n, k) int64, best first, the row itself before
-        all others.
+        Similarities, float32 (n, k), and row numbers, int64 (n, k), best first, the row itself
+        before all others; (q, k) with `queries_q`.
 
     Raises:
         ValueError: a bound above is violated, or an embedding is not finite or has length 0.

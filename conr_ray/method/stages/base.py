@@ -16,6 +16,9 @@ Figures = dict[str, Tensor]
 class Stage(ABC):
     """A range of epochs of a run, with its own loss.
 
+    The `framework` is that of the run, and `outputs` are what its `forward` has returned for a
+    `step`; an `epoch` is its index from 0.
+
     Attributes:
         name: used in the metrics, and in the marks of fields that only this stage reads.
         mild_views: whether views use the milder settings of the group stage.
@@ -36,7 +39,12 @@ class Stage(ABC):
     def loss(
         self, framework: Framework[Any], outputs: Outputs, step: Step
     ) -> tuple[Tensor, Figures]:
-        """This worker's part of the loss, to be summed over the workers, and figures to track."""
+        """This worker's part of the loss, to be summed over the workers, and figures to track.
+
+        Returns:
+            The loss, a scalar, with gradient; and by name the part and the whole, (2,), whose
+            quotient, once both are summed over the epoch's steps and the workers, is the figure.
+        """
 
 
 def with_scatter(loss: Tensor, framework: Framework[Any], outputs: Outputs, step: Step) -> Tensor:

@@ -1,7 +1,8 @@
 """The group stage over all data: each sample with one of its neighbours at a time.
 
 Where embeddings change slowly or not at all, neighbours among all samples are found once an epoch,
-or once a run, instead of in each batch.
+or once a run, instead of in each batch: the loss and the boundary filter of CoNR (paper section 3),
+with one neighbour at a time, as SCAN trains its clusters (Van Gansbeke et al. 2020).
 
 Shapes: b rows of this worker, n rows of the global batch, m samples of the data set, d width, k
 neighbours.
