@@ -43,7 +43,7 @@ from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.method import keyed_random
 
 _WAYS = ("never", "always")
-_TIMES = ("epoch_time_s", "train_time_s", "images_per_s")
+_TIMES = ("epoch_time_s", "train_time_s", "discovery_time_s", "images_per_s")
 _TILES = 3
 _ROW_GROUP = 5000
 

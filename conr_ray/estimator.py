@@ -24,7 +24,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conr_ray.command_line import absolute_paths
 from conr_ray.config import RunConfig, override
-from conr_ray.data.arrays import as_labels, data_set
+from conr_ray.data.arrays import data_set
+from conr_ray.data.sources.label_column import labels_of
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
 from conr_ray.engine.earlier_clusters import PLACE as IDS_OF
@@ -82,8 +83,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     `X` is an array of NumPy or torch with images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or
     numbers from 0 to 1, 16 or 255; or with vectors (n, d); or a list of PIL images; or the path of
-    a folder of images or of a Parquet file. `y` are classes (n,), of any kind; integers may be -1
-    where they are unknown. A `folder` is local or s3://....
+    a folder of images or of a Parquet file. `y` are classes (n,), numbers or strings; None,
+    NaN or -1 where they are unknown. A `folder` is local or s3://....
 
     All methods raise UserError, a ValueError of one line, where a setting, `X`, `y` or a folder
     cannot work, and scikit-learn's NotFittedError where they need `fit` before.
@@ -300,7 +301,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             rows, brightest = image_rows(X, None, side)
         else:
             rows = self._vectors(X, reset=True)
-        labels, class_names = (None, None) if y is None else as_labels(y)
+        labels, class_names = (None, None) if y is None else labels_of(y, "y")
         if labels is not None and len(labels) != len(rows):
             raise UserError(f"y has {len(labels)} classes, X {len(rows)} samples: give one each")
         source = {

@@ -54,15 +54,6 @@ def data_set(
     return DataSet(rows, labels, class_names, None, ids, mean, std, fingerprint, rows_fingerprint)
 
 
-def as_labels(classes: Sequence[Any] | NDArray[Any]) -> tuple[Int64Array, tuple[str, ...] | None]:
-    """Classes (n,) of any kind as labels, and their names; integers from -1 on are kept."""
-    found = np.asarray(classes).ravel()
-    if np.issubdtype(found.dtype, np.integer) and found.size and found.min() >= -1:
-        return found.astype(np.int64), None
-    names, numbers = np.unique(found, return_inverse=True)
-    return numbers.astype(np.int64).ravel(), tuple(map(str, names.tolist()))
-
-
 def pixel_range(images: NDArray[Any]) -> int:
     """Value of the brightest pixel that images of this kind may have.
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from conr_ray.data.arrays import as_labels, as_table, data_set
+from conr_ray.data.arrays import as_table, data_set
+from conr_ray.data.sources.label_column import labels_of
 from conr_ray.data.store import DataSet
 from conr_ray.errors import FolderTaken, UserError
 from conr_ray.estimating.samples import (
@@ -82,7 +83,7 @@ def given(images: Any, labels: Any, folder: Folder, side: int) -> Samples:
     rows, brightest = (
         image_rows(images, None, side) if is_images(images) else (_vectors(images), 255)
     )
-    known, names = (None, None) if labels is None else as_labels(labels)
+    known, names = (None, None) if labels is None else labels_of(labels, "labels")
     if known is not None and len(known) != len(rows):
         raise UserError(f"labels: {len(known)} for {len(rows)} samples: give one each")
     source = {

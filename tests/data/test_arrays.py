@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from conr_ray.config import DataConfig
 from conr_ray.data.arrays import (
     as_images,
-    as_labels,
     as_table,
     data_set,
     from_pictures,
     pixel_range,
 )
+from conr_ray.data.sources.label_column import labels_of
 from conr_ray.data.store import DataSet, open_data
 from conr_ray.errors import UserError
 
@@ -32,7 +35,7 @@ def same(left: DataSet, right: DataSet) -> None:
 def test_digits_in_memory_are_those_of_their_source() -> None:
     digits = load_digits()
     rows = as_images(digits.images, pixel_range(digits.images))
-    same(data_set(rows, as_labels(digits.target)[0]), open_data(DataConfig(source="digits")))
+    same(data_set(rows, labels_of(digits.target, "y")[0]), open_data(DataConfig(source="digits")))
     same(data_set(rows), open_data(DataConfig(source="digits", label_column=None)))
 
 
@@ -86,7 +89,35 @@ def test_pictures_are_fitted_to_the_first() -> None:
     assert (rows[0] == 9).all() and rows[1, :, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_classes_of_any_kind_are_labels() -> None:
-    labels, names = as_labels(["cat", "ant", "cat"])
-    assert labels.tolist() == [1, 0, 1] and names == ("ant", "cat")
-    assert as_labels([3, -1])[0].tolist() == [3, -1]
+@pytest.mark.parametrize(
+    ("classes", "labels", "names"),
+    [
+        (["cat", "ant", "cat"], [1, 0, 1], ("ant", "cat")),
+        (["cat", None, "ant"], [1, -1, 0], ("ant", "cat")),
+        ([3, -1], [3, -1], None),
+        ([3, None], [3, -1], None),
+        (np.array([3, 0], np.uint64), [3, 0], None),
+        (torch.tensor([2.0, float("nan")]), [2, -1], None),
+        (np.array([b"b", b"a"]), [1, 0], ("a", "b")),
+        ([True, False], [1, 0], ("false", "true")),
+    ],
+)
+def test_classes_of_any_kind_are_labels(
+    classes: Any, labels: list[int], names: tuple[str, ...] | None
+) -> None:
+    found, found_names = labels_of(classes, "y")
+    assert found.tolist() == labels and found_names == names
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([1, "a", None], "y: holds values of several kinds: give integers or strings"),
+        ([0.5, 1.0], "y: holds double, such as 0.5, which is no class; give integers or strings"),
+        ([-2, 1], "y: holds -2; write -1 for an unlabelled image"),
+        ([{"a": 1}], "y: holds struct<a: int64>; give integers or strings"),
+    ],
+)
+def test_what_is_no_class_is_refused(classes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        labels_of(classes, "y")

@@ -1,7 +1,8 @@
-"""Columns of any Arrow type as labels."""
+"""Columns of any Arrow type, and classes that a program gives, as labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,27 @@ from conr_ray.errors import UserError
 from conr_ray.fields import short
 
 Names = tuple[str, ...] | None
+_COLUMN_REMEDY = "name a column of integers or strings, or null to ignore labels"
 # Beyond this, floats do not tell whole numbers apart.
 _LARGEST_WHOLE = 2**53
+
+
+def labels_of(classes: Sequence[Any] | NDArray[Any], told: str) -> tuple[Int64Array, Names]:
+    """Classes (n,) that a program gives as labels, as `labels_in` takes those of a column.
+
+    Args:
+        classes: numbers, strings or booleans; None where they are unknown.
+        told: what they are called, for messages.
+
+    Raises:
+        UserError: they are something else, or of several kinds.
+    """
+    found = np.asarray(classes).ravel()
+    try:
+        array = pa.array(found.tolist() if found.dtype == object else found, from_pandas=True)
+    except (pa.ArrowException, OverflowError):
+        raise UserError(f"{told}: holds values of several kinds: give integers or strings") from None
+    return _checked(pa.chunked_array([array]), told, "give integers or strings")
 
 
 def labels_in(column: Any, name: str) -> tuple[Int64Array, Names]:
@@ -32,6 +52,10 @@ def labels_in(column: Any, name: str) -> tuple[Int64Array, Names]:
     Raises:
         UserError: the column holds something else.
     """
+    return _checked(column, f"data.label_column={name}", _COLUMN_REMEDY)
+
+
+def _checked(column: Any, told: str, remedy: str) -> tuple[Int64Array, Names]:
     kind = column.type
     try:
         found = _labels(_plain(column))
@@ -39,20 +63,12 @@ def labels_in(column: Any, name: str) -> tuple[Int64Array, Names]:
     except (pa.ArrowException, UnicodeDecodeError, OverflowError):
         found = None
     if found is None:
-        raise UserError(
-            f"data.label_column={name}: holds {short(str(kind))}; name a column of integers or "
-            "strings, or null to ignore labels"
-        )
+        raise UserError(f"{told}: holds {short(str(kind))}; {remedy}")
     labels, names = found
     if isinstance(labels, str):
-        raise UserError(
-            f"data.label_column={name}: holds {labels}, which is no class; name a column of "
-            "integers or strings, or null to ignore labels"
-        )
+        raise UserError(f"{told}: holds {labels}, which is no class; {remedy}")
     if len(labels) and labels.min() < -1:
-        raise UserError(
-            f"data.label_column={name}: holds {labels.min()}; write -1 for an unlabelled image"
-        )
+        raise UserError(f"{told}: holds {labels.min()}; write -1 for an unlabelled image")
     return labels, names
 
 
