@@ -40,7 +40,8 @@ from conr_ray.errors import StorageError, UserError
 # Side of the squares that images of several sizes become, at most; larger ones are asked for.
 LARGEST_DEFAULT_SIDE = 256
 _BLOCK_IMAGES = 256
-_BLOCK_BYTES = 64 * 2**20
+# Small enough for memory to be used again rather than asked for anew.
+_BLOCK_BYTES = 8 * 2**20
 # What is handed to a core at once.
 _TASK_IMAGES = 64
 _TASK_BYTES = 2 * 2**20

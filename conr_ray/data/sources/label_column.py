@@ -34,7 +34,9 @@ def labels_of(classes: Sequence[Any] | NDArray[Any], told: str) -> tuple[Int64Ar
     try:
         array = pa.array(found.tolist() if found.dtype == object else found, from_pandas=True)
     except (pa.ArrowException, OverflowError):
-        raise UserError(f"{told}: holds values of several kinds: give integers or strings") from None
+        raise UserError(
+            f"{told}: holds values of several kinds: give integers or strings"
+        ) from None
     return _checked(pa.chunked_array([array]), told, "give integers or strings")
 
 
