@@ -42,6 +42,7 @@ test-oldest test-newest: test-%: $(READY)
 	for python in $(if $(filter oldest,$*),python3.11,python3.13 python3); do \
 	    $$python -c '' 2>/dev/null && $$python -m venv .venv-$* && break; done
 	$(if $(filter oldest,$*),$(BIN)/python tools/oldest.py,echo '# none') > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install --quiet --upgrade 'pip>=24'
 	.venv-$*/bin/pip install --quiet --upgrade -c .venv-$*/constraints.txt -e '.[dev]'
 	.venv-$*/bin/pytest -q -m "not slow" -n 2
 
@@ -70,12 +71,14 @@ docs: $(READY)
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-# The first Python of 3.11 to 3.13; PYTHON=... chooses another.
+# The first Python of 3.11 to 3.13; PYTHON=... chooses another. The pip that comes with Debian 12's needs a
+# quarter of an hour and more to choose versions.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
 	    then echo "making $(VENV) with $$python; torch is large, this takes minutes"; \
 	    $$python -m venv $(VENV); break; fi; done
 	@test -x $(BIN)/python || { echo "Python 3.11, 3.12 or 3.13 is needed"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
