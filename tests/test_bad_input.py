@@ -487,6 +487,18 @@ def test_tune_refuses_a_space(refuse: Refuse, tmp_path: Path, tree: Any, message
     assert message in refuse(conr_ray.tune, *space_file(tmp_path, tree))
 
 
+def test_tune_refuses_clusters_of_other_samples(refuse: Refuse, tmp_path: Path) -> None:
+    table = pa.table({"sample_id": [10**6], "cluster": [0]})
+    pq.write_table(table, tmp_path / "assignments.parquet")
+    tree = {
+        "preset": "digits",
+        "search": SEARCH,
+        "fixed": {"clustering.ids_of": str(tmp_path)},
+    }
+    said = refuse(conr_ray.tune, *space_file(tmp_path, tree))
+    assert "no sample is in both: its first sample_id is 1000000, here it is 0" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

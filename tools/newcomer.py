@@ -5,8 +5,8 @@
 A user who is not root, with an empty home, on a /tmp of their own and without the processes of
 others, clones this repository, and types each command of both pages' blocks one after another into
 one shell per page. `photos` is a link to FOLDER; what would download CIFAR-10 gets FILE. The page
-that stays open is ended by Ctrl-C. Printed are the seconds of each command, what it leaves in the
-home, and how far the five minutes reach from the end of the installation to the first clusters.
+that stays open is ended by Ctrl-C. Printed are the seconds of each command, and the size of the
+home after it.
 
 It needs Linux, root, util-linux, git, and the network for `pip install`; 10 GB and 15 minutes.
 """
@@ -113,7 +113,7 @@ def try_page(page: Path, place: Path, args: argparse.Namespace) -> list[str]:
         # A page that leaves it to people where they install.
         typed = ["python3 -m venv .venv", ". .venv/bin/activate", *typed]
     for command in typed:
-        what = command.replace("python -m venv", "python3 -m venv")
+        what = command
         if command.startswith("make demo-photos"):
             what = f"make demo-photos DATA={args.cifar10.absolute()}"
         elif ".browse " in command:
