@@ -9,8 +9,10 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 import PIL
@@ -34,6 +36,7 @@ class Copy(ABC):
 
     Attributes:
         unread: names of files in it that have checksums of their own.
+        sums: the CRC-32 of files, by name, as far as they are known when all is written.
     """
 
     unread: Sequence[str] = ()
@@ -43,6 +46,7 @@ class Copy(ABC):
 
         Raises UserError if the file system of the folder has no room.
         """
+        self.sums: dict[str, int] = {}
         self._source, self._folder, self._shape = source, folder, shape
 
     @abstractmethod
@@ -91,18 +95,24 @@ class DecodedCopy(Copy):
         header = {"descr": descr, "fortran_order": False, "shape": shape}
         rows = 0
         with self._path.open("wb") as file:
-            begin = _write_header(file, header)
+            begin = _header(header)
+            file.write(begin)
+            total = crc32(begin)
             for block in self._source.blocks():
                 whole = np.ascontiguousarray(block)
                 file.write(whole.data)
+                total = crc32(whole.data, total)
                 rows += len(whole)
                 yield whole
             self._check_all(rows)
-            if rows < shape[0]:
+            if rows == shape[0]:
+                self.sums[self._path.name] = total
+            else:
                 # NumPy leaves room for any number of rows.
+                again = _header({**header, "shape": (rows, *shape[1:])})
+                assert len(again) == len(begin)
                 file.seek(0)
-                again = _write_header(file, {**header, "shape": (rows, *shape[1:])})
-                assert again == begin
+                file.write(again)
 
     @property
     def _path(self) -> Path:
@@ -185,6 +195,7 @@ def _rows_file(shape: Sequence[int]) -> str:
     return "vectors.npy" if len(shape) == 2 else "images.npy"
 
 
-def _write_header(file: BinaryIO, header: dict[str, Any]) -> int:
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
+def _header(told: dict[str, Any]) -> bytes:
+    file = BytesIO()
+    np.lib.format.write_array_header_1_0(file, told)
+    return file.getvalue()

@@ -2,7 +2,7 @@
 
 Of the time that small pictures take, most is Python's own, which uses one core however many threads
 there are. So what takes longer than a moment is decoded by other processes, one for each core; this
-one reads the files, as many at a time as it has threads.
+one reads the files, as many at a time as it has threads. Pixels come back in shared memory.
 
 Shapes: b pictures of a task, c channels, h and w pixels.
 """
@@ -38,6 +38,7 @@ from conr_ray.data.decoding import (
     reason_of,
     to_array,
 )
+from conr_ray.data.shared_memory import SharedMemory, shared_file
 from conr_ray.errors import StorageError
 
 Opened = Callable[[], Image.Image]
@@ -238,13 +239,14 @@ class _Core:
         self._process: subprocess.Popen[bytes] | None = None
         self._to: Connection | None = None
         self._from: Connection | None = None
+        self._shared: SharedMemory | None = None
 
     def run(self, work: Callable[[list[bytes | Opened]], R], part: list[bytes | Opened]) -> R:
         if self.is_ready and all(isinstance(one, bytes) for one in part):
-            assert self._to is not None and self._from is not None
+            assert self._to is not None and self._from is not None and self._shared is not None
             try:
                 self._to.send((work, part))
-                result: R = self._from.recv()
+                result: R = self._shared.taken(*self._from.recv())
                 return result
             # It has been killed, as by a system that is short of memory.
             except (OSError, EOFError):
@@ -258,9 +260,11 @@ class _Core:
         its_in, to = os.pipe()
         read, its_out = os.pipe()
         self._to, self._from = Connection(to, readable=False), Connection(read, writable=False)
+        self._shared = SharedMemory(file := shared_file())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, json.dumps(sys.path)],
+                [sys.executable, "-c", _SERVE, json.dumps(sys.path), str(file)],
+                pass_fds=(file,),
                 stdin=its_in,
                 stdout=its_out,
                 stderr=subprocess.DEVNULL,
@@ -286,6 +290,8 @@ class _Core:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._shared is not None:
+            self._shared.close()
 
 
 def serve() -> None:
@@ -294,10 +300,11 @@ def serve() -> None:
     out = os.dup(1)
     os.dup2(2, 1)
     asked, told = Connection(0, writable=False), Connection(out, readable=False)
+    shared = SharedMemory(int(sys.argv[2]))
     told.send_bytes(b"ready")
     while True:
         try:
             work, part = asked.recv()
         except EOFError:
             return
-        told.send(work(part))
+        told.send(shared.put(work(part)))

@@ -38,9 +38,11 @@ class ChannelStatistics:
 
     def add(self, block: UInt8Array) -> None:
         """Add images (b, c, h, w)."""
-        values = block.sum(axis=(0, 2, 3), dtype=np.int64)
-        # 255 squared just fits into 16 bits.
-        squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+        flat = block.reshape(*block.shape[:2], -1)
+        # 255 squared just fits into 16 bits, and 65,536 of them into 32, which are added faster.
+        wide = np.uint32 if flat.shape[2] <= 2**16 else np.int64
+        values = flat.sum(2, dtype=wide).sum(0, dtype=np.int64)
+        squares = np.square(flat, dtype=np.uint16).sum(2, dtype=wide).sum(0, dtype=np.int64)
         self._count += block.size // block.shape[1]
         self._values = values if self._values is None else self._values + values
         self._squares = squares if self._squares is None else self._squares + squares

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from conr_ray.config import DataConfig
 from conr_ray.data import cache
 from conr_ray.data.cache import Hold, default_cache_dir
 from conr_ray.data.copies import Copy, DecodedCopy, EncodedCopy, decoder, num_bytes, opened
 from conr_ray.data.data_set import DataSet
+from conr_ray.data.decoders import in_order
 from conr_ray.data.encoded_rows import EncodedRows
 from conr_ray.data.inventory import Inventory, Skipped
 from conr_ray.data.progress import Lines
@@ -224,10 +227,16 @@ def _build_as_told(source: Source, folder: Path, kind: type[Copy]) -> None:
     sums = statistics_of(shape)
     digest = hashlib.sha256(str(shape).encode())
     lines = Lines("decoded", shape[0], "images" if len(shape) == 4 else "vectors")
-    for block in copy.blocks():
+
+    def add(block: NDArray[Any]) -> int:
         digest.update(block.data)
         sums.add(block)
-        lines.worked(len(block))
+        return len(block)
+
+    # Blocks are summed while the next ones are written.
+    with ThreadPoolExecutor(1) as beside:
+        for added in in_order(beside, add, copy.blocks(), 1):
+            lines.worked(added)
     if skipped := list(source.skipped):
         contents, kept = _without(contents, skipped)
         shape = (len(kept), *contents.row_shape)
@@ -257,7 +266,7 @@ def _build_as_told(source: Source, folder: Path, kind: type[Copy]) -> None:
         "inventory": replace(source.inventory(), skipped=tuple(skipped)).as_json(),
         **copy.facts(),
     }
-    seal(folder, _META, meta, copy.unread)
+    seal(folder, _META, meta, copy.unread, copy.sums)
 
 
 def _without(contents: Contents, skipped: Sequence[Skipped]) -> tuple[Contents, Int64Array]:

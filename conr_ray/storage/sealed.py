@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zlib import crc32
 
@@ -13,25 +14,35 @@ from conr_ray.storage import disk
 
 # At 3 GB/s a CRC-32 costs a fraction of reading the file; it finds damage, not forgery.
 _BLOCK_BYTES = 2**18
-# What this process has read whole and found right: files, as they were then.
-_checked: set[tuple[Path, tuple[int, int, int]]] = set()
+# What this process has written, or has read whole and found right: files, as they were then.
+_checked: set[tuple[int, int, int, int]] = set()
 
 
 class Damaged(Exception):
     """What is wrong with a sealed folder."""
 
 
-def seal(folder: Path, name: str, facts: Mapping[str, Any], unread: Collection[str] = ()) -> None:
+def seal(
+    folder: Path,
+    name: str,
+    facts: Mapping[str, Any],
+    unread: Collection[str] = (),
+    known: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Sync the files of a folder and write the JSON file `name`: `facts`, and what they are.
 
-    Of the `unread` ones, whose parts have checksums of their own, only sizes are noted.
+    Of the `unread` ones, whose parts have checksums of their own, only sizes are noted. `known` are
+    the CRC-32 of files that whoever wrote them has computed.
     """
     files = {}
     for path in sorted(folder.iterdir()):
         with disk.opened(path, os.O_RDONLY) as file:
             os.fsync(file)
-        content = None if path.name in unread else _sum_of(path)
-        files[path.name] = {"bytes": path.stat().st_size, "crc32": content}
+        now, content = path.stat(), None
+        if path.name not in unread:
+            content = known[path.name] if path.name in known else _sum_of(path)
+            _checked.add(_seen(now, content))
+        files[path.name] = {"bytes": now.st_size, "crc32": content}
     tree = {**facts, "files": files}
     text = json.dumps({**tree, "crc32": _sum_of_tree(tree)}, indent=1)
     disk.write_file(folder / name, text.encode())
@@ -65,12 +76,16 @@ def unseal(folder: Path, name: str) -> dict[str, Any]:
             raise Damaged(f"{file} has {now.st_size} of {expected['bytes']} bytes")
         if expected["crc32"] is None:
             continue
-        seen = path, (now.st_ino, now.st_mtime_ns, expected["crc32"])
+        seen = _seen(now, expected["crc32"])
         if seen not in _checked and _sum_of(path) != expected["crc32"]:
             raise Damaged(f"{file} has changed")
         _checked.add(seen)
     del facts["files"]
     return facts
+
+
+def _seen(now: os.stat_result, content: int) -> tuple[int, int, int, int]:
+    return now.st_dev, now.st_ino, now.st_mtime_ns, content
 
 
 def _sum_of(path: Path) -> int:

@@ -282,6 +282,11 @@ def test_statistics_do_not_depend_on_blocks(random_images: Callable[..., Any]) -
     np.testing.assert_allclose(whole[1], images.std((0, 2, 3)) / 255, rtol=1e-12)
 
 
+@pytest.mark.parametrize("side", [256, 257])
+def test_statistics_of_large_white_images_do_not_overflow(side: int) -> None:
+    assert _statistics([np.full((2, 3, side, side), 255, np.uint8)]) == ((1.0,) * 3, (0.0,) * 3)
+
+
 def test_statistics_of_vectors_are_a_mean_for_each_feature_and_one_deviation() -> None:
     vectors = np.random.default_rng(0).normal(3, 2, (50, 6)).astype(np.float32)
     mean, std = _statistics(np.array_split(vectors, 7))

@@ -7,6 +7,7 @@ then all headers are read. So images of one size and colour are read once.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,10 +40,9 @@ from conr_ray.errors import StorageError, UserError
 
 # Side of the squares that images of several sizes become, at most; larger ones are asked for.
 LARGEST_DEFAULT_SIDE = 256
-_BLOCK_IMAGES = 256
-# Small enough for memory to be used again rather than asked for anew.
-_BLOCK_BYTES = 8 * 2**20
-# What is handed to a core at once.
+# Whose headers are looked at at a time.
+_LOOK_IMAGES = 256
+# What is handed to a core at once: so little that memory is used again rather than asked for anew.
 _TASK_IMAGES = 64
 _TASK_BYTES = 2 * 2**20
 _NUM_THREADS = min(16, max(4, usable_cores()))
@@ -130,7 +130,7 @@ class EncodedSource(Source):
         """Read headers: what images become since sizes differ, or if the first `most` ones do."""
         sizes: list[tuple[int, int]] = []
         with ThreadPoolExecutor(self._num_threads) as pool:
-            for block in batched(islice(self._pending(), most), _BLOCK_IMAGES):
+            for block in batched(islice(self._pending(), most), _LOOK_IMAGES):
                 sizes += [size for size in pool.map(_size_of, block) if size is not None]
         # A header may tell nothing of what decoding has shown: a tag behind the pixels of a PNG.
         if not sizes or (most is not None and len(set(sizes)) < 2):
@@ -157,7 +157,7 @@ class EncodedSource(Source):
                     return "RGB"
                 if looked:
                     break
-            for block in batched(self._pending(), _BLOCK_IMAGES):
+            for block in batched(self._pending(), _LOOK_IMAGES):
                 if any(found is False for found in pool.map(_grey_of, block)):
                     return "RGB"
         return "L"
@@ -206,14 +206,10 @@ class EncodedSource(Source):
 
     def _decoded_blocks(self, *, keeps: bool) -> Iterator[tuple[UInt8Array, Sequence[Record]]]:
         form = self.form
-        num_bytes = int(np.prod(form.shape))
-        block_images = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // num_bytes))
-        task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // num_bytes))
+        task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // math.prod(form.shape)))
         skips = self.config.on_error == "skip"
         broken: list[Skipped] = []
         self._skipped = broken
-        block: list[UInt8Array] = []
-        records: list[Record] = []
         work = partial(decode, form=form, keeps=keeps)
         # An error that is handled keeps what has raised it, with its processes.
         with closing(self._worked(work, task_images)) as worked:
@@ -224,24 +220,18 @@ class EncodedSource(Source):
                         raise SizesDiffer
                     some = [(*task[place + one], why) for one, why in failed]
                     broken += [Skipped(row, pending.place, why) for row, pending, why in some]
-                    block.append(images)
-                    end, without = place + len(images) + len(failed), {row for row, _, _ in some}
+                    begin, place = place, place + len(images) + len(failed)
+                    if not len(images) or (broken and not skips):
+                        continue
+                    records: list[Record] = []
                     if keeps:
-                        read = [one for row, one in task[place:end] if row not in without]
+                        without = {row for row, _, _ in some}
+                        read = [one for row, one in task[begin:place] if row not in without]
                         found = zip(images, files, read, strict=True)
-                        records += [
-                            Record.of(pixels, file, one.path) for pixels, file, one in found
-                        ]
-                    place = end
-                if broken and not skips:
-                    block, records = [], []
-                elif sum(map(len, block)) >= block_images:
-                    yield np.concatenate(block), records
-                    block, records = [], []
+                        records = [Record.of(pixels, file, one.path) for pixels, file, one in found]
+                    yield images, records
         if broken and not skips:
             raise self._unreadable(broken)
-        if sum(map(len, block)):
-            yield np.concatenate(block), records
 
     def looks(self) -> Iterator[tuple[str, Look]]:
         """Where each image is, and what it is, in order; all are decoded."""
