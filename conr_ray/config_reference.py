@@ -67,14 +67,20 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 def _range(schema: Mapping[str, Any]) -> str:
     """The bounds of a number: both, only a lower one, or none."""
-    low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    low = _bound(schema, "minimum", "exclusiveMinimum")
+    high = _bound(schema, "maximum", "exclusiveMaximum")
     if low is None:
         return ""
     if high is None:
         return f" ≥ {low}" if "minimum" in schema else f" > {low}"
     start, end = "[" if "minimum" in schema else "(", "]" if "maximum" in schema else ")"
     return f" in {start}{low}, {high}{end}"
+
+
+def _bound(schema: Mapping[str, Any], *names: str) -> float | None:
+    """A bound; some versions of pydantic make whole numbers floats."""
+    found = next((schema[name] for name in names if name in schema), None)
+    return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
 def _yaml(value: Any) -> str:

@@ -144,14 +144,23 @@ def make_backbone(
     return backbone
 
 
-def head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+class Head(nn.Sequential):
     """Linear, batch normalisation, ReLU, linear: the shape of projector and predictor."""
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, out_dim),
-    )
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__(
+            nn.Linear(in_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, out_dim),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(b, in_dim) to (b, out_dim)."""
+        # The forward of a plain Sequential is torch's own, which torch 2.11 does not compile.
+        for layer in self:
+            inputs = layer(inputs)
+        return inputs
 
 
 class Encoder(nn.Module):
@@ -173,7 +182,7 @@ class Encoder(nn.Module):
         features = backbone.out_features
         self.hidden_dim = hidden_dim
         self.embedding_dim = embedding_dim if hidden_dim else features
-        layers = head(features, hidden_dim, embedding_dim) if hidden_dim else nn.Sequential()
+        layers = Head(features, hidden_dim, embedding_dim) if hidden_dim else nn.Sequential()
         self.projector = layers
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -216,9 +225,9 @@ def portable_names(encoder: Encoder) -> dict[str, Tensor]:
     return {re.sub(r"^backbone\.layers\.", "backbone.", name): t for name, t in tensors.items()}
 
 
-def make_predictor(embedding_dim: int, hidden_dim: int) -> nn.Sequential:
+def make_predictor(embedding_dim: int, hidden_dim: int) -> Head:
     """A head initialised near 0: weights of standard deviation 0.01, biases 0."""
-    predictor = head(embedding_dim, hidden_dim, embedding_dim)
+    predictor = Head(embedding_dim, hidden_dim, embedding_dim)
     for layer in predictor:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)
