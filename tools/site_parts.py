@@ -150,7 +150,8 @@ def _mend(app: Sphinx, error: Exception | None) -> None:
             html = file.read_text()
             for said, accessible in _ACCESSIBLE.items():
                 html = html.replace(said, accessible)
-            file.write_text(html)
+            # A figure and its deviation stay on one line.
+            file.write_text(html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.frozen.test_photos import photos  # noqa: F401
 from tests.waiting import HANG_S
+from tools.newcomer import commands
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +23,8 @@ SMALL = ["--set", "views.size=64", "--set", "data.stored_size=64", "--set", "sch
 
 
 def test_each_command_runs_as_written(photos: Path, tmp_path: Path) -> None:  # noqa: F811
-    text = (ROOT / "docs" / "start.md").read_text()
-    written = re.findall(r"^python -m conr_ray\.(\w+) (.*)$", text, re.MULTILINE)
+    lines = "\n".join(commands(ROOT / "docs" / "start.md"))
+    written = re.findall(r"^python -m conr_ray\.(\w+) (.*)$", lines, re.MULTILINE)
     assert [module for module, _ in written] == ["train", "report", "browse", "predict", "report"]
     (tmp_path / "photos").symlink_to(photos)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
