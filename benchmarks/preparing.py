@@ -13,7 +13,9 @@ another commit it prints that one's.
 same images are then decoded in turn, --rounds times, by this package (which also checks, sums and
 stores them), by torchvision's ImageFolder and by webdataset, both in a loader of torch with a
 process for each core, and by Ray Data. It prints images a second, medians, and the ratio of this
-package to the fastest other one. What is not installed is left out and named.
+package to the fastest other one, also without a store of pixels (data.stream=always). What it
+takes to write and sync as many bytes, and nothing else, stands below. What is not installed is left
+out and named.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from conr_ray.cores import usable_cores
 from conr_ray.data.store import open_data
 
 _BATCH = 256
+_OURS, _OUR_STREAM = "this package", "this package, a stream"
 _SHARDS = 8
 _USE = """
 import json, sys, time
@@ -128,11 +131,26 @@ def _rows(path: str, count: int) -> Iterator[tuple[bytes, int]]:
             return
 
 
-def of_ours(place: Path) -> int:
-    """This package, into an empty cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        config = DataConfig(source="folder", path=str(place / "folder"))
-        return open_data(config, Path(cache)).num_rows
+def of_ours(place: Path, empty: Path) -> int:
+    """This package, with an empty cache."""
+    config = DataConfig(source="folder", path=str(place / "folder"), stream="never")
+    return open_data(config, empty).num_rows
+
+
+def of_our_stream(place: Path, empty: Path) -> int:
+    """This package, which decodes whenever needed, with an empty cache."""
+    config = DataConfig(source="folder", path=str(place / "folder"), stream="always")
+    return open_data(config, empty).num_rows
+
+
+def written_s(folder: Path, num_bytes: int) -> float:
+    """Seconds that writing and syncing so many bytes takes."""
+    block, start = bytes(range(256)) * 2**13, time.perf_counter()
+    with (folder / "bytes").open("wb") as file:
+        for begin in range(0, num_bytes, len(block)):
+            file.write(block[: num_bytes - begin])
+        os.fsync(file)
+    return time.perf_counter() - start
 
 
 def _loaded(data: Any) -> int:
@@ -142,7 +160,7 @@ def _loaded(data: Any) -> int:
     return sum(len(images) for images, _ in loader)
 
 
-def of_image_folder(place: Path) -> int:
+def of_image_folder(place: Path, _: Path) -> int:
     """ImageFolder of torchvision in torch's loader, uint8."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms.functional import pil_to_tensor
@@ -150,7 +168,7 @@ def of_image_folder(place: Path) -> int:
     return _loaded(ImageFolder(str(place / "folder"), transform=pil_to_tensor))
 
 
-def of_webdataset(place: Path) -> int:
+def of_webdataset(place: Path, _: Path) -> int:
     """The tar files by webdataset in torch's loader, uint8."""
     import webdataset
     from torchvision.transforms.functional import pil_to_tensor
@@ -161,7 +179,7 @@ def of_webdataset(place: Path) -> int:
     return _loaded(data)
 
 
-def of_ray_data(place: Path) -> int:
+def of_ray_data(place: Path, _: Path) -> int:
     """Ray Data on all cores; Ray is started before."""
     import ray
 
@@ -170,8 +188,9 @@ def of_ray_data(place: Path) -> int:
     return sum(len(batch["image"]) for batch in batches)
 
 
-WAYS: dict[str, tuple[str, Callable[[Path], int]]] = {
-    "this package": ("conr_ray", of_ours),
+WAYS: dict[str, tuple[str, Callable[[Path, Path], int]]] = {
+    _OURS: ("conr_ray", of_ours),
+    _OUR_STREAM: ("conr_ray", of_our_stream),
     "torchvision ImageFolder": ("torchvision", of_image_folder),
     "webdataset": ("webdataset", of_webdataset),
     "Ray Data": ("ray", of_ray_data),
@@ -189,23 +208,32 @@ def of_folders(path: str, count: int, side: int, kind: str, rounds: int) -> None
     ray.init(num_cpus=usable_cores(), include_dashboard=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    writing: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         write(path, place, count, side, kind)
         for _ in range(rounds):
             for name, way in ways.items():
-                start = time.perf_counter()
-                seen = way(place)
-                rates[name].append(seen / (time.perf_counter() - start))
+                # What is written there is removed when the time is taken.
+                with tempfile.TemporaryDirectory() as empty:
+                    start = time.perf_counter()
+                    seen = way(place, Path(empty))
+                    rates[name].append(seen / (time.perf_counter() - start))
                 assert seen == count, f"{name}: {seen} of {count}"
+            with tempfile.TemporaryDirectory() as empty:
+                writing.append(written_s(Path(empty), count * 3 * side * side))
     ray.shutdown()
     middle = {name: statistics.median(found) for name, found in rates.items()}
-    fastest = max(rate for name, rate in middle.items() if name != "this package")
+    fastest = max(rate for name, rate in middle.items() if name not in (_OURS, _OUR_STREAM))
     print(f"{count:,} {kind} of {side} pixels, {usable_cores()} cores, medians of {rounds}")
     for name, rate in middle.items():
         spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
         print(f"{name:<24} {rate:>8,.0f} images/s ({spread})")
-    print(f"this package to the fastest other: {middle['this package'] / fastest:.2f}")
+    for name in (_OURS, _OUR_STREAM):
+        print(f"{name}, to the fastest other: {middle[name] / fastest:.2f}")
+    spread = f"{min(writing):.2f} to {max(writing):.2f}"
+    print(f"{_OURS} took {count / middle[_OURS]:.2f} s;", end=" ")
+    print(f"to write its bytes takes {statistics.median(writing):.2f} s ({spread})")
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ Opened = Callable[[], Image.Image]
 """Opens a picture, or raises an Exception of any kind."""
 
 # What is decoded by then needs no other processes: to start them takes about as long.
-_ALONE_S = 0.5
+_ALONE_S = 0.25
 # Of files, in memory for each thread.
 _MOST_READ = 8 * 2**20
 _SERVE = (

@@ -123,7 +123,7 @@ class Location:
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is no file")
             _check_size(status.st_size)
-            return Path(path).read_bytes()
+            return _content(path, status.st_size)
         return self._reached(patient(self._read, is_local=False))(name, size)
 
     def _read(self, name: str, size: int) -> bytes:
@@ -184,6 +184,17 @@ class Location:
     def is_local(self) -> bool:
         """Whether it is on a file system of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
+
+
+def _content(path: str, size: int) -> bytes:
+    """A file that had this size a moment ago; a third of the system calls of Python's own way."""
+    file, found = os.open(path, os.O_RDONLY), b""
+    try:
+        while part := os.read(file, max(size - len(found), 4096)):
+            found = found + part if found else part
+    finally:
+        os.close(file)
+    return found
 
 
 def _check_size(size: int) -> None:
