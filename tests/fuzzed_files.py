@@ -480,7 +480,7 @@ class RunFiles(Checkpoints):
         directory.write_text("origin.json", '{"trunk": "a", "epoch": 1, "note": ""}')
         phases = {"instance": {"steps": 3, "seconds": {"views": 0.5, "other": 0.1}}}
         directory.write_text("profile/phases.json", json.dumps(phases))
-        embeddings = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 6, pa.float16()), 2)
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(np.full(6, 0.5, np.float16)), 2)
         table = pa.table({"sample_id": [0, 1, 2], "embedding": embeddings})
         Snapshot(1, 3, ("a", "b"), table, table, table, table, None).write(directory)
 
