@@ -27,6 +27,7 @@ from conr_ray.config import RunConfig, override
 from conr_ray.data.arrays import data_set
 from conr_ray.data.sources.label_column import labels_of
 from conr_ray.data.store import DataSet, open_data
+from conr_ray.edits.folder import read_assignments
 from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
 from conr_ray.engine.earlier_clusters import PLACE as IDS_OF
 from conr_ray.engine.evaluation import found_again
@@ -358,7 +359,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         place: Folder = directory
         if num_clusters is not None:
             place = ClustersFolder.of(directory, num_clusters)
-        assigned = place.read_table("assignments.parquet")
+        assigned = read_assignments(place)
         if assigned is None:
             raise UserError(f"{directory.uri}: the run has not ended: resume it")
         self.labels_ = assigned.column("cluster").to_numpy()

@@ -97,12 +97,18 @@ def _correct(args: argparse.Namespace) -> None:
     """Spread what a person has changed to samples with similar contexts; print where it is."""
     import torch
 
-    from conr_ray.edits.folder import EDITS, assigned_fingerprint, read_edits, write_names
+    from conr_ray.edits.folder import (
+        EDITS,
+        assigned_fingerprint,
+        read_assignments,
+        read_edits,
+        write_names,
+    )
     from conr_ray.engine.clusters_folder import PLACE, ClustersFolder
 
     reclustering, uri = _reclustering(args, range(2, 3))
     directory = reclustering.run.directory
-    assignments = directory.read_table("assignments.parquet")
+    assignments = read_assignments(directory)
     if assignments is None:
         raise UserError(f"--run {uri}: the run has not ended: resume it")
     log = read_edits(directory, assigned_fingerprint(assignments))

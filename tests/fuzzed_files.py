@@ -330,6 +330,9 @@ class OddTables(Fuzzed):
                     pa.array([value], kind)
                     values.append(value)
             values = random.sample(values, min(len(values), random.randint(1, 4)))
+        # Older Arrow makes no arrays of some kinds from Python's values.
+        if not values:
+            return pa.nulls(num_rows, kind)
         try:
             return pa.array([random.choice(values) for _ in range(num_rows)], kind)
         # Arrow takes each of them, but not all together.
@@ -481,8 +484,16 @@ class RunFiles(Checkpoints):
         phases = {"instance": {"steps": 3, "seconds": {"views": 0.5, "other": 0.1}}}
         directory.write_text("profile/phases.json", json.dumps(phases))
         embeddings = pa.FixedSizeListArray.from_arrays(pa.array(np.full(6, 0.5, np.float16)), 2)
-        table = pa.table({"sample_id": [0, 1, 2], "embedding": embeddings})
-        Snapshot(1, 3, ("a", "b"), table, table, table, table, None).write(directory)
+        ranked = {"rank": [1, 2, 3], "sample_id": [0, 1, 2]}
+        samples = {"sample_id": [0, 1, 2], "label": [0, 1, None], "cluster": [0, 1, 1]}
+        samples |= {"boundary_ratio": [0.5] * 3, "kept": [True] * 3, "embedding": embeddings}
+        tables = (
+            samples,
+            {"query_id": [0] * 3, "kind": ["contextual"] * 3, **ranked},
+            {"cluster": [0, 1, 1], "kind": ["typical"] * 3, **ranked},
+            {"sample_id": [0], "png": [b"no image"]},
+        )
+        Snapshot(1, 3, ("a", "b"), *map(pa.table, tables), None).write(directory)
 
     def is_changed(self, name: str) -> bool:
         return name != ".folder-id"

@@ -13,6 +13,7 @@ from conr_ray.config import RunConfig, override
 from conr_ray.curation.pictures import DataPictures, Pictures
 from conr_ray.curation.samples import Samples, of_array
 from conr_ray.data.store import DataSet
+from conr_ray.edits.folder import read_assignments
 from conr_ray.engine.recluster import Reclustering
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
@@ -81,7 +82,7 @@ def _embeddings(
 
 def _clusters(directory: RunDirectory, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """The run's clusters of samples; None before it has ended."""
-    table = directory.read_table("assignments.parquet")
+    table = read_assignments(directory)
     if table is None:
         return None
     known, clusters = (table.column(name).to_numpy() for name in ("sample_id", "cluster"))

@@ -49,6 +49,15 @@ def fingerprint_of(sample_ids_n: Ids, clusters_n: Ids) -> str:
     return digest.hexdigest()[:32]
 
 
+def read_assignments(folder: Folder) -> pa.Table | None:
+    """The clusters of a run's or a clustering's samples; None before there are any.
+
+    Raises:
+        UserError: the table is damaged.
+    """
+    return folder.read_table("assignments.parquet", ("sample_id", "cluster", "boundary_ratio"))
+
+
 def assigned_fingerprint(assignments: pa.Table) -> str:
     """`fingerprint_of` a table of assignments."""
     columns = [assignments.column(name).to_numpy() for name in ("sample_id", "cluster")]

@@ -99,7 +99,15 @@ class CheckpointFolder(Folder):
             raise self._damage(epoch, steps, reason) from None
         except StorageError:
             raise
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        # What torch's readers raise of bytes that make no sense to them.
+        except (
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise self._damage(epoch, steps, error) from None
         return state
 

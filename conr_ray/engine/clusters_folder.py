@@ -65,7 +65,7 @@ class ClustersFolder(Folder):
         again = "make them with python -m conr_ray.recluster"
         if run:
             again += f" --run {shlex.quote(run)} --clusters {number}"
-        table = self.read_table(_FILE)
+        table = self.read_table(_FILE, ("length", "center"))
         if table is None:
             raise UserError(f"{self.uri} holds no clusters: {again}")
         made = (table.schema.metadata or {}).get(_EPOCHS, b"?").decode()

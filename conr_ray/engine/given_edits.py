@@ -21,7 +21,7 @@ import torch
 
 from conr_ray.config import RunConfig
 from conr_ray.data.store import DataSet
-from conr_ray.edits.folder import EDITS, assigned_fingerprint, read_edits
+from conr_ray.edits.folder import EDITS, assigned_fingerprint, read_assignments, read_edits
 from conr_ray.edits.log import JUNK
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import UserError
@@ -122,7 +122,7 @@ def _made(source: str, data: DataSet) -> pa.Table:
             f"{told}: there is no {EDITS}: give the folder of a run that was changed with python "
             "-m conr_ray.browse"
         )
-    assignments = folder.read_table("assignments.parquet")
+    assignments = read_assignments(folder)
     if assignments is None:
         raise UserError(
             f"{told}: no assignments.parquet is beside them, of whose clusters they are: give the "

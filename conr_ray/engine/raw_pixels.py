@@ -6,6 +6,7 @@ import numpy as np
 
 from conr_ray.config import RunConfig
 from conr_ray.data.data_set import DataSet
+from conr_ray.edits.folder import read_assignments
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.errors import StorageError
 
@@ -35,7 +36,7 @@ def against_raw_pixels(config: RunConfig, data: DataSet, directory: RunDirectory
             "it, unless this was a trial"
         )
     try:
-        table = directory.read_table("assignments.parquet")
+        table = read_assignments(directory)
     except StorageError:
         return None
     if table is None or table.num_rows != data.num_rows:

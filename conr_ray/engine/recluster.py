@@ -84,7 +84,7 @@ class Reclustering:
         """
         for part in range(self.num_parts):
             name = f"part-{part:06d}.parquet"
-            if (table := self.stored.read_table(name)) is not None:
+            if (table := self.stored.read_table(name, ("embedding",))) is not None:
                 yield from_lists(table.column("embedding")).to(self.run.device)
                 continue
             first = part * _PART_ROWS

@@ -28,6 +28,8 @@ from conr_ray.errors import UserError, one_line, printable
 
 _LONGEST_LABEL = 24
 _TABLES = ("samples", "neighbors", "examples", "pictures")
+# What all figures need; other columns are each missed by one.
+_NEEDED = {"samples": ("sample_id", "embedding")}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Snapshot:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = one_line(error)
             raise UserError(f"{directory.uri}/{name} is damaged ({reason}): delete it") from None
-        tables = {name: directory.read_table(f"snapshot/{name}.parquet") for name in _TABLES}
+        tables = {
+            name: directory.read_table(f"snapshot/{name}.parquet", _NEEDED.get(name, ()))
+            for name in _TABLES
+        }
         return cls(
             epoch=epoch,
             num_images=num_images,

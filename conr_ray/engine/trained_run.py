@@ -18,7 +18,13 @@ from torch import Tensor
 from conr_ray.config import RunConfig, from_yaml
 from conr_ray.data.inputs import Inputs, inputs_from_state
 from conr_ray.edits.centers import EditedClusters
-from conr_ray.edits.folder import EDITS, NAMES, assigned_fingerprint, read_edits
+from conr_ray.edits.folder import (
+    EDITS,
+    NAMES,
+    assigned_fingerprint,
+    read_assignments,
+    read_edits,
+)
 from conr_ray.engine.acceleration import Acceleration, has_tf32
 from conr_ray.engine.clusters_csv import confident_ratio
 from conr_ray.engine.clusters_folder import ClustersFolder
@@ -86,7 +92,7 @@ class TrainedRun:
     @cached_property
     def first_free(self) -> int:
         """Above all numbers that its clusters have or had; 0 before the run has ended."""
-        table = self.directory.read_table("assignments.parquet")
+        table = read_assignments(self.directory)
         return 0 if table is None else int((table.schema.metadata or {}).get(FIRST_FREE, 0))
 
     @property
@@ -223,7 +229,7 @@ class TrainedRun:
         """
         if not (folder.has(EDITS) or folder.has(NAMES)):
             return self
-        assignments = folder.read_table("assignments.parquet")
+        assignments = read_assignments(folder)
         kind = self.config.boundary.centers
         centers_cd, numbers_c = self.state.boundary_centers(kind), self.state.cluster_numbers
         if assignments is None or centers_cd is None or numbers_c is None:
@@ -342,7 +348,7 @@ def _acceleration(config: RunConfig, device: torch.device) -> Acceleration:
 
 def _confident_ratio(directory: Folder, fraction: float) -> float | None:
     """The largest boundary ratio of the share `fraction` of a run's samples with the smallest."""
-    table = directory.read_table("assignments.parquet")
+    table = read_assignments(directory)
     if table is None or not table.num_rows:
         return None
     return confident_ratio(table.column("boundary_ratio").to_numpy(), fraction)

@@ -51,7 +51,7 @@ def map_positions(directory: Folder, snapshot: Snapshot, *, draw: bool) -> Posit
 
 def _kept(directory: Folder, key: bytes) -> Positions | None:
     try:
-        table = directory.read_table(_FILE)
+        table = directory.read_table(_FILE, ("x", "y"))
     except UserError:
         return None
     if table is None or (table.schema.metadata or {}).get(_KEY) != key:

@@ -10,7 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from conr_ray.config import RunConfig
-from conr_ray.edits.folder import EDITS, NAMES, assigned_fingerprint, read_edits
+from conr_ray.edits.folder import (
+    EDITS,
+    NAMES,
+    assigned_fingerprint,
+    read_assignments,
+    read_edits,
+)
 from conr_ray.edits.log import EditLog
 from conr_ray.engine.metric_rows import MetricRow
 from conr_ray.engine.origin import Origin
@@ -116,7 +122,7 @@ def _edited(data: RunData, directory: RunDirectory) -> RunData:
     if not (directory.has(EDITS) or directory.has(NAMES)):
         return data
     try:
-        assignments = directory.read_table("assignments.parquet")
+        assignments = read_assignments(directory)
         if assignments is None:
             return data
         log = read_edits(directory, assigned_fingerprint(assignments))

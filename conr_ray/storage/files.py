@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,12 @@ class Folder:
         except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged(name, error) from None
 
-    def read_table(self, name: str) -> pa.Table | None:
+    def read_table(self, name: str, columns: Collection[str] = ()) -> pa.Table | None:
         """The table in a Parquet file, or None if the file does not exist.
+
+        Args:
+            name: of the file.
+            columns: that the table needs to have.
 
         Raises:
             UserError: it holds something else.
@@ -145,10 +149,13 @@ class Folder:
         try:
             if data is None:
                 return None
-            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            if missing := [column for column in columns if column not in table.column_names]:
+                raise ValueError(f"no column {missing[0]}")
         # Arrow raises errors of many kinds, and an OSError where lengths in the file are wrong.
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(name, error) from None
+        return table
 
     def _damaged(self, name: str, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:200]

@@ -14,6 +14,7 @@ import wandb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from conr_ray.edits.folder import read_assignments
 from conr_ray.engine.clusters_csv import certainty
 from conr_ray.engine.run_directory import RunDirectory
 from conr_ray.engine.snapshot import Snapshot
@@ -113,7 +114,7 @@ def log_assignments(run: Any, directory: RunDirectory, name: str) -> None:
     upload at the end of a run should be; the artifact's metadata tell where it is.
     """
     data = directory.read_bytes("assignments.parquet")
-    table = directory.read_table("assignments.parquet")
+    table = read_assignments(directory)
     if data is None or table is None:
         return
     metadata = {"samples": table.num_rows, "assignments": f"{directory.uri}/assignments.parquet"}

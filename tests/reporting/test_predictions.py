@@ -50,7 +50,7 @@ def made_predictions(
         pq.write_table(table.take(pa.array(rows)), place)
     state = {
         "format": 1,
-        "run": "s3://user:secret@bucket/runs/mine",
+        "run": "s3://user:kept-secret@bucket/runs/mine",
         "epochs": 60,
         "state": "ab12",
         "num_clusters": CLUSTERS,
@@ -96,7 +96,7 @@ def test_the_page_shows_examples_with_names_sizes_and_what_could_not_be_read(
     share = np.mean(rows["confident"])
     assert f"{share:.1%}" in page.text and "images 60" in page.text and "unreadable 2" in page.text
     assert "<b>.jpg it is cut off" in page.text and "no image\\nat all" in page.text
-    assert "secret" not in (out / "report.html").read_text()
+    assert "kept-secret" not in (out / "report.html").read_text()
     images = page.all("img")
     assert len(images) == 10 * CLUSTERS
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in images)

@@ -103,6 +103,13 @@ def test_a_store_that_does_not_answer_is_told_by_what_lists_it(
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_without_a_column_that_is_needed_is_damaged(open_folder: OpenFolder) -> None:
+    open_folder().write_table("t.parquet", pa.table({"a": [1]}))
+    assert open_folder().read_table("t.parquet", ["a"]) is not None
+    with pytest.raises(UserError, match=r"t\.parquet is damaged \(no column b\): delete it$"):
+        open_folder().read_table("t.parquet", ["a", "b"])
+
+
 def test_damaged_json_and_text_are_told(open_folder: OpenFolder) -> None:
     folder = open_folder()
     assert folder.read_json("a.json") is None
