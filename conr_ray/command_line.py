@@ -55,7 +55,7 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--images",
         metavar="PATH",
-        help="folder of images, Parquet file, or folder of Parquet files; or s3://...",
+        help="images in any form that is read: a folder, zip, tar, Parquet ...; or s3://..., https://...",
     )
     what.add_argument("--dataset", metavar="PRESET", help="the data of a preset, such as digits")
     parser.add_argument(
@@ -279,7 +279,7 @@ def where_result_is(run: Folder) -> list[str]:
     if run.has("clusters.csv"):
         lines[0] += ", for spreadsheets clusters.csv beside it"
     command = f"python -m conr_ray.predict --run {shlex.quote(run.uri)}"
-    return [*lines, f"new samples: {command} --images FOLDER_OR_PARQUET --out predictions"]
+    return [*lines, f"new samples: {command} --images PATH --out predictions"]
 
 
 @contextmanager

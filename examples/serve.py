@@ -58,4 +58,6 @@ class Clusters:
         return JSONResponse({k: v for k, v in answer.items() if k not in left_out})
 
 
+if "CONR_RAY_RUN" not in os.environ:
+    raise SystemExit(f"set CONR_RAY_RUN to the folder of a run: {__doc__.splitlines()[0]}")
 app = Clusters.bind(os.environ["CONR_RAY_RUN"])

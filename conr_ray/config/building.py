@@ -5,7 +5,7 @@ Every message is one line: the field, the value and the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -145,13 +145,22 @@ def explained(error: ValidationError, *above: str) -> str:
     while parts and ".".join(parts) not in known:
         parts.pop()
     name = ".".join(parts) or short(name)
-    message = first["msg"].removeprefix("Value error, ")
+    told = [first]
+    for other in others:
+        place = ".".join([*above, *map(str, other["loc"][:-1])])
+        if place == name and other["input"] is first["input"]:
+            told.append(other)
+    message, *more = _most_telling(told)
     if first["type"] == "missing":
         message = "too few values: write two"
     if not name:
         return message
-    for other in others:
-        place = ".".join([*above, *map(str, other["loc"][:-1])])
-        if place == name and other["input"] is first["input"]:
-            message += f", or {other['msg'].removeprefix('Input should be ')}"
+    message += "".join(f", or {one.removeprefix('Input should be ')}" for one in more)
     return f"{name}={shown(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _most_telling(errors: Sequence[Any]) -> list[str]:
+    """What each kind of value that a field takes has to say, if it is about values, not types."""
+    own = [one for one in errors if one["type"] == "value_error"]
+    of_values = [one for one in errors if not one["type"].endswith("_type")]
+    return [str(one["msg"]).removeprefix("Value error, ") for one in own or of_values or errors]

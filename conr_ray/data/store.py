@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,19 +158,27 @@ def _build_once(source: Source, folders: _Folders) -> DataSet:
             with suppress(Damaged, OSError):
                 return _load(folder)
         kind, folder = _chosen(source, folders)
-        # Only the lock holder builds: anything here was left by a killed process.
-        partial = folder.with_suffix(".partial")
+        lock = folder.with_suffix(".lock")
+        # By its own lock others see that it is made now.
+        with locked(lock) if folder != folders.decoded else nullcontext():
+            _build_anew(source, folder, kind)
+            return _load(folder)
+
+
+def _build_anew(source: Source, folder: Path, kind: type[Copy]) -> None:
+    """Make the copy in `folder`, whose lock is held."""
+    # Only the lock holder builds: anything here was left by a killed process.
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    cache.clean(folder.parent, deep=False)
+    partial.mkdir(cache.PRIVATE)
+    try:
+        _build(source, partial, kind)
+        partial.rename(folder)
+        disk.sync_folder(folder.parent)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        cache.clean(folder.parent, deep=False)
-        partial.mkdir(cache.PRIVATE)
-        try:
-            _build(source, partial, kind)
-            partial.rename(folder)
-            disk.sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return _load(folder)
 
 
 def _chosen(source: Source, folders: _Folders) -> tuple[type[Copy], Path]:

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
         dest="settings",
         help="set a field of data, such as data.source=vectors; can be repeated",
     )
+    parser.add_argument("--preset", help="look as runs of this preset do, such as photos")
     parser.add_argument("--json", action="store_true", help="as JSON, with all names")
     parser.set_defaults(run=run)
 
@@ -47,14 +48,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def data_config(args: argparse.Namespace) -> DataConfig:
-    """The data that PATH and --set name.
+    """The data that PATH, --set and --preset name.
 
     Raises:
-        UserError: they are not of `data`, or not of one mind.
+        UserError: they are not of `data`, or not of one mind; or there is no such preset.
     """
     from pydantic import ValidationError
 
-    from conr_ray.config import DataConfig, parse_overrides
+    from conr_ray.config import DataConfig, load_preset, parse_overrides
     from conr_ray.config.building import explained
 
     values = parse_overrides(args.settings)
@@ -64,7 +65,10 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     if args.path is not None:
         if fields.setdefault("path", args.path) != args.path:
             raise UserError(f"data.path={fields['path']}: {args.path} is given too; leave out one")
-        fields.setdefault("source", "auto")
+        if args.preset is None:
+            fields.setdefault("source", "auto")
+    if args.preset is not None:
+        fields = load_preset(args.preset).data.model_dump(exclude_unset=True) | fields
     try:
         config = DataConfig.model_validate(fields)
     except ValidationError as error:

@@ -70,8 +70,10 @@ class CheckpointFolder(Folder):
         name = self.checkpoint_name(epoch, steps)
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        self.write_bytes(f"{name}/state.pt", buffer.getbuffer())
-        summary = {**summary, "sha256": _digest(buffer.getbuffer())}
+        # Not a view of the buffer, which Python 3.13 complains of where an error keeps both.
+        data = buffer.getvalue()
+        self.write_bytes(f"{name}/state.pt", data)
+        summary = {**summary, "sha256": _digest(data)}
         summary |= {"pinned": True} if pinned else {}
         self.write_text(f"{name}/summary.json", json.dumps(summary, indent=2) + "\n")
         self.delete_earlier_checkpoints(keep)
@@ -193,5 +195,5 @@ def described(epoch: int, steps: int) -> str:
     return f"in epoch {epoch + 1} after step {steps}" if steps else f"after {epoch} epochs"
 
 
-def _digest(data: bytes | memoryview) -> str:
+def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -288,7 +288,7 @@ def _embed_parts(asked: Embedding, embed: Embed, folder: Path, progress: Progres
     for first, vectors in embed(asked.known.backbone, asked.images, left):
         buffer = BytesIO()
         np.save(buffer, vectors)
-        data = buffer.getbuffer()
+        data = buffer.getvalue()
         disk.write_file(folder / f"part-{first:08d}-{crc32(data):08x}.npy", data)
         progress.worked(len(vectors))
 

@@ -144,23 +144,28 @@ def make_backbone(
     return backbone
 
 
-class Head(nn.Sequential):
-    """Linear, batch normalisation, ReLU, linear: the shape of projector and predictor."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
-        super().__init__(
-            nn.Linear(in_dim, hidden_dim),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, out_dim),
-        )
+class Layers(nn.Sequential):
+    """Layers in a row, which all torches compile."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(b, in_dim) to (b, out_dim)."""
+        """What comes out of the last one."""
         # The forward of a plain Sequential is torch's own, which torch 2.11 does not compile.
         for layer in self:
             inputs = layer(inputs)
         return inputs
+
+
+def head(in_dim: int, hidden_dim: int, out_dim: int) -> Layers:
+    """Linear, batch normalisation, ReLU, linear: (b, in_dim) to (b, out_dim).
+
+    It is the shape of projector and predictor.
+    """
+    return Layers(
+        nn.Linear(in_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim),
+    )
 
 
 class Encoder(nn.Module):
@@ -182,7 +187,7 @@ class Encoder(nn.Module):
         features = backbone.out_features
         self.hidden_dim = hidden_dim
         self.embedding_dim = embedding_dim if hidden_dim else features
-        layers = Head(features, hidden_dim, embedding_dim) if hidden_dim else nn.Sequential()
+        layers = head(features, hidden_dim, embedding_dim) if hidden_dim else nn.Sequential()
         self.projector = layers
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -225,9 +230,9 @@ def portable_names(encoder: Encoder) -> dict[str, Tensor]:
     return {re.sub(r"^backbone\.layers\.", "backbone.", name): t for name, t in tensors.items()}
 
 
-def make_predictor(embedding_dim: int, hidden_dim: int) -> Head:
+def make_predictor(embedding_dim: int, hidden_dim: int) -> Layers:
     """A head initialised near 0: weights of standard deviation 0.01, biases 0."""
-    predictor = Head(embedding_dim, hidden_dim, embedding_dim)
+    predictor = head(embedding_dim, hidden_dim, embedding_dim)
     for layer in predictor:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)

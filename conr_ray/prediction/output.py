@@ -184,7 +184,7 @@ class PredictionDirectory:
         self._check_held()
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        self.files.write_bytes(name, buffer.getbuffer())
+        self.files.write_bytes(name, buffer.getvalue())
 
     def _check_held(self) -> None:
         """Raise UserError if another process has taken over."""

@@ -193,7 +193,7 @@ class Folder:
         """Write a Parquet file."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
-        self.write_bytes(name, buffer.getbuffer())
+        self.write_bytes(name, buffer.getvalue())
 
     def has(self, name: str) -> bool:
         """Whether there is a file, or a folder with files in it, of this name."""

@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from conr_ray.config import DataConfig
-from conr_ray.data import cache
+from conr_ray.data import cache, store
 from conr_ray.data.cache import Hold, cache_limit, entries, make_room, remove
+from conr_ray.data.progress import Lines
 from conr_ray.data.store import open_data
 from conr_ray.data_commands import main
 from conr_ray.errors import RunFailed, UserError
@@ -136,6 +138,28 @@ class TestHold:
         finally:
             process.kill()
             process.communicate(timeout=HANG_S)
+
+    @pytest.mark.parametrize("stream", ["always", "never"])
+    def test_a_copy_is_in_use_while_it_is_made(
+        self, root: Path, stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for i in range(12):
+            Image.new("L", (20, 20), i).save(tmp_path / f"{i:02}.png")
+        # Less than what is made now.
+        monkeypatch.setenv("CONR_RAY_CACHE_LIMIT", "1KB")
+        seen = []
+
+        class Watched(Lines):
+            def worked(self, num: int) -> None:
+                [entry] = entries(root)
+                seen.append((entry.is_whole, entry.in_use, remove(entry)))
+                assert cache.clean(root, deep=True) == []
+                super().worked(num)
+
+        monkeypatch.setattr(store, "Lines", Watched)
+        data = open_data(DataConfig(source="folder", path=str(tmp_path), stream=stream))
+        assert set(seen) == {(False, True, False)}
+        assert data.num_rows == 12 and np.asarray(data.rows[3]).max() == 3
 
     def test_where_nothing_can_be_written_nothing_is_held(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -10,9 +10,9 @@ from conr_ray.method.networks import (
     BACKBONES,
     ConvNet,
     Encoder,
-    Head,
     ResNet,
     TargetNetwork,
+    head,
     make_predictor,
 )
 
@@ -78,7 +78,7 @@ def test_predictor_starts_small_and_without_bias() -> None:
 
 
 def test_heads_have_the_published_shape() -> None:
-    layers = Head(7, 16, 5)
+    layers = head(7, 16, 5)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert layers(torch.randn(3, 7)).shape == (3, 5)
 

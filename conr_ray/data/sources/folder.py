@@ -109,8 +109,11 @@ class FolderSource(EncodedSource):
             raise
         # A path with a zero byte is a ValueError.
         except (OSError, ValueError) as error:
+            remedy = "name a folder of images"
+            if isinstance(error, PermissionError) and self.config.on_error == "stop":
+                remedy += ", or set data.on_error=skip to leave out what is closed to you"
             raise UserError(
-                f"data.path={text}: cannot be listed ({one_line(error)}); name a folder of images"
+                f"data.path={text}: cannot be listed ({one_line(error)}); {remedy}"
             ) from None
         self._check_classes(found)
         if not found:

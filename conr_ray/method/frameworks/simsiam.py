@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from conr_ray.fields import Mark, Positive, Section
 from conr_ray.method.frameworks import base
 from conr_ray.method.frameworks.base import Outputs, ParamGroup, Step, alignment_loss
-from conr_ray.method.networks import Backbone, Encoder, Head
+from conr_ray.method.networks import Backbone, Encoder, head
 
 
 class Config(Section):
@@ -37,7 +37,7 @@ class Framework(base.Framework[Config]):
         self.encoder = Encoder(backbone, hidden_dim, embedding_dim)
         # Without it, embeddings can collapse to a point (paper section 4.4).
         self.encoder.projector.append(nn.BatchNorm1d(embedding_dim, affine=False))
-        self.predictor = Head(embedding_dim, max(1, embedding_dim // 4), embedding_dim)
+        self.predictor = head(embedding_dim, max(1, embedding_dim // 4), embedding_dim)
 
     def param_groups(self) -> list[ParamGroup]:
         """Encoder and predictor."""
