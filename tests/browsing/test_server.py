@@ -16,10 +16,12 @@ from starlette.testclient import TestClient
 from conr_ray.browsing.opened import open_collection
 from conr_ray.browsing.server import listening
 from conr_ray.browsing.session import Session
+from conr_ray.data.store import open_data
 from conr_ray.edits.log import JUNK
 from conr_ray.engine.trained_run import TrainedRun
 from conr_ray.errors import UserError
 from tests.browsing.conftest import TOKEN, client_of
+from tests.tiny_runs import tiny_config
 
 
 def said(text: str) -> str:
@@ -87,7 +89,7 @@ def test_a_cluster_is_split_by_its_embeddings(session: Session, run: Path) -> No
     unit = [mean / np.linalg.norm(mean) for mean in (stays, goes)]
     assert (inside @ unit[1] >= inside @ unit[0]).all()
     # The run itself places new samples among the two.
-    pictures = np.load(next(session.collection.columns.folder.parent.parent.glob("*/images.npy")))
+    pictures = open_data(tiny_config().data).rows
     edited = TrainedRun.load(run, edits=True).place(pictures).clusters_n.numpy()
     plain = TrainedRun.load(run).place(pictures).clusters_n.numpy()
     assert (edited[edited != 10] == plain[edited != 10]).all()
